@@ -1,0 +1,84 @@
+"""Writing files so that nobody ever meets half of one: write aside, flush to disk, rename."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rag.errors import UserError
+
+
+@contextmanager
+def write_aside(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success rename it to `path`, on any failure remove it.
+
+    Works for a file and for a folder that the block creates. What stood at `path` stays until the new one is
+    complete. Raises UserError when the place cannot be written or the disk is full.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        _flush(aside)
+        if path.is_dir() and aside.is_dir():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            aside.rename(path)
+            shutil.rmtree(old)
+        else:
+            aside.replace(path)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | PermissionError | FileExistsError | NotADirectoryError) or error.errno in (
+            28,  # ENOSPC: the disk is full
+            30,  # EROFS: the file system is read-only
+            122,  # EDQUOT: the quota is used up
+        ):
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}); nothing there was changed: "
+                "choose a place that can be written and has room"
+            ) from error
+        raise
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file's bytes (or those of all files of a folder) on disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, aside and renamed."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; UserError if it is missing or malformed."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore it or make it again") from error
+
+
+def hash_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
