@@ -1,0 +1,122 @@
+"""Section 2.2: DPR's question and passage encoders, q(x) = BERT_q(x) and d(z) = BERT_d(z), each the [CLS] state.
+
+    p_η(z|x) ∝ exp(d(z)ᵀ q(x))
+
+A question is encoded alone, a passage as the pair (title, text), as DPR does.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int
+from torch import Tensor, nn
+from transformers import AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from rag.errors import UserError
+from rag.passages import Passage
+
+
+class Encoder(nn.Module):
+    """A text encoder and its tokenizer: texts in, vectors of D dimensions out."""
+
+    model_class: type[PreTrainedModel]
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 256):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        positions = getattr(model.config, "max_position_embeddings", max_length)
+        self.max_length = min(max_length, positions)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, max_length: int = 256) -> Self:
+        """Load a folder or hub id, such as facebook/dpr-question_encoder-single-nq-base."""
+        model, tokenizer = load_pretrained(cls.model_class, path, cls.model_class.__name__)
+        return cls(model, tokenizer, max_length)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return getattr(self.model.config, "projection_dim", 0) or self.model.config.hidden_size
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"] | Bool[Tensor, "batch length"],
+        token_type_ids: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        return self.model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).pooler_output
+
+    def fingerprint(self) -> str:
+        """A hash of the weights: two encoders with the same one give the same vectors."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+
+class QuestionEncoder(Encoder):
+    """q(x). Trained end to end (section 2.4)."""
+
+    model_class = DPRQuestionEncoder
+
+    def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """Token ids and attention mask of questions, padded to the longest."""
+        tokens = self.tokenizer(
+            list(questions), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+
+class PassageEncoder(Encoder):
+    """d(z). Frozen once DPR has trained it, because the index holds its vectors (section 2.4)."""
+
+    model_class = DPRContextEncoder
+
+    def tokenize(self, passages: Sequence[Passage]) -> dict[str, Tensor]:
+        """Token ids, attention mask and token types of the pairs (title, text), padded to the longest."""
+        tokens = self.tokenizer(
+            [passage.title for passage in passages],
+            [passage.text for passage in passages],
+            padding=True,
+            truncation="longest_first",
+            max_length=self.max_length,
+            return_tensors="pt",
+            return_token_type_ids=True,
+        )
+        return dict(tokens)
+
+    @torch.inference_mode()
+    def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
+        """The vectors d(z) of some passages, in float32 on the CPU, encoded in one batch on the model's device."""
+        device = self.model.device
+        tokens = {name: value.to(device, non_blocking=True) for name, value in self.tokenize(passages).items()}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            vectors = self(**tokens)
+        return vectors.float().cpu().numpy()
+
+
+def load_pretrained(
+    model_class: Any, path: str | Path, what: str
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a Hugging Face model and its tokenizer from a folder or the hub; UserError in one sentence if it fails."""
+    try:
+        model = model_class.from_pretrained(path, weights_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path} holds no {what} with its tokenizer ({reason}): give a folder written by save_pretrained or the "
+            "name of a model on the hub"
+        ) from error
+    return model, tokenizer

@@ -1,0 +1,228 @@
+"""Section 2.3: the generator, log p_θ(y_i | x, z, y_<i), any sequence-to-sequence model; BART in the paper.
+
+It reads "title / text // question". The passage's part was tokenised when the index was built and the question's part
+when the batch was made, so a context is put together from arrays of tokens. Where it would be too long the passage is
+cut, never the question.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from rag.encoders import load_pretrained
+from rag.errors import UserError
+
+# How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
+LOGITS_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of tokens of different lengths, laid end to end."""
+
+    tokens: Int64[np.ndarray, " total"]
+    lengths: Int64[np.ndarray, " rows"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
+        lengths = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+        tokens = np.fromiter((token for row in rows for token in row), np.int64, int(lengths.sum()))
+        return cls(tokens, lengths)
+
+    def repeat(self, times: int) -> "Ragged":
+        """Each row `times` times in a row."""
+        return Ragged(self.tokens[positions(np.repeat(self.starts, times), np.repeat(self.lengths, times))],
+                      np.repeat(self.lengths, times))
+
+    @property
+    def starts(self) -> Int64[np.ndarray, " rows"]:
+        return np.cumsum(self.lengths) - self.lengths
+
+
+def positions(starts: Int64[np.ndarray, " rows"], lengths: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " total"]:
+    """The integers starts[r], …, starts[r] + lengths[r] − 1 of every row r, laid end to end."""
+    first = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - first, lengths)
+
+
+class Generator(nn.Module):
+    """A sequence-to-sequence model with its tokenizer, and how a passage and a question become its input.
+
+    max_context_length: tokens of title, text, question and separators together (300 in the released models).
+    max_target_length: tokens of an answer in training, end-of-sequence included; longer ones are cut.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_context_length: int = 300,
+        max_target_length: int = 25,
+        title_separator: str = " / ",
+        passage_separator: str = " // ",
+    ):
+        super().__init__()
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.max_target_length = max_target_length
+        self.title_separator = title_separator
+        self.passage_separator = passage_separator
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.max_context_length = min(max_context_length, limit) if limit else max_context_length
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
+            raise UserError(
+                f"the tokenizer has {len(tokenizer):,} tokens but the generator only "
+                f"{model.get_input_embeddings().num_embeddings:,} embeddings: take both from the same model"  # type: ignore[union-attr]
+            )
+        self._prefix, self._suffix = special_tokens(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
+        """Load a folder or hub id, such as facebook/bart-large."""
+        model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model")
+        return cls(model, tokenizer, **settings)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def start_token(self) -> int:
+        """What the decoder sees before the first token, the same in training and in generation."""
+        return self.model.config.decoder_start_token_id
+
+    @property
+    def end_token(self) -> int:
+        token = self.tokenizer.eos_token_id
+        assert isinstance(token, int)
+        return token
+
+    @property
+    def pad_token(self) -> int:
+        token = self.tokenizer.pad_token_id
+        assert isinstance(token, int)
+        return token
+
+    # -- text to tokens ------------------------------------------------------------------------------------------
+
+    def tokenize_questions(self, questions: Sequence[str], separator: bool = True) -> Ragged:
+        """The tokens that follow a passage, " // question"; without `separator`, of a question that stands alone."""
+        start = self.passage_separator if separator else ""
+        return Ragged.of(
+            self.tokenizer([start + question for question in questions], add_special_tokens=False)["input_ids"]  # type: ignore[arg-type]
+        )
+
+    def tokenize_targets(self, targets: Sequence[str]) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+        """Labels with end-of-sequence and without a start token, padded, and the mask of real tokens."""
+        rows = self.tokenizer(list(targets), add_special_tokens=False)["input_ids"]
+        rows = [[*row[: self.max_target_length - 1], self.end_token] for row in rows]  # type: ignore[index]
+        return self._pad(Ragged.of(rows))
+
+    def assemble(
+        self, questions: Ragged, passages: Ragged | None = None
+    ) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
+        """Contexts "<s> title / text // question </s>", padded to the longest, and the mask of real tokens.
+
+        questions, passages: one row of tokens for each context. A passage is cut to what the question leaves free of
+        `max_context_length`. Raises UserError where a question alone is too long for that.
+        """
+        free = self.max_context_length - len(self._prefix) - len(self._suffix) - questions.lengths
+        if free.size and free.min() < 0:
+            raise UserError(
+                f"a question of {int(questions.lengths.max())} tokens does not fit the generator's context of "
+                f"{self.max_context_length}: shorten it or raise generator.max_context_length"
+            )
+        rows = len(questions.lengths)
+        parts = [(np.tile(self._prefix, rows), np.full(rows, len(self._prefix)))]
+        if passages is not None:
+            kept = np.minimum(passages.lengths, free)
+            parts.append((passages.tokens[positions(passages.starts, kept)], kept))
+        parts += [
+            (questions.tokens, questions.lengths),
+            (np.tile(self._suffix, rows), np.full(rows, len(self._suffix))),
+        ]
+        lengths = np.sum([length for _, length in parts], axis=0)
+        tokens = np.empty(int(lengths.sum()), np.int64)
+        start = np.cumsum(lengths) - lengths
+        for part, length in parts:
+            tokens[positions(start, length)] = part
+            start = start + length
+        return self._pad(Ragged(tokens, lengths))
+
+    def _pad(self, rows: Ragged) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
+        mask = np.arange(rows.lengths.max(initial=0)) < rows.lengths[:, None]
+        ids = np.full(mask.shape, self.pad_token, np.int64)
+        ids[mask] = rows.tokens
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    # -- tokens to probabilities ---------------------------------------------------------------------------------
+
+    def encode(
+        self, input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length width"]:
+        """The encoder's states of each context."""
+        return self.model.get_encoder()(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+
+    def token_logprobs(
+        self,
+        states: Float[Tensor, "rows length width"],
+        mask: Bool[Tensor, "rows length"],
+        labels: Int[Tensor, "rows tokens"],
+        want_mean: bool = False,
+    ) -> tuple[Float[Tensor, "rows tokens"], Float[Tensor, "rows tokens"] | None]:
+        """log p_θ(y_i | context, y_<i) of each label in nats and, if wanted, the mean of log p_θ over the vocabulary.
+
+        The log-probabilities of the whole vocabulary are never held at once: the target's is its logit minus the
+        logsumexp over V, for a chunk of rows at a time, computed again in the backward pass.
+        """
+        inputs = labels.roll(1, dims=1)
+        inputs[:, 0] = self.start_token
+        hidden = self.model.get_decoder()(
+            input_ids=inputs, encoder_hidden_states=states, encoder_attention_mask=mask.long(), use_cache=False
+        ).last_hidden_state
+        rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+        flat_hidden, flat_labels = hidden.flatten(0, 1), labels.flatten()
+        if len(flat_labels) <= rows:
+            scored = [self._score(flat_hidden, flat_labels, want_mean)]
+        else:
+            scored = [
+                checkpoint(self._score, h, y, want_mean, use_reentrant=False, preserve_rng_state=False)
+                for h, y in zip(flat_hidden.split(rows), flat_labels.split(rows), strict=True)
+            ]
+        targets, means = zip(*scored, strict=True)
+        shape = labels.shape
+        return torch.cat(targets).view(shape), torch.cat(means).view(shape) if want_mean else None
+
+    def _score(self, hidden: Tensor, labels: Tensor, want_mean: bool) -> tuple[Tensor, Tensor | None]:
+        logits = self.logits(hidden).float()
+        normaliser = logits.logsumexp(dim=-1)
+        target = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - normaliser
+        return target, logits.mean(dim=-1) - normaliser if want_mean else None
+
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        """The scores over the vocabulary of the decoder's states."""
+        config = self.model.config
+        if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
+            hidden = hidden * config.d_model**-0.5
+        logits = self.model.get_output_embeddings()(hidden)
+        bias = getattr(self.model, "final_logits_bias", None)  # BART
+        return logits if bias is None else logits + bias
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens a tokenizer puts before and after a text: ([<s>], [</s>]) for BART, ([], [</s>]) for T5."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):  # type: ignore[arg-type]
+        if whole[start : start + len(plain)] == plain:  # type: ignore[index,arg-type]
+            return list(whole[:start]), list(whole[start + len(plain) :])  # type: ignore[index,arg-type]
+    raise UserError("this tokenizer changes a text's tokens when it adds special ones: it cannot be used here")

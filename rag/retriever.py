@@ -1,0 +1,133 @@
+"""Section 2.2: p_η(z|x), the top-K passages of a question and their scores.
+
+A retriever answers a batch of questions with row numbers of passages and scores that are logits of p_η(z|x). Dense
+retrieval searches the index with q(x) and then computes q(x)ᵀd(z) from the passages' true vectors, so that the loss
+sees exact scores, whatever the index's compression, and the question encoder is trained through them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from rag import marginalize
+from rag.encoders import QuestionEncoder
+from rag.errors import UserError
+from rag.index import Index
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A batch of B questions: the text and, for dense retrieval, the question encoder's tokens."""
+
+    text: list[str]
+    tokens: dict[str, Tensor]
+
+    def to(self, device: torch.device | str) -> "Questions":
+        return Questions(self.text, {k: v.to(device, non_blocking=True) for k, v in self.tokens.items()})
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """The K passages of each of B questions: rows of the passage store (−1: none) and scores (−inf: none)."""
+
+    rows: Int64[np.ndarray, "batch docs"]
+    scores: Float[Tensor, "batch docs"]
+
+    @property
+    def doc_logprobs(self) -> Float[Tensor, "batch docs"]:
+        """log p_η(z|x), differentiable where the retriever is trained."""
+        return marginalize.doc_logprobs(self.scores)
+
+
+class Retriever(Protocol):
+    """What a model needs of a retriever; several implementations below, others are welcome."""
+
+    index: Index
+
+    def prepare(self, questions: list[str]) -> Questions:
+        """Tokenise; runs in the data loader."""
+        ...
+
+    def __call__(self, questions: Questions, n_docs: int) -> Retrieved:
+        """The top `n_docs` passages of each question, best first."""
+        ...
+
+
+class DenseRetriever(nn.Module):
+    """Maximum inner product search with a question encoder over an index of passage vectors.
+
+    trainable: False freezes the question encoder ("frozen" in Table 6) and spends nothing on its gradient.
+    """
+
+    def __init__(self, question_encoder: QuestionEncoder, index: Index, trainable: bool = True):
+        super().__init__()
+        if question_encoder.dim != index.dim:
+            raise UserError(
+                f"the index holds vectors of {index.dim} dimensions but the question encoder makes "
+                f"{question_encoder.dim}: give the index that was built with this encoder's passage encoder"
+            )
+        partner = getattr(question_encoder.model.config, "passage_encoder", None)
+        if partner is not None:
+            index.check_encoder(partner)
+        self.question_encoder = question_encoder
+        self.index = index
+        self.trainable = trainable
+        self.question_encoder.requires_grad_(trainable)
+
+    @classmethod
+    def from_pretrained(cls, question_encoder: str | Path, index: str | Path, trainable: bool = True) -> Self:
+        """Load the question encoder from a folder or the hub and open the index folder."""
+        return cls(QuestionEncoder.from_pretrained(question_encoder), Index.open(Path(index)), trainable)
+
+    def swap(self, index: Index) -> None:
+        """Exchange the non-parametric memory (hot-swap, section 4.5); refused if the encoder does not fit it."""
+        self.index = DenseRetriever(self.question_encoder, index, self.trainable).index
+
+    def prepare(self, questions: list[str]) -> Questions:
+        return Questions(questions, self.question_encoder.tokenize(questions))
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and self.trainable)  # a frozen encoder has no dropout either
+
+    def forward(self, questions: Questions, n_docs: int) -> Retrieved:
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            queries = self.question_encoder(**questions.tokens).float()
+        _, rows = self.index.search(queries.detach().cpu().numpy(), n_docs)
+        vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
+        scores = torch.einsum("bd,bkd->bk", queries, vectors)
+        missed = torch.from_numpy(rows < 0).to(scores.device)
+        return Retrieved(rows, scores.masked_fill(missed, -torch.inf))
+
+
+class LexicalRetriever(nn.Module):
+    """BM25, TF-IDF or Jaccard similarity (section 4.5): its scores are the logits of p(z|x); nothing to train."""
+
+    trainable = False
+
+    def __init__(self, scorer: Any, index: Index):
+        super().__init__()
+        self.scorer = scorer
+        self.index = index
+
+    @classmethod
+    def over(cls, scorer: Any, index: str | Path) -> Self:
+        """Build the lexical index over the passages of an index folder. `scorer` is a class of rag/lexical.py."""
+        opened = Index.open(Path(index))
+        return cls(scorer.build(opened.passages), opened)
+
+    def prepare(self, questions: list[str]) -> Questions:
+        return Questions(questions, {})
+
+    def forward(self, questions: Questions, n_docs: int) -> Retrieved:
+        scores, rows = self.scorer.search(questions.text, n_docs)
+        return Retrieved(rows, torch.from_numpy(scores))
+
+
