@@ -7,11 +7,11 @@ Names and shapes, here and everywhere in the project:
 
     B  questions in a batch          doc_logprobs    (B, K)     log p_η(z|x), −inf where retrieval missed
     K  passages retrieved for each   token_logprobs  (B, K, T)  log p_θ(y_i | x, z, y_<i)
-    T  target tokens, end included   token_mask      (B, T)     True where y_i is a real token, False on padding
+    T  target tokens, end included   token_mask      (B, T)     True where y_i is a real token, not padding
     V  vocabulary, D dimension       log p(y|x)      (B,)
 
-Both terms of each sum stand in one line below. Reductions are done in float32 (or float64, if given that). A question
-none of whose K passages exists has log p(y|x) = −inf and passes back a gradient of zero, never NaN.
+Both terms of each sum stand in one line below. Reductions are done in float32 (or float64, if given that). A
+question none of whose K passages exists has log p(y|x) = −inf and passes back a gradient of zero, never NaN.
 """
 
 import torch
@@ -25,7 +25,9 @@ def doc_logprobs(scores: Float[Tensor, "batch docs"]) -> Float[Tensor, "batch do
     A score of −inf marks a passage that was not found: its log-probability is −inf, its gradient zero.
     """
     scores = _at_least_float32(scores)
-    return scores - _logsumexp(scores, dim=1).unsqueeze(1).nan_to_num(neginf=0.0)
+    missed = scores == -torch.inf
+    total = _logsumexp(scores, dim=1).unsqueeze(1)
+    return (scores - total.masked_fill(missed, 0.0)).masked_fill(missed, -torch.inf)
 
 
 def sequence_logprob(
@@ -43,13 +45,16 @@ def token_logprob(
     token_mask: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, " batch"]:
     """RAG-Token: log Π_i Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i), in nats."""
-    return next_token_logprobs(doc_logprobs, token_logprobs).masked_fill(~token_mask, 0.0).sum(dim=1)
+    tokens = token_logprobs.masked_fill(
+        ~token_mask.unsqueeze(1), 0.0
+    )  # whatever padding holds, it is not looked at
+    return next_token_logprobs(doc_logprobs, tokens).masked_fill(~token_mask, 0.0).sum(dim=1)
 
 
 def next_token_logprobs(
     doc_logprobs: Float[Tensor, "batch docs"],
     token_logprobs: Float[Tensor, "batch docs *rest"],
-) -> Float[Tensor, "batch *rest"]:
+) -> Float[Tensor, "batch *rest"]:  # noqa: F821
     """log Σ_z p_η(z|x) p_θ(·|x,z,y_<i): RAG-Token's marginal for each token, or over a whole vocabulary."""
     prior = _at_least_float32(doc_logprobs).reshape(*doc_logprobs.shape, *[1] * (token_logprobs.dim() - 2))
     return _logsumexp(prior + _at_least_float32(token_logprobs), dim=1)
@@ -60,7 +65,10 @@ def sequence_posterior(
     token_logprobs: Float[Tensor, "batch docs tokens"],
     token_mask: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, "batch docs"]:
-    """p(z|x,y): how much of the answer each passage accounts for under RAG-Sequence. Rows sum to one."""
+    """p(z|x,y): how much of the answer each passage accounts for under RAG-Sequence.
+
+    Sums to one over the passages; all zeros where no passage can explain the answer.
+    """
     return _softmax_over_docs(_joint(doc_logprobs, token_logprobs, token_mask))
 
 
@@ -68,7 +76,10 @@ def token_posterior(
     doc_logprobs: Float[Tensor, "batch docs"],
     token_logprobs: Float[Tensor, "batch docs tokens"],
 ) -> Float[Tensor, "batch docs tokens"]:
-    """p(z_i|x,y_i,y_<i): which passage each token came from under RAG-Token (figure 2). Sums to one over docs."""
+    """p(z_i|x,y_i,y_<i): which passage each token came from under RAG-Token (figure 2).
+
+    Sums to one over the passages; all zeros where no passage can explain the token.
+    """
     return _softmax_over_docs(
         _at_least_float32(doc_logprobs).unsqueeze(2) + _at_least_float32(token_logprobs)
     )
@@ -76,7 +87,8 @@ def token_posterior(
 
 def _softmax_over_docs(logits: Float[Tensor, "batch docs *rest"]) -> Float[Tensor, "batch docs *rest"]:
     """Softmax over the passages; zeros, not NaN, where every passage is impossible."""
-    return torch.softmax(logits, dim=1).nan_to_num(nan=0.0)
+    impossible = (logits == -torch.inf).all(dim=1, keepdim=True)
+    return torch.softmax(logits.masked_fill(impossible, 0.0), dim=1).masked_fill(impossible, 0.0)
 
 
 def smoothing_loss(
@@ -86,12 +98,12 @@ def smoothing_loss(
 ) -> Float[Tensor, " batch"]:
     """The uniform half of label smoothing, for the generator alone, in nats.
 
-    `mean_logprobs` is the mean over the vocabulary of log p_θ(·|x,z,y_<i). It is averaged over passages with p_η(z|x)
-    as a constant: smoothing knows nothing of the answer, so nothing of it may move the retriever.
+    `mean_logprobs` is the mean over the vocabulary of log p_θ(·|x,z,y_<i). It is averaged over passages with
+    p_η(z|x) as a constant: smoothing knows nothing of the answer, so nothing of it may move the retriever.
     """
-    prior = _at_least_float32(doc_logprobs).detach().exp().unsqueeze(2)
-    per_token = (prior * _at_least_float32(mean_logprobs)).sum(dim=1)
-    return -per_token.masked_fill(~token_mask, 0.0).sum(dim=1)
+    prior = _at_least_float32(doc_logprobs).detach().exp()
+    means = _at_least_float32(mean_logprobs).masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
+    return -(prior * means.masked_fill(prior == 0, 0.0)).sum(dim=1)  # 0·(−inf) is 0 here
 
 
 def _joint(

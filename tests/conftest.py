@@ -1,0 +1,220 @@
+"""What every test shares: no network, one thread, fixed seeds, checked shapes, tiny models made on the spot.
+
+Nothing is downloaded and nothing replaces a component: the models are Hugging Face's own classes with random
+weights, the tokenizers are trained on a few sentences, and the index is built by rag/index.py.
+"""
+
+import os
+
+# Before anything imports transformers or torch.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from jaxtyping import install_import_hook
+
+# Every annotated tensor's shape and type is checked while the tests run. Before anything imports rag.
+install_import_hook("rag", "beartype.beartype")
+
+import random
+from collections.abc import Sequence
+
+import hypothesis
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    DPRConfig,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+hypothesis.settings.register_profile("rag", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("rag")
+
+# (title, text) of the tiny world's passages; its questions and answers below.
+PASSAGES = [
+    ("Paris", "Paris is the capital of France and lies on the river Seine."),
+    ("Berlin", "Berlin is the capital of Germany, on the river Spree."),
+    ("Rome", "Rome is the capital of Italy. The Tiber runs through it!"),
+    ("Madrid", "Madrid, the capital of Spain, lies high above the sea."),
+    ("Hemingway", "Ernest Hemingway wrote The Sun Also Rises in 1926."),
+    ("Seine", "The Seine is a river of 777 km in northern France."),
+    ("Tiber", "The Tiber is a river in Italy: 406 km long."),
+]
+QUESTIONS = [
+    "what is the capital of France?",
+    "which river runs through Rome",
+    "who wrote The Sun Also Rises in 1926?",
+]
+ANSWERS = ["Paris", "the Tiber", "Ernest Hemingway"]
+SENTENCES = [" / ".join(passage) for passage in PASSAGES] + QUESTIONS + ANSWERS
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+# -- tokenizers ----------------------------------------------------------------------------------
+
+
+def word_tokenizer(sentences: Sequence[str] = SENTENCES) -> PreTrainedTokenizerFast:
+    """BART's special tokens and templates around whole words and marks of punctuation."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator([*sentences, "/ //"], trainers.WordLevelTrainer(special_tokens=special))
+    return _bart_like(tokenizer)
+
+
+def byte_tokenizer(sentences: Sequence[str] = SENTENCES, size: int = 400) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, as BART's own: a space belongs to the word after it."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    return _bart_like(tokenizer)
+
+
+def _bart_like(tokenizer: tokenizers.Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def t5_tokenizer(sentences: Sequence[str] = SENTENCES) -> PreTrainedTokenizerFast:
+    """Unigram pieces after "▁", nothing before a text and </s> after it, as T5's."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator([*sentences, "/ //"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def bert_tokenizer(sentences: Sequence[str] = SENTENCES) -> PreTrainedTokenizerFast:
+    """BERT's special tokens, templates and lower-casing around whole words."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(sentences, trainers.WordLevelTrainer(special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def tiny_bart(vocab_size: int, **settings: object) -> BartForConditionalGeneration:
+    """BART with random weights, large enough for its predictions to differ; in eval mode."""
+    config = BartConfig(
+        vocab_size=vocab_size,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=128,
+        init_std=0.3,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=None,
+        **settings,
+    )
+    model = BartForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(
+        model.final_logits_bias, std=0.3
+    )  # zero in a fresh model: a bug there would not show
+    return model
+
+
+def tiny_t5(vocab_size: int, **settings: object) -> T5ForConditionalGeneration:
+    """T5 with random weights; in eval mode."""
+    config = T5Config(
+        vocab_size=vocab_size,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        initializer_factor=3.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        **settings,
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+def tiny_dpr_config(vocab_size: int, **settings: object) -> DPRConfig:
+    bert = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    return DPRConfig(**{**bert.to_dict(), **settings})
+
+
+def tiny_question_encoder(vocab_size: int, **settings: object) -> DPRQuestionEncoder:
+    return DPRQuestionEncoder(tiny_dpr_config(vocab_size, **settings)).eval()
+
+
+def tiny_passage_encoder(vocab_size: int, **settings: object) -> DPRContextEncoder:
+    return DPRContextEncoder(tiny_dpr_config(vocab_size, **settings)).eval()
