@@ -1,0 +1,459 @@
+"""Section 2.5: from contexts to answers, argmax_y p(y|x), for both models.
+
+    RAG-Token      ordinary generation from p(y_i|x,y_<i) = Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i)
+    RAG-Sequence   hypotheses from each passage by itself, then argmax_y Σ_z p_η(z|x) p_θ(y|x,z) among them
+                     Thorough   p_θ(y|x,z) is computed for every hypothesis y under every passage z
+                     Fast       p_θ(y|x,z) ≈ 0 where the generation from z did not find y: no further forward pass
+
+Both ride on `GenerationMixin.generate` with one small model, `MarginalForGeneration`: RAG-Token with K passages a
+question; RAG-Sequence with each passage as a question of its own that has K = 1. Greedy search, beams, sampling, logits
+processors and stopping criteria are therefore those of transformers, for every model.
+
+What is generated and what is scored:
+
+- The decoder begins with `generator.start_token`. Answers, like labels, hold no start token.
+- `forced_bos_token_id` and `forced_eos_token_id` of the generator's own generation_config are honoured, as in
+  transformers (and as in every argument given to `generate`). A forced first token is given, like the start token: it
+  is neither part of the answer nor of its probability. A forced last token is an end-of-sequence as any other and
+  counts with the probability the model gives it.
+- Nothing else is taken from that generation_config: facebook/bart-large would bring four beams and
+  no_repeat_ngram_size=3, which no experiment asked for. Ask for them in `Decoding` or as keyword arguments.
+- log p(y|x) is the model's own: logits processors, temperature and length penalty decide which answers are found, never
+  what they are said to be worth.
+- An answer that reached `max_new_tokens` without end-of-sequence is scored as it stands: the probability of all answers
+  that begin so.
+- A passage that was not found (log p_η(z|x) = −inf) proposes nothing and adds nothing. A question without any passage
+  gets one empty answer with log-probability −inf.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+from transformers import Cache, EncoderDecoderCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from rag import marginalize
+from rag.errors import UserError
+from rag.generator import Generator
+from rag.model import Contexts, RagModel, RagSequence
+
+# How many numbers of encoder states are gathered at once while hypotheses are scored: 256 MiB in float32.
+STATES_AT_ONCE = 1 << 26
+NO_TOKEN = -1  # stands after an answer's last token; no model generates it, as it may the padding token
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are searched for. The names are those of transformers' GenerationConfig; lengths are in tokens.
+
+    max_new_tokens: at most so many, end-of-sequence included.
+    num_beams: 1 is greedy search (or plain sampling).
+    do_sample: draw tokens; temperature, top_k (0: all) and top_p matter only then.
+    num_return_sequences: answers a question. RAG-Sequence gives fewer where it found fewer distinct ones.
+    length_penalty: beams are ranked by log-probability / length^length_penalty.
+    thorough: RAG-Sequence only: True Thorough, False Fast (section 2.5).
+
+    RAG-Sequence takes from each passage all its beams or, sampling without beams, num_return_sequences samples.
+    """
+
+    max_new_tokens: int = 25
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    thorough: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
+            if getattr(self, name) < 1:
+                raise UserError(f"decoding.{name} is {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UserError(
+                f"decoding.min_new_tokens is {self.min_new_tokens}: give something from 0 to max_new_tokens, which is "
+                f"{self.max_new_tokens}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One answer to one question; log-probabilities in nats, all tensors float32 on the CPU.
+
+    text            the answer, special tokens left out
+    tokens          the T scored tokens, end-of-sequence included where it was reached
+    logprob         log p(y|x), marginal over the K passages; under Fast a lower bound
+    doc_logprobs    (K,)    log p_η(z|x); −inf where retrieval missed
+    doc_scores      (K,)    log p_θ(y|x,z); under Fast −inf where z's generation did not find y
+    posterior       (K,)    p(z|x,y) of RAG-Sequence: how much of the answer each passage accounts for by itself
+    token_posterior (K, T)  RAG-Token: p(z_i|x,y_i,y_<i), which passage each token came from (figure 2); else None
+    rows            (K,)    rows of the passage store, −1 where there is none
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprob: float
+    doc_logprobs: Float[Tensor, " docs"]
+    doc_scores: Float[Tensor, " docs"]
+    posterior: Float[Tensor, " docs"]
+    token_posterior: Float[Tensor, "docs tokens"] | None
+    rows: Int64[np.ndarray, " docs"]
+
+
+@torch.no_grad()
+def generate(
+    model: RagModel, contexts: Contexts, decoding: Decoding, **generate_kwargs: Any
+) -> list[list[Answer]]:
+    """The answers to each of B questions, best first.
+
+    contexts: `model.read(batch, n_docs)`; the K used there holds on the whole path.
+    generate_kwargs: whatever else transformers' `generate` takes, such as logits_processor, stopping_criteria,
+    prefix_allowed_tokens_fn, no_repeat_ngram_size, use_cache; for RAG-Token and closed book also streamer. For
+    RAG-Sequence each passage is a row of the batch that a processor sees.
+
+    Order: RAG-Sequence and samples by log p(y|x); beams of RAG-Token by the beam score, length penalty included.
+    The model should be in evaluation mode. Raises UserError for settings that contradict each other.
+    """
+    clash = sorted(generate_kwargs.keys() & {field.name for field in fields(Decoding)})
+    if clash:
+        raise UserError(f"{', '.join(clash)} given beside the decoding settings: change those instead")
+    if len(contexts.doc_logprobs) == 0:
+        return []
+    if isinstance(model, RagSequence):
+        return _generate_sequence(model.generator, contexts, decoding, generate_kwargs)
+    return _generate_token(model.generator, contexts, decoding, generate_kwargs)
+
+
+class MarginalForGeneration(PreTrainedModel, GenerationMixin):
+    """A generator and K encoded passages a question, seen by `generate` as one model of the marginal next token.
+
+    Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), normalised. `encoder_outputs` (B, K, length, width),
+    `context_mask` (B, K, length) and `doc_logprobs` (B, K) have the question as their first dimension, so that
+    `generate` repeats them for beams and samples as it does for any model; the decoder's rows are question, beam,
+    passage, in this order.
+    """
+
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, generator: Generator):
+        # A copy: a model writes to its config, and this one says which attention and cache the generator wants.
+        super().__init__(copy.deepcopy(generator.model.config))
+        self.config.is_encoder_decoder = True
+        self.generation_config = GenerationConfig()
+        self.generator = generator
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.model.device
+
+    def forward(
+        self,
+        decoder_input_ids: Int[Tensor, "batch tokens"],
+        encoder_outputs: BaseModelOutput,
+        context_mask: Bool[Tensor, "batch docs length"],
+        doc_logprobs: Float[Tensor, "batch docs"],
+        past_key_values: Cache | None = None,
+        use_cache: bool = True,
+        **_: Any,
+    ) -> Seq2SeqLMOutput:
+        states = encoder_outputs.last_hidden_state
+        assert states is not None
+        docs = doc_logprobs.shape[1]
+        decoded = self.generator.model.get_decoder()(
+            input_ids=decoder_input_ids.repeat_interleave(docs, dim=0),
+            encoder_hidden_states=states.flatten(0, 1),
+            encoder_attention_mask=context_mask.flatten(0, 1).long(),
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        logprobs = self.generator.logits(decoded.last_hidden_state[:, -1]).float().log_softmax(dim=-1)
+        marginal = marginalize.next_token_logprobs(doc_logprobs, logprobs.unflatten(0, (-1, docs)))
+        return Seq2SeqLMOutput(logits=marginal.unsqueeze(1), past_key_values=decoded.past_key_values)  # type: ignore[arg-type]
+
+    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Int[Tensor, " batch"]) -> Cache:
+        """Beams go on from other beams, each with its K rows. Called by beam search at every step.
+
+        Only what was generated moves: a beam's successor belongs to the same question and reads the same passages, so
+        the keys and values of cross-attention, which are most of the cache, are the right ones already.
+        """
+        docs = self._docs(past_key_values, len(beam_idx))
+        rows = beam_idx.unsqueeze(1) * docs + torch.arange(docs, device=beam_idx.device)
+        past_key_values.self_attention_cache.reorder_cache(rows.flatten())
+        return past_key_values
+
+    @staticmethod
+    def _docs(past_key_values: EncoderDecoderCache, beams: int) -> int:
+        keys = past_key_values.self_attention_cache.layers[0].keys
+        assert keys is not None
+        return keys.shape[0] // beams
+
+
+@dataclass(frozen=True)
+class _Found:
+    """N generated sequences: tokens, NO_TOKEN after the last, and which row of the generation's batch each is of."""
+
+    tokens: Int[Tensor, "found tokens"]
+    forced: int  # leading tokens that were given, not generated: 1 with a forced first token, else 0
+    batch_row: Int[Tensor, " found"]
+    logprobs: Float[Tensor, " found"] | None  # log-probability, where asked for
+
+
+def _search(
+    generator: Generator,
+    states: Float[Tensor, "batch docs length width"],
+    mask: Bool[Tensor, "batch docs length"],
+    doc_logprobs: Float[Tensor, "batch docs"],
+    decoding: Decoding,
+    count: int,
+    generate_kwargs: dict[str, Any],
+    want_logprobs: bool = False,
+) -> _Found:
+    """Generate `count` sequences for each row of a batch, each row from the marginal over its `docs` passages."""
+    config = _generation_config(generator, decoding, count)
+    config.output_logits = want_logprobs
+    rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
+    output: Any = MarginalForGeneration(generator).generate(
+        generation_config=config,
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),  # type: ignore[arg-type]
+        context_mask=mask,
+        doc_logprobs=doc_logprobs,
+        **rest,
+    )
+    tokens = output.sequences[:, 1:]  # without the start token
+    ended = (tokens == generator.end_token).long().cumsum(dim=1)
+    real = (ended - (tokens == generator.end_token).long()) == 0
+    beams = getattr(output, "beam_indices", None)
+    if beams is not None:  # −1 after a beam's last token, and throughout where fewer beams than wanted exist
+        real = real & (beams >= 0)
+    else:  # a stopping criterion ends a sequence without end-of-sequence: what follows is padding
+        padding = (tokens == generator.pad_token) & (tokens != generator.end_token)
+        real = real & (padding.flip(1).long().cumprod(dim=1).flip(1) == 0)
+    found = torch.arange(len(tokens), device=tokens.device)
+    logprobs = None
+    forced = int(config.forced_bos_token_id is not None)
+    if want_logprobs:
+        logprobs = tokens.new_zeros(len(tokens), dtype=torch.float32)
+        for step, logits in enumerate(output.logits[: tokens.shape[1]]):
+            if step >= forced:
+                row = found if beams is None else beams[:, step].clamp(min=0).long()
+                taken = logits.log_softmax(dim=-1)[row, tokens[:, step]]
+                logprobs += taken.masked_fill(~real[:, step], 0.0)
+    return _Found(tokens.masked_fill(~real, NO_TOKEN), forced, found // count, logprobs)
+
+
+def _generation_config(generator: Generator, decoding: Decoding, count: int) -> GenerationConfig:
+    """What `generate` is told: the decoding settings, our special tokens and the generator's forced ones."""
+    own = getattr(generator.model, "generation_config", None)
+    settings: dict[str, Any] = {}
+    if decoding.do_sample:
+        settings |= {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
+    if decoding.num_beams > 1:
+        settings |= {"length_penalty": decoding.length_penalty}
+    if decoding.min_new_tokens:
+        settings |= {"min_new_tokens": decoding.min_new_tokens}
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        num_beams=decoding.num_beams,
+        do_sample=decoding.do_sample,
+        num_return_sequences=count,
+        decoder_start_token_id=generator.start_token,
+        eos_token_id=generator.end_token,
+        pad_token_id=generator.pad_token,
+        forced_bos_token_id=getattr(own, "forced_bos_token_id", None),
+        forced_eos_token_id=getattr(own, "forced_eos_token_id", None),
+        return_dict_in_generate=True,
+        **settings,
+    )
+
+
+def _generate_token(
+    generator: Generator, contexts: Contexts, decoding: Decoding, generate_kwargs: dict[str, Any]
+) -> list[list[Answer]]:
+    """RAG-Token, and closed book as its case K = 1."""
+    count = decoding.num_return_sequences
+    if not decoding.do_sample and count > decoding.num_beams:
+        raise UserError(
+            f"{count} answers from {decoding.num_beams} beams: give num_beams of at least num_return_sequences, or "
+            "do_sample=true"
+        )
+    docs = contexts.n_docs
+    # A question without passages has no next token; an even prior keeps NaN away, and its answers are dropped below.
+    nothing = (contexts.doc_logprobs == -torch.inf).all(dim=1, keepdim=True)
+    found = _search(
+        generator,
+        contexts.states.unflatten(0, (-1, docs)),
+        contexts.mask.unflatten(0, (-1, docs)),
+        contexts.doc_logprobs.masked_fill(nothing, 0.0),
+        decoding,
+        count,
+        generate_kwargs,
+    )
+    prior = contexts.doc_logprobs[found.batch_row]
+    token_logprobs, token_mask = _score(generator, contexts, found.batch_row, found.tokens, found.forced)
+    logprob = marginalize.token_logprob(prior, token_logprobs, token_mask)
+    found_any = token_mask.any(dim=1) & (logprob > -torch.inf)
+    order = _order(found.batch_row, logprob if decoding.do_sample else torch.zeros_like(logprob))
+    return _answers(
+        generator,
+        contexts,
+        found.batch_row,
+        found.tokens[:, found.forced :],
+        logprob,
+        token_logprobs.masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2),
+        marginalize.token_posterior(prior, token_logprobs),
+        order[found_any[order]],
+        count,
+    )
+
+
+def _generate_sequence(
+    generator: Generator, contexts: Contexts, decoding: Decoding, generate_kwargs: dict[str, Any]
+) -> list[list[Answer]]:
+    """RAG-Sequence, Thorough or Fast."""
+    if "streamer" in generate_kwargs:
+        raise UserError("RAG-Sequence knows its answer only at the end: leave the streamer out")
+    docs = contexts.n_docs
+    passages = (contexts.doc_logprobs > -torch.inf).flatten().nonzero().squeeze(1)  # those that were found
+    none = contexts.doc_logprobs.new_zeros(0, dtype=torch.long)
+    if len(passages) == 0:
+        return _answers(generator, contexts, none, none.view(0, 0), none, none.view(0, docs), None, none, 1)
+    found = _search(
+        generator,
+        contexts.states[passages].unsqueeze(1),
+        contexts.mask[passages].unsqueeze(1),
+        contexts.doc_logprobs.new_zeros(len(passages), 1),
+        decoding,
+        max(decoding.num_beams, decoding.num_return_sequences if decoding.do_sample else 1),
+        generate_kwargs,
+        want_logprobs=not decoding.thorough,
+    )
+    passage = passages[found.batch_row]
+    real = (found.tokens != NO_TOKEN).any(dim=1)
+    keyed = torch.cat([(passage // docs).unsqueeze(1), found.tokens], dim=1)[real]
+    distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
+    question, tokens = distinct[:, 0], distinct[:, 1:]
+    if decoding.thorough:
+        token_logprobs, token_mask = _score(generator, contexts, question, tokens, found.forced)
+        doc_scores = token_logprobs.masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
+    else:
+        assert found.logprobs is not None
+        doc_scores = found.logprobs.new_full((len(distinct), docs), -torch.inf)
+        doc_scores[which, passage[real] % docs] = found.logprobs[real]
+    whole = torch.ones_like(doc_scores[:, :1], dtype=torch.bool)
+    logprob = marginalize.sequence_logprob(contexts.doc_logprobs[question], doc_scores.unsqueeze(2), whole)
+    order = _order(question, logprob)
+    return _answers(
+        generator,
+        contexts,
+        question,
+        tokens[:, found.forced :],
+        logprob,
+        doc_scores,
+        None,
+        order,
+        decoding.num_return_sequences,
+    )
+
+
+def _score(
+    generator: Generator,
+    contexts: Contexts,
+    question: Int[Tensor, " found"],
+    tokens: Int[Tensor, "found tokens"],
+    forced: int,
+) -> tuple[Float[Tensor, "found docs scored"], Bool[Tensor, "found scored"]]:
+    """log p_θ(y_i|x,z,y_<i) of each sequence under every passage of its question, and the mask of real tokens.
+
+    The encoder states are those of `contexts`; sequences are taken in chunks that bound how many are gathered at once.
+    """
+    token_mask = tokens != NO_TOKEN
+    longest = int(token_mask.sum(dim=1).max()) if len(tokens) else 0
+    labels = tokens.masked_fill(~token_mask, generator.pad_token)[:, :longest]
+    docs = contexts.n_docs
+    scored = []
+    for chunk in _chunks(len(tokens), STATES_AT_ONCE // max(1, docs * contexts.states[0].numel())):
+        rows = (question[chunk].unsqueeze(1) * docs + torch.arange(docs, device=question.device)).flatten()
+        logprobs, _ = generator.token_logprobs(
+            contexts.states[rows], contexts.mask[rows], labels[chunk].repeat_interleave(docs, dim=0)
+        )
+        scored.append(logprobs.unflatten(0, (-1, docs)))
+    logprobs = torch.cat(scored)[:, :, forced:]
+    padding = tokens.shape[1] - longest
+    return torch.nn.functional.pad(logprobs, (0, padding)), token_mask[:, forced:]
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, start + size) for start in range(0, length, size))
+
+
+def _order(question: Int[Tensor, " found"], logprob: Float[Tensor, " found"]) -> Int[Tensor, " found"]:
+    """Sorts by question, then by falling log-probability; equal ones keep their order."""
+    order = torch.argsort(logprob, descending=True, stable=True)
+    return order[torch.argsort(question[order], stable=True)]
+
+
+def _answers(
+    generator: Generator,
+    contexts: Contexts,
+    question: Int[Tensor, " found"],
+    tokens: Int[Tensor, "found tokens"],
+    logprob: Float[Tensor, " found"],
+    doc_scores: Float[Tensor, "found docs"],
+    token_posterior: Float[Tensor, "found docs tokens"] | None,
+    order: Int[Tensor, " ordered"],
+    count: int,
+) -> list[list[Answer]]:
+    """The first `count` of each question's sequences, in `order`, as answers; an empty one where there is none."""
+    prior = contexts.doc_logprobs.float()
+    whole = torch.ones_like(doc_scores[:, :1], dtype=torch.bool)
+    posterior = marginalize.sequence_posterior(prior[question], doc_scores.unsqueeze(2), whole).cpu()
+    # Everything to the CPU at once: a question's answers are then slices.
+    question, tokens, logprob, doc_scores, prior = (
+        values.cpu() for values in (question, tokens, logprob, doc_scores, prior)
+    )
+    token_posterior = None if token_posterior is None else token_posterior.cpu()
+    rows = np.full(prior.shape, -1) if contexts.retrieved is None else contexts.retrieved.rows
+    answers: list[list[Answer]] = [[] for _ in prior]
+    for index in order.tolist():
+        of = int(question[index])
+        if len(answers[of]) == count:
+            continue
+        own = [token for token in tokens[index].tolist() if token != NO_TOKEN]
+        answers[of].append(
+            Answer(
+                text=_text(generator, own),
+                tokens=tuple(own),
+                logprob=float(logprob[index]),
+                doc_logprobs=prior[of],
+                doc_scores=doc_scores[index],
+                posterior=posterior[index],
+                token_posterior=None if token_posterior is None else token_posterior[index, :, : len(own)],
+                rows=rows[of],
+            )
+        )
+    for of, own_answers in enumerate(answers):
+        if not own_answers:
+            docs = prior.shape[1]
+            nothing, token_nothing = (
+                torch.zeros(docs),
+                None if token_posterior is None else torch.zeros(docs, 0),
+            )
+            own_answers.append(
+                Answer("", (), -torch.inf, prior[of], nothing - torch.inf, nothing, token_nothing, rows[of])
+            )
+    return answers
+
+
+def _text(generator: Generator, tokens: list[int]) -> str:
+    text = generator.tokenizer.decode(tokens, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text.strip()
