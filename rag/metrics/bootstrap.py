@@ -46,10 +46,10 @@ def bootstrap(
         ValueError: if there is no example, or a NaN among the statistics.
     """
     table = np.asarray(statistics, dtype=np.float64)
-    table = table.reshape(len(table), -1)
     count = len(table)
     if count == 0 or np.isnan(table).any():
         raise ValueError("the bootstrap needs at least one example, and a number for each")
+    table = table.reshape(count, -1)
     generator = np.random.default_rng(seed)
     rows = max(1, DRAWS_AT_ONCE // count)
     figures = []

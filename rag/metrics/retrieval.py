@@ -38,7 +38,8 @@ def recall_at(
         gold = {str(positive) for positive in positives}
         return next((rank for rank, found in enumerate(retrieved) if str(found) in gold), None)
 
-    return _hits_at(ids, positive_ids, ks, first_hit)
+    rows = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    return _hits_at(rows, positive_ids, ks, first_hit)
 
 
 def answer_recall_at(
@@ -131,7 +132,7 @@ def _decompose(text: str) -> str:
 
 
 def _hits_at(
-    retrieved: Sequence[Sequence] | np.ndarray,
+    retrieved: Sequence[Sequence],
     gold: Sequence[Sequence],
     ks: Sequence[int],
     first_hit: Callable[[Sequence, Sequence], int | None],

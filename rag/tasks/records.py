@@ -11,13 +11,14 @@ A source is the path of a file, plain or packed as `.gz` or `.xz`, or a split of
 import ast
 import csv
 import gzip
+import io
 import json
 import lzma
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rag.errors import UserError
 
@@ -113,7 +114,7 @@ def kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _open(path: Path) -> BinaryIO | gzip.GzipFile | lzma.LZMAFile:
+def _open(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".xz":
@@ -131,7 +132,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Record]]:
             continue
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: malformed JSON ({error.msg} at column {error.colno})") from None
         yield where, _object(record, where)
