@@ -460,7 +460,8 @@ class PassageStore:
             raise UserError(
                 f"{folder} holds the {len(store):,} passages of {was.get('path', 'another source')} "
                 f"({was.get('bytes', 0):,} bytes), not those of {path} as it is now "
-                f"({now['bytes']:,} bytes): choose another index.path, or delete that folder to build it again"
+                f"({now['bytes']:,} bytes): choose another index.path, or delete that folder to build it "
+                "again"
             )
         return store
 

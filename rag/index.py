@@ -1,0 +1,828 @@
+"""Section 2.2: the non-parametric memory, from passages to a searchable index.
+
+    passages ──embed──▶ vectors/00000.npy … ──build──▶ index.faiss + manifest.json ──Index.open──▶ search,
+    vectors
+
+p_η(z|x) ∝ exp(d(z)ᵀq(x)): retrieval is maximum inner product search over the vectors d(z) of all N passages,
+of D dimensions each. An index is a folder that explains itself:
+
+    passages/             ids, titles and texts (PassageStore) tokens-<tokenizer>/   the generator's tokens of
+    "title / text" (TokenStore), one folder a tokenizer vectors/              the true vectors d(z), float32,
+    in shards; plan.json says whose they are index.faiss           FAISS's index over them, of any type, inner
+    product manifest.json         encoder, corpus, counts, parameters, measured recall, sizes; written last
+
+A row is a passage's number in all of them. Everything is opened by mapping files, so that the processes of a
+machine share one copy; nothing is pickled. `embed` and `build` are separate steps: an index of another type
+is built from the same vectors.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Int64
+
+from rag.errors import UserError
+from rag.files import hash_file, read_json, write_aside, write_json
+from rag.passages import Passage, PassageStore, TokenStore, tokenizer_fingerprint
+from rag.progress import progress_bar
+
+FORMAT = 1
+RECALL_AT = (1, 5, 20, 50, 100)
+TUNED_AT = 50  # the K whose recall the search parameters are chosen by
+POINTS_PER_CENTROID = (
+    39  # fewer training vectors than this for each centroid, and k-means is not to be trusted
+)
+_BLOCK = 16_384  # rows held in memory at a time
+
+
+# ---------------------------------------------------------------------------------- what an index is
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """Whose vectors these are: the passage encoder's name, the hash of its weights, its tokenizer's
+    fingerprint.
+
+    question_encoder: the weights' hash of the question encoder that it was trained with, if known.
+    """
+
+    name: str
+    weights: str
+    tokenizer: str
+    question_encoder: str | None = None
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """Which passages: the file they were read from, their hash (`PassageStore.sha256`), how many."""
+
+    path: str
+    sha256: str
+    passages: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is in an index folder, and how good it is.
+
+    search: the parameters in force (nprobe, ef_search, refine). recall: "1" … "100" → the share of the K best
+    passages by exact search that this index finds, over the queries that `recall_queries` describes.
+    ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of each step of `build`.
+    files: name → bytes and SHA-256.
+    """
+
+    encoder: EncoderInfo
+    corpus: CorpusInfo
+    dim: int
+    shard_size: int
+    factory: str
+    metric: str
+    search: dict[str, int]
+    recall: dict[str, float]
+    recall_queries: str
+    ms_per_query: float
+    threads: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    files: dict[str, dict[str, Any]]
+    format: int = FORMAT
+
+    def write(self, path: Path) -> None:
+        record = asdict(self)
+        write_json(path, record | {"checksum": _checksum(record)})
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Raises UserError if the file is missing, of another format, or was edited."""
+        folder = path.parent
+        if not path.is_file():
+            raise UserError(
+                f"{folder} is not a finished index (manifest.json is missing): run build_index.py with this "
+                "index.path, which goes on where an earlier run stopped"
+            )
+        record = read_json(path)
+        again = f"restore it, or run build_index.py with index.path={folder} again"
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            found = record.get("format") if isinstance(record, dict) else type(record).__name__
+            raise UserError(f"{path} is of format {found}, not {FORMAT}: {again}")
+        if record.pop("checksum", None) != _checksum(record):
+            raise UserError(f"{path} was edited since it was written (its checksum does not fit): {again}")
+        record["encoder"] = EncoderInfo(**record["encoder"])
+        record["corpus"] = CorpusInfo(**record["corpus"])
+        return cls(**record)
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class IndexType:
+    """A type of FAISS index, by FAISS's own factory string; what is None is chosen from the corpus.
+
+    factory: as in `faiss.index_factory`; "{nlist}" stands for the number of cells, "{m}" for the bytes a
+    product quantiser keeps of a vector: "Flat", "HNSW32", "SQfp16", "IVF{nlist},SQ8", "IVF{nlist},PQ{m}",
+    "HNSW128,SQ8", "IVF{nlist},RaBitQ". nlist: cells of an IVF index; None: the power of two next below 4·√N
+    that leaves 39 vectors for each. train_sample: vectors to train on; None: 39 for each centroid, 65,536 at
+    least where there are so many. nprobe, ef_search: how many cells or candidates a search looks at; None:
+    the fewest that reach `target_recall`. refine: search refine·K candidates and re-rank them by their true
+    vectors; None: 1 if the index keeps whole vectors, otherwise the least of 1, 2, 4, 8, 16 that reaches
+    `target_recall`. target_recall: recall at K = 50 against exact search.
+    """
+
+    factory: str = "Flat"
+    nlist: int | None = None
+    train_sample: int | None = None
+    nprobe: int | None = None
+    ef_construction: int = 200
+    ef_search: int | None = None
+    refine: int | None = None
+    target_recall: float = 0.99
+
+
+# ---------------------------------------------------------------------------------- vectors on disk
+
+
+class Vectors:
+    """The true vectors of all passages, float32, over memory-mapped shards of `shard_size` rows."""
+
+    def __init__(self, folder: Path, passages: int, dim: int, shard_size: int):
+        self.folder = folder
+        self.dim = dim
+        self.shard_size = shard_size
+        self._length = passages
+        self._shards: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _shard(self, number: int) -> np.ndarray:
+        if number not in self._shards:
+            self._shards[number] = np.asarray(np.load(_shard_file(self.folder, number), mmap_mode="r"))
+        return self._shards[number]
+
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
+        """All vectors in order, as (first row, views of at most `rows` rows)."""
+        for number in range(-(-self._length // self.shard_size)):
+            shard = self._shard(number)
+            for start in range(0, len(shard), rows):
+                yield number * self.shard_size + start, shard[start : start + rows]
+
+    def gather(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
+        """The vectors of `rows`; zeros where a row is -1 (nothing found)."""
+        flat = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if flat.size and not (-1 <= flat.min() and flat.max() < self._length):
+            raise IndexError(f"rows from {flat.min()} to {flat.max()} of {self._length} vectors")
+        vectors = np.zeros((flat.size, self.dim), np.float32)
+        shard_of = flat // self.shard_size  # -1 for a row of -1
+        for number in np.unique(shard_of):
+            if number >= 0:
+                here = np.flatnonzero(shard_of == number)
+                vectors[here] = self._shard(int(number))[flat[here] - number * self.shard_size]
+        return vectors.reshape(*np.shape(rows), self.dim)
+
+
+def _shard_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npy"
+
+
+def _shard_shape(file: Path) -> tuple[int, int] | None:
+    """Rows and dimensions of a shard; None if it is missing, damaged or cut short."""
+    try:
+        array = np.load(file, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return array.shape if array.dtype == np.float32 and array.ndim == 2 else None
+
+
+def exact_search(
+    vectors: Vectors, queries: Float32[np.ndarray, "B D"], k: int
+) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
+    """The k largest inner products with all vectors and their rows, best first: what every index is judged
+    by."""
+    queries = np.ascontiguousarray(queries, np.float32)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int64)
+    for start, block in vectors.blocks():
+        block_scores, block_rows = faiss.knn(
+            queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        scores = np.concatenate([scores, block_scores], axis=1)
+        rows = np.concatenate([rows, block_rows + start], axis=1)
+        scores, rows = _best(scores, rows, k)
+    return scores, rows
+
+
+def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+# ---------------------------------------------------------------------------------- embedding
+
+
+def embed(
+    store: PassageStore,
+    encode: Callable[[list[Passage]], Float32[np.ndarray, "N D"]],
+    folder: Path | str,
+    encoder: EncoderInfo,
+    shard_size: int = 50_000,
+    batch_size: int = 64,
+    process_index: int = 0,
+    process_count: int = 1,
+    show_progress: bool = True,
+) -> int:
+    """Write the vectors of all passages as shards of `shard_size` rows into `folder`/vectors; return how many
+    now.
+
+    Passages of like length are encoded together, so that little is padding. A shard appears when it is
+    complete; a second run goes on at the first missing one and gives the same bytes. Of `process_count`
+    processes, on one machine or several with a common disk, number `process_index` takes every
+    `process_count`-th shard.
+
+    Raises UserError if the folder was begun with another corpus, encoder or shard size, if another build is
+    at work in it, if it cannot be written, or if `encode` gives something else than one finite vector a
+    passage.
+    """
+    folder = Path(folder)
+    plan = {
+        "format": FORMAT,
+        "encoder": asdict(encoder),
+        "corpus_sha256": store.sha256,
+        "passages": len(store),
+        "shard_size": shard_size,
+    }
+    with _lock(folder, process_index, process_count):
+        _agree(folder, plan)
+        starts = {
+            n: n * shard_size for n in range(process_index, -(-len(store) // shard_size), process_count)
+        }
+        sizes = {n: min(shard_size, len(store) - start) for n, start in starts.items()}
+        missing = [
+            n for n in starts if (_shard_shape(_shard_file(folder / "vectors", n)) or (0,))[0] != sizes[n]
+        ]
+        done = sum(sizes[n] for n in starts if n not in missing)
+        with progress_bar("embedding passages", sum(sizes.values()), "passages", done, show_progress) as bar:
+            for number in missing:
+                shard = _encode_rows(store, encode, starts[number], sizes[number], batch_size, bar)
+                with write_aside(_shard_file(folder / "vectors", number)) as aside, open(aside, "wb") as file:
+                    np.save(file, shard, allow_pickle=False)
+    return sum(sizes[n] for n in missing)
+
+
+def _agree(folder: Path, plan: dict[str, Any]) -> None:
+    """Write down whose vectors these will be; refuse to mix them with those of an earlier, other plan."""
+    path = folder / "vectors" / "plan.json"
+    if not path.is_file():
+        write_json(path, plan)
+        return
+    begun = read_json(path)
+    instead = f"choose another index.path, or delete {path.parent} to begin again"
+    if begun.get("corpus_sha256") != plan["corpus_sha256"]:
+        raise UserError(
+            f"{folder} was begun with another corpus ({begun.get('passages', 0):,} passages, hash "
+            f"{str(begun.get('corpus_sha256'))[:12]}; now {plan['passages']:,}, "
+            f"{plan['corpus_sha256'][:12]}): {instead}"
+        )
+    was, now = begun.get("encoder", {}), plan["encoder"]
+    if (was.get("weights"), was.get("tokenizer")) != (now["weights"], now["tokenizer"]):
+        raise UserError(
+            f"{folder} was begun with the passage encoder {was.get('name')} (weights "
+            f"{was.get('weights')}), not with "
+            f"{now['name']} (weights {now['weights']}): {instead}"
+        )
+    if begun.get("shard_size") != plan["shard_size"]:
+        raise UserError(
+            f"{folder} was begun with shard_size={begun.get('shard_size')}, not {plan['shard_size']}: "
+            "give that one, or "
+            f"delete {path.parent} to begin again"
+        )
+
+
+def _encode_rows(
+    store: PassageStore,
+    encode: Callable[[list[Passage]], np.ndarray],
+    start: int,
+    count: int,
+    batch_size: int,
+    bar: Callable[[int], None],
+) -> Float32[np.ndarray, "count D"]:
+    shard: np.ndarray | None = None
+    for begin in range(start, start + count, _BLOCK):
+        passages = store.slice(begin, min(begin + _BLOCK, start + count))
+        # the longest first: a batch that does not fit into memory fails at once
+        by_length = sorted(
+            range(len(passages)), key=lambda i: -len(passages[i].title) - len(passages[i].text)
+        )
+        for first in range(0, len(passages), batch_size):
+            chosen = by_length[first : first + batch_size]
+            vectors = np.asarray(encode([passages[i] for i in chosen]), dtype=np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(chosen):
+                raise UserError(
+                    f"the encoder gave an array of shape {vectors.shape} for {len(chosen)} passages"
+                )
+            if not np.isfinite(vectors).all():
+                bad = passages[chosen[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]]
+                raise UserError(
+                    f"the encoder gave a vector that is not finite for passage {bad.id!r}: use a higher "
+                    "precision"
+                )
+            if shard is None:
+                shard = np.empty((count, vectors.shape[1]), np.float32)
+            shard[np.asarray(chosen) + (begin - start)] = vectors
+            bar(len(chosen))
+    assert shard is not None
+    return shard
+
+
+@contextmanager
+def _lock(folder: Path, process_index: int = 0, process_count: int = 1) -> Iterator[None]:
+    """Keep a second build out of `folder`, apart from the other processes of this one.
+
+    The system drops the lock when the process ends, however it ends; the file's content only names the
+    process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = folder / f".lock-{process_index}-of-{process_count}"
+        with open(mine, "a+") as file:
+            _take(file, folder)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            for path in folder.glob(".lock-*-of-*"):
+                if not path.name.endswith(f"-of-{process_count}"):
+                    with open(path, "a+") as other:
+                        _take(other, folder)
+            yield
+    except PermissionError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): choose another index.path"
+        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is not a folder: choose another index.path") from error
+
+
+def _take(file: Any, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"another build (process {file.read() or 'unknown'}) is at work in {folder}: wait until it "
+            "has ended, or "
+            "choose another index.path"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------- building
+
+
+def build(
+    folder: Path | str,
+    kind: IndexType | str = "Flat",
+    queries: Float32[np.ndarray, "Q D"] | None = None,
+    recall_queries: int = 200,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> "Index":
+    """Make index.faiss from the vectors that `embed` wrote, measure its recall, write the manifest and open
+    it.
+
+    kind: an IndexType, or a factory string for one whose parameters are all chosen from the corpus. queries:
+    vectors of held-out questions to measure recall and to choose search parameters with; the first
+    `recall_queries` are used. None: vectors of that many sampled passages, each moved by Gaussian noise of
+    half its own length (the manifest says which).
+
+    An index that is already in the folder stays until the new one is complete. Raises UserError if vectors
+    are missing, if the type cannot work for so many passages of so many dimensions, if another build is at
+    work in the folder, or if it cannot be written.
+    """
+    folder = Path(folder)
+    kind = IndexType(kind) if isinstance(kind, str) else kind
+    with _lock(folder):
+        store = PassageStore.open(folder / "passages")
+        plan, vectors = _open_vectors(folder, store)
+        seconds: dict[str, float] = {}
+        factory, index = _prepare(kind, len(vectors), vectors.dim)
+
+        with _timed(seconds, "train"):
+            if not index.is_trained:
+                index.train(_training_sample(kind, index, vectors, seed))
+        with (
+            _timed(seconds, "add"),
+            progress_bar("building the index", len(vectors), "vectors", show=show_progress) as bar,
+        ):
+            for _, block in vectors.blocks():
+                index.add(block)
+                bar(len(block))
+
+        with _timed(seconds, "measure"):
+            if queries is None:
+                described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
+                queries = _perturbed(vectors, recall_queries, seed)
+            else:
+                described = "{n} held-out questions"
+                queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
+            if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
+                raise UserError(
+                    f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
+                    "embed them with the question encoder that belongs to the passages' encoder"
+                )
+            trial = _Trial(index, vectors, queries)
+            search = _tune(kind, trial)
+            recall = {str(k): round(trial.recall(k, search), 4) for k in RECALL_AT if k <= len(vectors)}
+            ms_per_query = round(trial.milliseconds(search), 3)
+
+        with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
+            _write_faiss(index, aside)
+            names = ["passages/passages.arrow", "passages/store.json"]
+            names += [
+                f"vectors/{_shard_file(Path(), n)}" for n in range(-(-len(store) // vectors.shard_size))
+            ]
+            files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
+        Manifest(
+            encoder=EncoderInfo(**plan["encoder"]),
+            corpus=CorpusInfo(str((store.source or {}).get("path", "")), store.sha256, len(store)),
+            dim=vectors.dim,
+            shard_size=vectors.shard_size,
+            factory=factory,
+            metric="inner product",
+            search=search,
+            recall=recall,
+            recall_queries=described.format(n=len(queries)),
+            ms_per_query=ms_per_query,
+            threads=faiss.omp_get_max_threads(),
+            seconds={name: round(value, 3) for name, value in seconds.items()},
+            versions={
+                "python": platform.python_version(),
+                "faiss": faiss.__version__,
+                "numpy": np.__version__,
+                "pyarrow": pa.__version__,
+            },
+            files=files,
+        ).write(folder / "manifest.json")
+    return Index.open(folder)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def _write_faiss(index: Any, path: Path) -> None:
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path.parent / 'index.faiss'} cannot be written (FAISS: {str(error).splitlines()[0]}): "
+            "choose a place that can be written and has room"
+        ) from error
+
+
+def _open_vectors(folder: Path, store: PassageStore) -> tuple[dict[str, Any], Vectors]:
+    path = folder / "vectors" / "plan.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no vectors yet: embed the passages first")
+    plan = read_json(path)
+    if plan.get("corpus_sha256") != store.sha256:
+        raise UserError(
+            f"the vectors in {folder} are of another corpus than its passages (hashes "
+            f"{str(plan.get('corpus_sha256'))[:12]} and {store.sha256[:12]}): delete {path.parent} and "
+            "embed again"
+        )
+    size = plan["shard_size"]
+    rows, dims = 0, set()
+    for number in range(-(-len(store) // size)):
+        shape = _shard_shape(_shard_file(path.parent, number))
+        if shape and shape[0] == min(size, len(store) - number * size):
+            rows += shape[0]
+            dims.add(shape[1])
+    if rows != len(store):
+        raise UserError(
+            f"{folder}: {rows:,} vectors for {len(store):,} passages: run build_index.py with this "
+            "index.path again "
+            f"to embed the missing {len(store) - rows:,}"
+        )
+    if len(dims) > 1:
+        raise UserError(
+            f"the vectors in {folder} are of {' and '.join(map(str, sorted(dims)))} dimensions: "
+            f"delete {path.parent} and embed again"
+        )
+    return plan, Vectors(path.parent, len(store), dims.pop(), size)
+
+
+def _prepare(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
+    """The factory string with its numbers filled in, and the empty index; refused if it cannot work."""
+    largest = passages // POINTS_PER_CENTROID
+    nlist = kind.nlist or 1 << max(0, int(np.log2(max(1, min(4 * passages**0.5, largest)))))
+    bytes_kept = next((m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0), 1)
+    factory = kind.factory.replace("{nlist}", str(nlist)).replace("{m}", str(bytes_kept))
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].removeprefix("Error: ")
+        raise UserError(
+            f"FAISS cannot make an index {factory!r} of {dim} dimensions ({reason}): see "
+            "faiss.index_factory, or "
+            'take factory="Flat"'
+        ) from error
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None and ivf.nlist > largest:
+        can = f"at most {largest} cells" if largest > 1 else "a type without cells"
+        raise UserError(
+            f"an index of {ivf.nlist:,} cells needs {ivf.nlist * POINTS_PER_CENTROID:,} passages "
+            f"({POINTS_PER_CENTROID} for each cell) and there are {passages:,}: take {can}, or Flat or HNSW32"
+        )
+    quantiser = getattr(faiss.downcast_index(ivf if ivf is not None else index), "pq", None)
+    if quantiser is not None and quantiser.ksub * POINTS_PER_CENTROID > passages:
+        raise UserError(
+            f"a product quantiser needs {quantiser.ksub * POINTS_PER_CENTROID:,} passages to learn its "
+            f"{quantiser.ksub} centroids and there are {passages:,}: take SQ8, SQfp16 or Flat"
+        )
+    hnsw = getattr(faiss.downcast_index(index), "hnsw", None)
+    if hnsw is not None:
+        hnsw.efConstruction = kind.ef_construction
+    return factory, index
+
+
+def _training_sample(kind: IndexType, index: Any, vectors: Vectors, seed: int) -> Float32[np.ndarray, "S D"]:
+    ivf = faiss.try_extract_index_ivf(index)
+    wanted = kind.train_sample or max(65_536, POINTS_PER_CENTROID * (ivf.nlist if ivf is not None else 0))
+    if wanted >= len(vectors):
+        return vectors.gather(np.arange(len(vectors)))
+    rows = np.random.default_rng(seed).choice(len(vectors), wanted, replace=False, shuffle=False)
+    return vectors.gather(np.sort(rows))
+
+
+def _perturbed(vectors: Vectors, count: int, seed: int) -> Float32[np.ndarray, "Q D"]:
+    random = np.random.default_rng(seed)
+    rows = random.choice(len(vectors), min(count, len(vectors)), replace=False)
+    sample = vectors.gather(np.sort(rows))
+    noise = random.standard_normal(sample.shape, np.float32) / vectors.dim**0.5
+    return sample + 0.5 * np.linalg.norm(sample, axis=1, keepdims=True) * noise
+
+
+class _Trial:
+    """An index held against exact search on some queries."""
+
+    def __init__(self, index: Any, vectors: Vectors, queries: Float32[np.ndarray, "Q D"]):
+        self.index = index
+        self.vectors = vectors
+        self.queries = queries
+        self.exact, _ = exact_search(vectors, queries, min(max(RECALL_AT), len(vectors)))
+
+    def recall(self, k: int, search: dict[str, int]) -> float:
+        """The share of found passages that are as good as the k-th best (equal scores are equally good)."""
+        _set(self.index, search)
+        _, rows = _search(self.index, self.vectors, self.queries, k, search["refine"])
+        found = np.einsum("qd,qkd->qk", self.queries, self.vectors.gather(rows))
+        bound = self.exact[:, k - 1 : k]
+        good = (found >= bound - 1e-5 * np.maximum(1, np.abs(bound))) & (rows >= 0)
+        return float(good.mean())
+
+    def milliseconds(self, search: dict[str, int]) -> float:
+        _set(self.index, search)
+        k = min(TUNED_AT, len(self.vectors))
+        start = time.perf_counter()
+        for query in self.queries[:50]:
+            _search(self.index, self.vectors, query[None], k, search["refine"])
+        return (time.perf_counter() - start) / min(50, len(self.queries)) * 1000
+
+
+def _tune(kind: IndexType, trial: _Trial) -> dict[str, int]:
+    """The cheapest search parameters whose recall at 50 reaches the target; else the best that there are."""
+    index = faiss.downcast_index(trial.index)
+    ivf = faiss.try_extract_index_ivf(trial.index)
+    k = min(TUNED_AT, len(trial.vectors))
+    whole = isinstance(index, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
+    refines = [kind.refine] if kind.refine else [1] if whole else [1, 2, 4, 8, 16]
+
+    if ivf is not None:
+        effort, given, efforts = "nprobe", kind.nprobe, [1 << n for n in range(ivf.nlist.bit_length())]
+        efforts = [n for n in efforts if n < ivf.nlist] + [ivf.nlist]
+    elif hasattr(index, "hnsw"):
+        effort, given, efforts = "ef_search", kind.ef_search, [64, 128, 256, 512, 1024]
+    else:
+        effort, given, efforts = "", None, [0]
+    efforts = [given] if given else efforts
+
+    def parameters(value: int, refine: int) -> dict[str, int]:
+        return ({effort: value} if effort else {}) | {"refine": refine}
+
+    def cheapest(candidates: list[dict[str, int]]) -> dict[str, int]:
+        measured: list[float] = []
+        for candidate in candidates:
+            measured.append(trial.recall(k, candidate) if len(candidates) > 1 else 1.0)
+            if measured[-1] >= kind.target_recall:
+                return candidate
+        return candidates[next(i for i, recall in enumerate(measured) if recall >= max(measured) - 0.002)]
+
+    chosen = cheapest([parameters(value, refines[-1]) for value in efforts])
+    return cheapest([chosen | {"refine": refine} for refine in refines])
+
+
+def _set(index: Any, search: dict[str, int]) -> None:
+    ivf = faiss.try_extract_index_ivf(index)
+    if "nprobe" in search and ivf is not None:
+        ivf.nprobe = search["nprobe"]
+    hnsw = getattr(faiss.downcast_index(index), "hnsw", None)
+    if "ef_search" in search and hnsw is not None:
+        hnsw.efSearch = search["ef_search"]
+
+
+def _search(
+    index: Any, vectors: Vectors, queries: Float32[np.ndarray, "B D"], k: int, refine: int
+) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
+    candidates = min(k * refine, len(vectors))
+    scores, rows = index.search(queries, candidates)
+    if refine > 1:
+        step = max(1, (1 << 26) // (candidates * vectors.dim))  # 256 MB of vectors at a time
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            scores[part] = np.einsum("bd,bkd->bk", queries[part], vectors.gather(rows[part]))
+        scores[rows < 0] = -np.inf
+        return _best(scores, rows, k)
+    scores[rows < 0] = -np.inf
+    return scores, rows
+
+
+# ---------------------------------------------------------------------------------- the finished index
+
+
+class Index:
+    """N passages that can be searched by vector. Make one with `embed` and `build`; open it with
+    `Index.open`.
+
+    manifest: what it is and how well it finds. passages: the PassageStore. `len(index)` is N, `dim` is D.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, passages: PassageStore, vectors: Vectors, index: Any
+    ):
+        self.folder = folder
+        self.manifest = manifest
+        self.passages = passages
+        self._vectors = vectors
+        self._index = index
+        self._tokens: dict[tuple[int, int, str], tuple[Any, TokenStore]] = {}
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Index":
+        """Map the files of an index folder; nothing is copied into memory.
+
+        Raises UserError, saying what was found, what was expected and what to do, if the folder is
+        unfinished, was cut short or altered, or does not fit together. Sizes and counts are checked; `verify`
+        checks every byte.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(
+                f"there is no index at {folder}: build one there with build_index.py, or give index.path"
+            )
+        manifest = Manifest.read(folder / "manifest.json")
+        again = f"run build_index.py with index.path={folder} again"
+        for name, expected in manifest.files.items():
+            file = folder / name
+            found = file.stat().st_size if file.is_file() else None
+            if found != expected["bytes"]:
+                size = (
+                    "is missing" if found is None else f"has {found:,} bytes instead of {expected['bytes']:,}"
+                )
+                raise UserError(f"{file} {size}: it was cut short or replaced; {again}")
+        passages = PassageStore.open(folder / "passages")
+        if (len(passages), passages.sha256) != (manifest.corpus.passages, manifest.corpus.sha256):
+            raise UserError(
+                f"{folder} holds {len(passages):,} passages (hash {passages.sha256[:12]}) where its "
+                "manifest names "
+                f"{manifest.corpus.passages:,} ({manifest.corpus.sha256[:12]}): {again}"
+            )
+        try:
+            index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise UserError(f"{folder / 'index.faiss'} is damaged: {again}") from error
+        if (index.ntotal, index.d) != (len(passages), manifest.dim):
+            raise UserError(
+                f"{folder / 'index.faiss'} holds {index.ntotal:,} vectors of {index.d} dimensions for "
+                f"{len(passages):,} passages of {manifest.dim}: {again}"
+            )
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise UserError(f"{folder / 'index.faiss'} does not search by inner product: {again}")
+        _set(index, manifest.search)
+        vectors = Vectors(folder / "vectors", len(passages), manifest.dim, manifest.shard_size)
+        return cls(folder, manifest, passages, vectors, index)
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def __reduce__(self):  # another process maps the same files
+        return Index.open, (self.folder,)
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        return self.manifest.dim
+
+    def search(
+        self, queries: Float32[np.ndarray, "B D"], k: int, refine: int | None = None
+    ) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
+        """Scores and rows of the `k` passages with the largest q(x)ᵀd(z), best first.
+
+        Where the index finds fewer than k, the row is -1 and the score -inf. With refine > 1 (None: the
+        manifest's), refine·k candidates are re-ranked by their true vectors and the scores are exact;
+        otherwise they are the index's own, exact only if it keeps whole vectors. Raises UserError if k is
+        larger than the index, or the queries are of another dimension.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise UserError(
+                f"queries of shape {queries.shape} for an index of {self.dim} dimensions ({self.folder}): "
+                "take the question encoder that belongs to it"
+            )
+        if not 1 <= k <= len(self):
+            raise UserError(
+                f"K={k} passages cannot be found in an index of {len(self)} ({self.folder}): lower K"
+            )
+        return _search(self._index, self._vectors, queries, k, refine or self.manifest.search["refine"])
+
+    def vectors(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
+        """The true vectors d(z) of `rows`, whatever the index's compression; zeros where a row is -1."""
+        return self._vectors.gather(rows)
+
+    def tokens(self, tokenizer: Any, title_separator: str = " / ", show_progress: bool = True) -> TokenStore:
+        """The generator's tokens of all passages: opened if `tokenizer` was used here before, otherwise
+        written.
+
+        Processes that ask at the same time wait for the one that writes.
+        """
+        key = (id(tokenizer), len(tokenizer), title_separator)
+        if key not in self._tokens:
+            name = f"tokens-{tokenizer_fingerprint(tokenizer)}"
+            if title_separator != " / ":
+                name += "-" + hashlib.sha256(title_separator.encode()).hexdigest()[:6]
+            tokens = self._open_or_write_tokens(self.folder / name, tokenizer, title_separator, show_progress)
+            self._tokens[key] = (tokenizer, tokens)  # held, so that its id stays its own
+        return self._tokens[key][1]
+
+    def _open_or_write_tokens(
+        self, folder: Path, tokenizer: Any, title_separator: str, show_progress: bool
+    ) -> TokenStore:
+        if not folder.is_dir():
+            try:
+                lock = open(self.folder / ".lock-tokens", "a")
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder} holds no tokens of this generator's tokenizer and cannot be written "
+                    f"({error.strerror}): copy the index to a place that can be written"
+                ) from error
+            with lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not folder.is_dir():
+                    TokenStore.write(self.passages, tokenizer, folder, title_separator, show_progress)
+        tokens = TokenStore.open(folder, tokenizer)
+        if tokens.corpus_sha256 != self.passages.sha256:
+            raise UserError(
+                f"{folder} holds the tokens of another corpus: delete it, and it will be written again"
+            )
+        return tokens
+
+    def check_encoder(self, passage_encoder: str) -> None:
+        """Raise UserError unless the vectors were made by the passage encoder whose weights have this
+        hash."""
+        mine = self.manifest.encoder
+        if mine.weights != passage_encoder:
+            raise UserError(
+                f"{self.folder} was embedded by {mine.name} (weights {mine.weights}), but the question "
+                "encoder belongs "
+                f"to a passage encoder of weights {passage_encoder}: give index.path of an index of that "
+                "encoder, or "
+                "build one with build_index.py"
+            )
+
+    def verify(self) -> None:
+        """Read every file and compare its SHA-256 with the manifest's. Raises UserError at the first that
+        differs."""
+        for name, expected in self.manifest.files.items():
+            if hash_file(self.folder / name) != expected["sha256"]:
+                raise UserError(
+                    f"{self.folder / name} was altered since the index was built: run build_index.py with "
+                    f"index.path={self.folder} again"
+                )
