@@ -3,27 +3,27 @@
     RAG-Token      ordinary generation from p(y_i|x,y_<i) = Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i)
     RAG-Sequence   hypotheses from each passage by itself, then argmax_y Σ_z p_η(z|x) p_θ(y|x,z) among them
                      Thorough   p_θ(y|x,z) is computed for every hypothesis y under every passage z
-                     Fast       p_θ(y|x,z) ≈ 0 where the generation from z did not find y: no further forward pass
+                     Fast       p_θ(y|x,z) ≈ 0 where the search from z did not find y: no further forward pass
 
-Both ride on `GenerationMixin.generate` with one small model, `MarginalForGeneration`: RAG-Token with K passages a
-question; RAG-Sequence with each passage as a question of its own that has K = 1. Greedy search, beams, sampling, logits
-processors and stopping criteria are therefore those of transformers, for every model.
+Both ride on `GenerationMixin.generate` with one small model, `MarginalForGeneration`: RAG-Token with K
+passages a question; RAG-Sequence with each passage as a question of its own that has K = 1. Greedy search,
+beams, sampling, logits processors and stopping criteria are therefore those of transformers, for both.
 
 What is generated and what is scored:
 
 - The decoder begins with `generator.start_token`. Answers, like labels, hold no start token.
 - `forced_bos_token_id` and `forced_eos_token_id` of the generator's own generation_config are honoured, as in
-  transformers (and as in every argument given to `generate`). A forced first token is given, like the start token: it
-  is neither part of the answer nor of its probability. A forced last token is an end-of-sequence as any other and
-  counts with the probability the model gives it.
+  transformers. A forced first token is given, like the start token: it is neither part of the answer nor of
+  its probability. A forced last token is an end-of-sequence as any other and counts with the probability
+  the model gives it.
 - Nothing else is taken from that generation_config: facebook/bart-large would bring four beams and
   no_repeat_ngram_size=3, which no experiment asked for. Ask for them in `Decoding` or as keyword arguments.
-- log p(y|x) is the model's own: logits processors, temperature and length penalty decide which answers are found, never
-  what they are said to be worth.
-- An answer that reached `max_new_tokens` without end-of-sequence is scored as it stands: the probability of all answers
-  that begin so.
-- A passage that was not found (log p_η(z|x) = −inf) proposes nothing and adds nothing. A question without any passage
-  gets one empty answer with log-probability −inf.
+- log p(y|x) is the model's own: logits processors, temperature and length penalty decide which answers are
+  found, never what they are said to be worth.
+- An answer that reached `max_new_tokens` without end-of-sequence is scored as it stands: the probability of
+  all answers that begin so.
+- A passage that was not found (log p_η(z|x) = −inf) proposes nothing and adds nothing. A question without any
+  passage gets one empty answer with log-probability −inf.
 """
 
 import copy
@@ -50,7 +50,7 @@ NO_TOKEN = -1  # stands after an answer's last token; no model generates it, as 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are searched for. The names are those of transformers' GenerationConfig; lengths are in tokens.
+    """How answers are searched for. The names are those of transformers' GenerationConfig; lengths in tokens.
 
     max_new_tokens: at most so many, end-of-sequence included.
     num_beams: 1 is greedy search (or plain sampling).
@@ -59,7 +59,7 @@ class Decoding:
     length_penalty: beams are ranked by log-probability / length^length_penalty.
     thorough: RAG-Sequence only: True Thorough, False Fast (section 2.5).
 
-    RAG-Sequence takes from each passage all its beams or, sampling without beams, num_return_sequences samples.
+    RAG-Sequence takes from each passage all its beams or, sampling, num_return_sequences samples if more.
     """
 
     max_new_tokens: int = 25
@@ -79,8 +79,8 @@ class Decoding:
                 raise UserError(f"decoding.{name} is {getattr(self, name)}: give 1 or more")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(
-                f"decoding.min_new_tokens is {self.min_new_tokens}: give something from 0 to max_new_tokens, which is "
-                f"{self.max_new_tokens}"
+                f"decoding.min_new_tokens is {self.min_new_tokens}: give something from 0 to max_new_tokens, "
+                f"which is {self.max_new_tokens}"
             )
 
 
@@ -93,8 +93,10 @@ class Answer:
     logprob         log p(y|x), marginal over the K passages; under Fast a lower bound
     doc_logprobs    (K,)    log p_η(z|x); −inf where retrieval missed
     doc_scores      (K,)    log p_θ(y|x,z); under Fast −inf where z's generation did not find y
-    posterior       (K,)    p(z|x,y) of RAG-Sequence: how much of the answer each passage accounts for by itself
-    token_posterior (K, T)  RAG-Token: p(z_i|x,y_i,y_<i), which passage each token came from (figure 2); else None
+    posterior       (K,)    p(z|x,y) if one passage gave the whole answer, for RAG-Token too: how much of it
+                            each passage accounts for by itself
+    token_posterior (K, T)  RAG-Token: p(z_i|x,y_i,y_<i), which passage each token came from (figure 2);
+                            RAG-Sequence: None
     rows            (K,)    rows of the passage store, −1 where there is none
     """
 
@@ -115,11 +117,11 @@ def generate(
     """The answers to each of B questions, best first.
 
     contexts: `model.read(batch, n_docs)`; the K used there holds on the whole path.
-    generate_kwargs: whatever else transformers' `generate` takes, such as logits_processor, stopping_criteria,
-    prefix_allowed_tokens_fn, no_repeat_ngram_size, use_cache; for RAG-Token and closed book also streamer. For
-    RAG-Sequence each passage is a row of the batch that a processor sees.
+    generate_kwargs: whatever else transformers' `generate` takes, such as logits_processor,
+    stopping_criteria, prefix_allowed_tokens_fn, no_repeat_ngram_size, use_cache; for RAG-Token and closed
+    book also streamer. To RAG-Sequence's logits processors each passage is a row of the batch.
 
-    Order: RAG-Sequence and samples by log p(y|x); beams of RAG-Token by the beam score, length penalty included.
+    Order: RAG-Sequence and samples by log p(y|x); beams of RAG-Token by beam score, length penalty included.
     The model should be in evaluation mode. Raises UserError for settings that contradict each other.
     """
     clash = sorted(generate_kwargs.keys() & {field.name for field in fields(Decoding)})
@@ -133,18 +135,18 @@ def generate(
 
 
 class MarginalForGeneration(PreTrainedModel, GenerationMixin):
-    """A generator and K encoded passages a question, seen by `generate` as one model of the marginal next token.
+    """A generator and K encoded passages a question, seen by `generate` as one model of the next token.
 
     Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), normalised. `encoder_outputs` (B, K, length, width),
-    `context_mask` (B, K, length) and `doc_logprobs` (B, K) have the question as their first dimension, so that
-    `generate` repeats them for beams and samples as it does for any model; the decoder's rows are question, beam,
-    passage, in this order.
+    `context_mask` (B, K, length) and `doc_logprobs` (B, K) have the question as their first dimension, so
+    that `generate` repeats them for beams and samples as it does for any model; the decoder's rows are
+    question, beam, passage, in this order.
     """
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, generator: Generator):
-        # A copy: a model writes to its config, and this one says which attention and cache the generator wants.
+        # A copy, for a model writes to its config; this one says which attention and cache the generator has.
         super().__init__(copy.deepcopy(generator.model.config))
         self.config.is_encoder_decoder = True
         self.generation_config = GenerationConfig()
@@ -176,29 +178,25 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         )
         logprobs = self.generator.logits(decoded.last_hidden_state[:, -1]).float().log_softmax(dim=-1)
         marginal = marginalize.next_token_logprobs(doc_logprobs, logprobs.unflatten(0, (-1, docs)))
-        return Seq2SeqLMOutput(logits=marginal.unsqueeze(1), past_key_values=decoded.past_key_values)  # type: ignore[arg-type]
+        return Seq2SeqLMOutput(logits=marginal.unsqueeze(1), past_key_values=decoded.past_key_values)  #
+        type: ignore[arg-type]
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Int[Tensor, " batch"]) -> Cache:
         """Beams go on from other beams, each with its K rows. Called by beam search at every step.
 
-        Only what was generated moves: a beam's successor belongs to the same question and reads the same passages, so
-        the keys and values of cross-attention, which are most of the cache, are the right ones already.
+        Only what was generated moves: a beam's successor belongs to the same question and reads the same
+        passages, so cross-attention's keys and values, which are most of the cache, are right where they are.
         """
-        docs = self._docs(past_key_values, len(beam_idx))
+        keys: Any = past_key_values.self_attention_cache.layers[0]
+        docs = keys.keys.shape[0] // len(beam_idx)
         rows = beam_idx.unsqueeze(1) * docs + torch.arange(docs, device=beam_idx.device)
-        past_key_values.self_attention_cache.reorder_cache(rows.flatten())
+        past_key_values.self_attention_cache.reorder_cache(rows.flatten())  # type: ignore[arg-type]
         return past_key_values
-
-    @staticmethod
-    def _docs(past_key_values: EncoderDecoderCache, beams: int) -> int:
-        keys = past_key_values.self_attention_cache.layers[0].keys
-        assert keys is not None
-        return keys.shape[0] // beams
 
 
 @dataclass(frozen=True)
 class _Found:
-    """N generated sequences: tokens, NO_TOKEN after the last, and which row of the generation's batch each is of."""
+    """N generated sequences: tokens, NO_TOKEN after the last, and the row of the batch that each is of."""
 
     tokens: Int[Tensor, "found tokens"]
     forced: int  # leading tokens that were given, not generated: 1 with a forced first token, else 0
@@ -216,11 +214,12 @@ def _search(
     generate_kwargs: dict[str, Any],
     want_logprobs: bool = False,
 ) -> _Found:
-    """Generate `count` sequences for each row of a batch, each row from the marginal over its `docs` passages."""
+    """Generate `count` sequences for each row of a batch from the marginal over its `docs` passages."""
     config = _generation_config(generator, decoding, count)
     config.output_logits = want_logprobs
     rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
-    output: Any = MarginalForGeneration(generator).generate(
+    marginal: Any = MarginalForGeneration(generator)
+    output = marginal.generate(
         generation_config=config,
         encoder_outputs=BaseModelOutput(last_hidden_state=states),  # type: ignore[arg-type]
         context_mask=mask,
@@ -281,11 +280,11 @@ def _generate_token(
     count = decoding.num_return_sequences
     if not decoding.do_sample and count > decoding.num_beams:
         raise UserError(
-            f"{count} answers from {decoding.num_beams} beams: give num_beams of at least num_return_sequences, or "
-            "do_sample=true"
+            f"{count} answers from {decoding.num_beams} beams: give num_beams of at least num_return_sequences, "
+            "or do_sample=true"
         )
     docs = contexts.n_docs
-    # A question without passages has no next token; an even prior keeps NaN away, and its answers are dropped below.
+    # A question without passages has no next token: an even prior keeps NaN away, its answers are dropped.
     nothing = (contexts.doc_logprobs == -torch.inf).all(dim=1, keepdim=True)
     found = _search(
         generator,
@@ -299,19 +298,16 @@ def _generate_token(
     prior = contexts.doc_logprobs[found.batch_row]
     token_logprobs, token_mask = _score(generator, contexts, found.batch_row, found.tokens, found.forced)
     logprob = marginalize.token_logprob(prior, token_logprobs, token_mask)
-    found_any = token_mask.any(dim=1) & (logprob > -torch.inf)
-    order = _order(found.batch_row, logprob if decoding.do_sample else torch.zeros_like(logprob))
-    return _answers(
-        generator,
-        contexts,
+    scored = _Scored(
         found.batch_row,
         found.tokens[:, found.forced :],
         logprob,
         token_logprobs.masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2),
         marginalize.token_posterior(prior, token_logprobs),
-        order[found_any[order]],
-        count,
     )
+    scored = scored[token_mask.any(dim=1) & (logprob > -torch.inf)]
+    # Beams are in the order of their scores already.
+    return _answers(generator, contexts, scored.sorted() if decoding.do_sample else scored, count)
 
 
 def _generate_sequence(
@@ -322,9 +318,8 @@ def _generate_sequence(
         raise UserError("RAG-Sequence knows its answer only at the end: leave the streamer out")
     docs = contexts.n_docs
     passages = (contexts.doc_logprobs > -torch.inf).flatten().nonzero().squeeze(1)  # those that were found
-    none = contexts.doc_logprobs.new_zeros(0, dtype=torch.long)
     if len(passages) == 0:
-        return _answers(generator, contexts, none, none.view(0, 0), none, none.view(0, docs), None, none, 1)
+        return [[_no_answer(contexts, question)] for question in range(len(contexts.doc_logprobs))]
     found = _search(
         generator,
         contexts.states[passages].unsqueeze(1),
@@ -349,18 +344,8 @@ def _generate_sequence(
         doc_scores[which, passage[real] % docs] = found.logprobs[real]
     whole = torch.ones_like(doc_scores[:, :1], dtype=torch.bool)
     logprob = marginalize.sequence_logprob(contexts.doc_logprobs[question], doc_scores.unsqueeze(2), whole)
-    order = _order(question, logprob)
-    return _answers(
-        generator,
-        contexts,
-        question,
-        tokens[:, found.forced :],
-        logprob,
-        doc_scores,
-        None,
-        order,
-        decoding.num_return_sequences,
-    )
+    scored = _Scored(question, tokens[:, found.forced :], logprob, doc_scores, None)
+    return _answers(generator, contexts, scored.sorted(), decoding.num_return_sequences)
 
 
 def _score(
@@ -370,9 +355,10 @@ def _score(
     tokens: Int[Tensor, "found tokens"],
     forced: int,
 ) -> tuple[Float[Tensor, "found docs scored"], Bool[Tensor, "found scored"]]:
-    """log p_θ(y_i|x,z,y_<i) of each sequence under every passage of its question, and the mask of real tokens.
+    """log p_θ(y_i|x,z,y_<i) of sequences under every passage of their question, and the mask of real tokens.
 
-    The encoder states are those of `contexts`; sequences are taken in chunks that bound how many are gathered at once.
+    The encoder states are those of `contexts`; chunks of sequences bound how much of them is gathered at
+    once.
     """
     token_mask = tokens != NO_TOKEN
     longest = int(token_mask.sum(dim=1).max()) if len(tokens) else 0
@@ -395,65 +381,62 @@ def _chunks(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def _order(question: Int[Tensor, " found"], logprob: Float[Tensor, " found"]) -> Int[Tensor, " found"]:
-    """Sorts by question, then by falling log-probability; equal ones keep their order."""
-    order = torch.argsort(logprob, descending=True, stable=True)
-    return order[torch.argsort(question[order], stable=True)]
+@dataclass(frozen=True)
+class _Scored:
+    """N sequences with all that an answer says of them: the question each is of, and the fields of `Answer`."""
+
+    question: Int[Tensor, " found"]
+    tokens: Int[Tensor, "found tokens"]  # NO_TOKEN after the last
+    logprob: Float[Tensor, " found"]
+    doc_scores: Float[Tensor, "found docs"]
+    token_posterior: Float[Tensor, "found docs tokens"] | None
+
+    def __getitem__(self, which: Int[Tensor, " chosen"] | Bool[Tensor, " found"]) -> "_Scored":
+        by_token = None if self.token_posterior is None else self.token_posterior[which]
+        return _Scored(
+            self.question[which], self.tokens[which], self.logprob[which], self.doc_scores[which], by_token
+        )
+
+    def sorted(self) -> "_Scored":
+        """Best first."""
+        return self[torch.argsort(self.logprob, descending=True, stable=True)]
 
 
-def _answers(
-    generator: Generator,
-    contexts: Contexts,
-    question: Int[Tensor, " found"],
-    tokens: Int[Tensor, "found tokens"],
-    logprob: Float[Tensor, " found"],
-    doc_scores: Float[Tensor, "found docs"],
-    token_posterior: Float[Tensor, "found docs tokens"] | None,
-    order: Int[Tensor, " ordered"],
-    count: int,
-) -> list[list[Answer]]:
-    """The first `count` of each question's sequences, in `order`, as answers; an empty one where there is none."""
-    prior = contexts.doc_logprobs.float()
-    whole = torch.ones_like(doc_scores[:, :1], dtype=torch.bool)
-    posterior = marginalize.sequence_posterior(prior[question], doc_scores.unsqueeze(2), whole).cpu()
-    # Everything to the CPU at once: a question's answers are then slices.
-    question, tokens, logprob, doc_scores, prior = (
-        values.cpu() for values in (question, tokens, logprob, doc_scores, prior)
-    )
-    token_posterior = None if token_posterior is None else token_posterior.cpu()
-    rows = np.full(prior.shape, -1) if contexts.retrieved is None else contexts.retrieved.rows
-    answers: list[list[Answer]] = [[] for _ in prior]
-    for index in order.tolist():
-        of = int(question[index])
-        if len(answers[of]) == count:
+def _answers(generator: Generator, contexts: Contexts, scored: _Scored, count: int) -> list[list[Answer]]:
+    """The first `count` of each question's sequences as answers; an empty one where there is none."""
+    prior = contexts.doc_logprobs[scored.question]
+    whole = torch.ones_like(scored.doc_scores[:, :1], dtype=torch.bool)
+    posterior = marginalize.sequence_posterior(prior, scored.doc_scores.unsqueeze(2), whole).cpu()
+    # Everything to the CPU at once.
+    prior, doc_scores = prior.float().cpu(), scored.doc_scores.cpu()
+    by_token = None if scored.token_posterior is None else scored.token_posterior.cpu()
+    answers: list[list[Answer]] = [[] for _ in contexts.doc_logprobs]
+    rows = zip(scored.question.tolist(), scored.tokens.tolist(), scored.logprob.tolist(), strict=True)
+    for index, (question, padded, logprob) in enumerate(rows):
+        if len(answers[question]) == count:
             continue
-        own = [token for token in tokens[index].tolist() if token != NO_TOKEN]
-        answers[of].append(
+        tokens = [token for token in padded if token != NO_TOKEN]
+        answers[question].append(
             Answer(
-                text=_text(generator, own),
-                tokens=tuple(own),
-                logprob=float(logprob[index]),
-                doc_logprobs=prior[of],
+                text=generator.tokenizer.decode(tokens, skip_special_tokens=True).strip(),  # type:
+                ignore[union-attr] tokens=tuple(tokens),
+                logprob=logprob,
+                doc_logprobs=prior[index],
                 doc_scores=doc_scores[index],
                 posterior=posterior[index],
-                token_posterior=None if token_posterior is None else token_posterior[index, :, : len(own)],
-                rows=rows[of],
+                token_posterior=None if by_token is None else by_token[index, :, : len(tokens)],
+                rows=_rows(contexts, question),
             )
         )
-    for of, own_answers in enumerate(answers):
-        if not own_answers:
-            docs = prior.shape[1]
-            nothing, token_nothing = (
-                torch.zeros(docs),
-                None if token_posterior is None else torch.zeros(docs, 0),
-            )
-            own_answers.append(
-                Answer("", (), -torch.inf, prior[of], nothing - torch.inf, nothing, token_nothing, rows[of])
-            )
-    return answers
+    return [own or [_no_answer(contexts, question)] for question, own in enumerate(answers)]
 
 
-def _text(generator: Generator, tokens: list[int]) -> str:
-    text = generator.tokenizer.decode(tokens, skip_special_tokens=True)
-    assert isinstance(text, str)
-    return text.strip()
+def _no_answer(contexts: Contexts, question: int) -> Answer:
+    """Where retrieval found nothing at all, nothing is known."""
+    doc_logprobs = contexts.doc_logprobs[question].float().cpu()
+    never = torch.full_like(doc_logprobs, -torch.inf)
+    return Answer("", (), -torch.inf, doc_logprobs, never, never.exp(), None, _rows(contexts, question))
+
+
+def _rows(contexts: Contexts, question: int) -> Int64[np.ndarray, " docs"]:
+    return np.full(contexts.n_docs, -1) if contexts.retrieved is None else contexts.retrieved.rows[question]
