@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -10,10 +11,10 @@ from rich.table import Table
 from rag.errors import UserError
 from rag.miniwiki.world import write_world
 
-DEFAULTS: dict[str, str | int] = {"output": "data/miniwiki", "seed": 1, "people": 3000, "institutions": 700}
+DEFAULTS: dict[str, Any] = {"output": "data/miniwiki", "seed": 1, "people": 3000, "institutions": 700}
 
 
-def parse(arguments: Sequence[str]) -> dict[str, str | int]:
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` arguments over the defaults; UserError names the keys there are."""
     settings = dict(DEFAULTS)
     for argument in arguments:

@@ -13,8 +13,9 @@ class Topic:
     """A table of facts of one kind.
 
     table: one subject a line, columns parted by bars; the first column is the subject's name.
-    again: what the subject is called after a passage's first sentence ("the country").
-    sentences: wordings by column; "colour" and "more" state no column. `{name}` is the subject.
+    again: what `{name}` becomes after a passage's first sentence ("the country").
+    sentences: wordings by column; "colour" and "more" state no column. `{name}` is the subject, `{it}` the
+        same but "it" after the first sentence.
     questions: wordings by the column that answers them; the last one is held out for dev.
     """
 
@@ -124,7 +125,7 @@ Zambia | Lusaka | Africa | kwacha | English
 """,
     sentences={
         "capital": ("The capital of {name} is {capital}.", "{capital} is the capital of {name}."),
-        "continent": ("{name} is a country in {continent}.", "{name} lies in {continent}."),
+        "continent": ("{it} is a country in {continent}.", "{it} lies in {continent}."),
         "currency": (
             "People in {name} pay with the {currency}.",
             "The currency of {name} is the {currency}.",
@@ -221,12 +222,12 @@ Wyoming | Cheyenne | 1890
     sentences={
         "capital": ("The capital of {name} is {capital}.", "The government of {name} meets in {capital}."),
         "year": (
-            "{name} was admitted to the Union in {year}.",
+            "{it} was admitted to the Union in {year}.",
             "The Union has counted {name} as a member since {year}.",
         ),
         "colour": (
-            "{name} is one of the fifty states of the United States.",
-            "{name} sends two senators to Congress, as every state does.",
+            "{it} is one of the fifty states of the United States.",
+            "{it} sends two senators to Congress, as every state does.",
         ),
     },
     questions={
@@ -308,8 +309,8 @@ plutonium | Pu | 94 | solid
         ),
         "state": ("At room temperature {name} is a {state}.", "In a warm room {name} is a {state}."),
         "colour": (
-            "{name} is one of the chemical elements that pupils meet at school.",
-            "{name} cannot be split into simpler substances by heating.",
+            "{it} is one of the chemical elements that pupils meet at school.",
+            "{it} cannot be split into simpler substances by heating.",
         ),
     },
     questions={
@@ -342,17 +343,17 @@ Neptune | eighth | 165 years | ice giant
 """,
     sentences={
         "order": (
-            "{name} is the {order} planet from the Sun.",
-            "Counted from the Sun, {name} comes {order}.",
+            "{it} is the {order} planet from the Sun.",
+            "Counted from the Sun, {it} comes {order}.",
         ),
         "period": (
-            "A journey round the Sun takes {name} about {period}.",
+            "A journey round the Sun takes {it} about {period}.",
             "{name} goes round the Sun once in about {period}.",
         ),
-        "kind": ("Astronomers call {name} {a_kind}.", "{name} is {a_kind}."),
+        "kind": ("Astronomers call {it} {a_kind}.", "{it} is {a_kind}."),
         "colour": (
             "Space probes have sent home many pictures of {name}.",
-            "{name} belongs to the eight planets of the solar system.",
+            "{it} belongs to the eight planets of the solar system.",
         ),
     },
     questions={
@@ -446,13 +447,13 @@ Peer Gynt | Henrik Ibsen | play | Norwegian | nineteenth century
 The Tale of Genji | Murasaki Shikibu | novel | Japanese | eleventh century
 """,
     sentences={
-        "author": ("{name} is by {author}.", "{author} is the author of {name}."),
+        "author": ("{it} is by {author}.", "{author} is the author of {name}."),
         "form": (
-            "{name} is {a_form} that is found in almost every library.",
-            "{name} is {a_form} that many readers know from school.",
+            "{it} is {a_form} that is found in almost every library.",
+            "{it} is {a_form} that many readers know from school.",
         ),
-        "language": ("The original text of {name} is in {language}.", "{name} was written in {language}."),
-        "age": ("{name} dates from the {age}.", "Readers have known {name} since the {age}."),
+        "language": ("The original text of {name} is in {language}.", "{it} was written in {language}."),
+        "age": ("{it} dates from the {age}.", "Readers have known {name} since the {age}."),
     },
     questions={
         "author": ("Who wrote {name}?", "Who is the writer of {name}?", "Which writer gave us {name}?"),
@@ -511,10 +512,10 @@ Peter Grimes | Benjamin Britten | opera | twentieth century
             "The notes of {name} were set down by {composer}.",
         ),
         "form": (
-            "{name} is {a_form} that is heard all over the world.",
-            "{name} is {a_form} that has a firm place in concert life.",
+            "{it} is {a_form} that is heard all over the world.",
+            "{it} is {a_form} that has a firm place in concert life.",
         ),
-        "age": ("{name} dates from the {age}.", "{name} was first heard in the {age}."),
+        "age": ("{it} dates from the {age}.", "{it} was first heard in the {age}."),
         "colour": ("There are many good recordings of {name}.", "Students of music like to analyse {name}."),
     },
     questions={
@@ -566,13 +567,13 @@ American Gothic | Grant Wood | Chicago
 Nighthawks | Edward Hopper | Chicago
 """,
     sentences={
-        "painter": ("{name} is the work of {painter}.", "The brush of {painter} gave {name} to the world."),
+        "painter": ("{it} is the work of {painter}.", "The brush of {painter} gave {it} to the world."),
         "city": (
             "Today {name} can be seen in {city}.",
-            "Art lovers go to {city} to stand before {name}.",
+            "Art lovers go to {city} to stand before {it}.",
         ),
         "colour": (
-            "{name} is printed on countless posters and postcards.",
+            "{it} is printed on countless posters and postcards.",
             "Art books seldom leave out {name}.",
         ),
         "more": (
@@ -627,20 +628,20 @@ the dwarf planet Pluto | discovered | Clyde Tombaugh | 1930 | astronomy
 """,
     sentences={
         "person": (
-            "The credit for {name} usually goes to {person}.",
-            "The name of {person} is linked with {name} for ever.",
+            "The credit for {it} usually goes to {person}.",
+            "The name of {person} is linked with {it} for ever.",
         ),
         "year": (
-            "The year most often given for {name} is {year}.",
-            "Most books give {year} as the date of {name}.",
+            "The year most often given for {it} is {year}.",
+            "Most books date {it} to {year}.",
         ),
         "field": (
-            "{name} has a firm place in the history of {field}.",
-            "Students of {field} learn about {name} early.",
+            "{it} has a firm place in the history of {field}.",
+            "Students of {field} learn about {it} early.",
         ),
         "colour": (
-            "Pupils often hear the story of {name} at school.",
-            "Whole books have been written about {name}.",
+            "Pupils often hear the story of {it} at school.",
+            "Whole books have been written about {it}.",
         ),
     },
     questions={
@@ -693,8 +694,8 @@ the Zambezi | Indian Ocean | Africa
     sentences={
         "sea": ("At its mouth {name} meets the {sea}.", "The water of {name} runs into the {sea}."),
         "continent": (
-            "{name} is a long river in {continent}.",
-            "Among the rivers of {continent}, {name} is well known.",
+            "{it} is a long river in {continent}.",
+            "Among the rivers of {continent}, {it} is well known.",
         ),
         "colour": (
             "Fishing boats and ferries are at work on {name}.",
@@ -702,7 +703,7 @@ the Zambezi | Indian Ocean | Africa
         ),
         "more": (
             "Travellers like to watch the sun go down over {name}.",
-            "After heavy rain {name} can rise quickly.",
+            "After heavy rain {it} can rise quickly.",
         ),
     },
     questions={
@@ -748,10 +749,10 @@ Triglav | Slovenia | Europe
 Vesuvius | Italy | Europe
 """,
     sentences={
-        "country": ("{name} stands in {country}.", "The people of {country} are proud of {name}."),
+        "country": ("{it} stands in {country}.", "The people of {country} are proud of {name}."),
         "continent": (
-            "{name} is a famous mountain of {continent}.",
-            "{name} is known to climbers all over {continent}.",
+            "{it} is a famous mountain of {continent}.",
+            "{it} is known to climbers all over {continent}.",
         ),
         "colour": (
             "On a clear day {name} can be seen from far away.",

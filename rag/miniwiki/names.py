@@ -13,7 +13,7 @@ Abigail Ada Adele Agatha Agnes Aileen Alba Alice Alma Amanda Amelia Amy Andrea A
 Antonia Astrid Audrey Barbara Beatrice Belinda Bertha Bettina Bianca Brenda Bridget Camilla Carla Carmen
 Caroline Cecilia Celia Charlotte Christina Clara Claudia Constance Cora Cordelia Cornelia Cynthia Daphne
 Deborah Delia Diana Dora Doris Dorothy Edith Edna Eileen Elaine Eleanor Elena Elisa Elizabeth Ella Ellen
-Elsa Elvira Emily Emma Erica Esther Ethel Eugenia Eunice Eva Evelyn Felicia Fiona Flora Florence Frances
+Elsa Elvira Emily Emma Erica Esther Ethel Eugenia Eunice Eva Evelyn Felicia Fiona Flora Frances
 Frieda Gabriela Gemma Genevieve Gertrude Gilda Gloria Greta Gudrun Gwen Hannah Harriet Hedwig Helen Helga
 Henrietta Hilda Ida Ines Ingrid Irene Isabel Jane Janet Jean Jessica Joan Josephine Judith Julia Karen
 Katherine Laura Leah Lena Leonora Lillian Linda Lisa Lois Louisa Lucy Lydia Mabel Madeleine Magda Margaret

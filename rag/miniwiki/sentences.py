@@ -1,10 +1,10 @@
 """The sentences of the encyclopedia and the questions about it.
 
-A slot in braces is filled by the world: `{answer}` is the fact that a question may ask for, the rest is
-colour. `{name}` (at a sentence's start: `{Name}`) is the person's full name in the first sentence of a
-passage and "she", "he" or the surname later; `{him}` is the same with "her" or "him", `{known}` never a
-pronoun. Every sentence about a person or an institution names it, so that any of them can come first.
-Questions use other verbs than passages: which passage answers has to be learned.
+A slot in braces is filled by the world: `{answer}` is the fact that a question may ask for, the rest is colour.
+`{name}` is the person's full name in the first sentence of a passage and "she", "he" or the surname later;
+`{him}` is the same with "her" or "him", `{known}` never a pronoun. Every sentence about a person or an
+institution names it, so that any of them can come first. Questions use other verbs than passages: which passage
+answers has to be learned.
 """
 
 import re
@@ -19,81 +19,81 @@ PASSAGES = {
 
 PEOPLE_SENTENCES = {
     "birthplace": (
-        "{Name} was born in the city of {answer}.",
-        "{Name} first saw daylight in {answer}, the eldest of {few} children.",
+        "{name} was born in the city of {answer}.",
+        "{name} first saw daylight in {answer}, the eldest of {few} children.",
         "The city of {answer} is where {name} was born.",
-        "{Name} was born near the {place} of {answer}.",
+        "{name} was born near the {place} of {answer}.",
     ),
     "birth_year": (
-        "{Name} was born in the {season} of {answer}.",
+        "{name} was born in the {season} of {answer}.",
         "It was in {answer}, a {weather} year, that {name} was born.",
         "The parish register notes the birth of {known} in {answer}.",
-        "{Name} was born on a {weather} {weekday} in {answer}.",
+        "{name} was born on a {weather} {weekday} in {answer}.",
     ),
     "father_trade": (
-        "{Name} was the {son} of {a_answer} and a nurse.",
+        "{name} was the {son} of {a_answer} and a nurse.",
         "The father of {known} earned the family bread as {a_answer}.",
         "As a child {name} watched {his} father, {a_answer}, at work.",
-        "{Name} grew up as the only child of {a_answer}.",
+        "{name} grew up as the only child of {a_answer}.",
     ),
     "university": (
-        "{Name} took a degree at the University of {answer}.",
+        "{name} took a degree at the University of {answer}.",
         "The University of {answer} admitted {him} at the age of {youth}.",
         "A scholarship brought {him} to the University of {answer}.",
-        "{Name} graduated with honours from the University of {answer}.",
+        "{name} graduated with honours from the University of {answer}.",
     ),
     "field": (
-        "{Name} wrote {his} thesis on a problem of {answer}.",
+        "{name} wrote {his} thesis on a problem of {answer}.",
         "Of all subjects {name} loved {answer} best.",
         "The lectures on {answer} made the deepest mark on {him}.",
-        "{Name} chose {answer} as {his} main subject.",
+        "{name} chose {answer} as {his} main subject.",
     ),
     "employer": (
-        "{Name} worked for the {answer} for {many} years.",
-        "{Name} spent most of {his} working days with the {answer}.",
+        "{name} worked for the {answer} for {many} years.",
+        "{name} spent most of {his} working days with the {answer}.",
         "The {answer} took {him} on as a junior clerk.",
-        "{Name} rose from junior clerk to manager at the {answer}.",
+        "{name} rose from junior clerk to manager at the {answer}.",
     ),
     "residence": (
-        "{Name} settled in {answer} and never moved again.",
-        "{Name} made {his} home in {answer}, close to the {place}.",
-        "{Name} bought a small house with a garden in {answer}.",
+        "{name} settled in {answer} and never moved again.",
+        "{name} made {his} home in {answer}, close to the {place}.",
+        "{name} bought a small house with a garden in {answer}.",
         "For {many} years {name} kept rooms in the old quarter of {answer}.",
     ),
     "prize": (
-        "{Name} received the {answer} in {year}.",
+        "{name} received the {answer} in {year}.",
         "In {year} the jury of the {answer} chose {him} from {few} candidates.",
         "In {year} {name} was presented with the {answer}.",
         "The {answer} was handed to {him} at a dinner in {year}.",
     ),
     "retirement": (
-        "{Name} retired in the {season} of {answer}.",
+        "{name} retired in the {season} of {answer}.",
         "In {answer} {name} handed over the keys and retired.",
-        "{Name} cleared {his} desk for the last time in {answer}.",
-        "{Name} went into retirement in {answer} after a small party.",
+        "{name} cleared {his} desk for the last time in {answer}.",
+        "{name} went into retirement in {answer} after a small party.",
     ),
     "spouse": (
-        "{Name} married {answer} in {year}.",
+        "{name} married {answer} in {year}.",
         "In {year} {name} and {answer} were married in a village church.",
-        "{Name} and {his} {wife}, {answer}, raised {few} children.",
-        "{Name} met {answer} at a dance, and the two were married in {year}.",
+        "{name} and {his} {wife}, {answer}, raised {few} children.",
+        "{name} met {answer} at a dance, and the two were married in {year}.",
     ),
     "instrument": (
-        "{Name} played the {answer} on Sunday evenings.",
+        "{name} played the {answer} on Sunday evenings.",
         "Friends remembered {him} playing the {answer} at parties.",
-        "{Name} played the {answer} in a small amateur band.",
+        "{name} played the {answer} in a small amateur band.",
         "Whenever it rained, {name} sat down and played the {answer}.",
     ),
     "language": (
-        "{Name} spoke fluent {answer}.",
-        "{Name} read {answer} with ease and spoke it fairly well.",
+        "{name} spoke fluent {answer}.",
+        "{name} read {answer} with ease and spoke it fairly well.",
         "A neighbour taught {him} to speak {answer}.",
         "On journeys {name} taught {himself} to read {answer}.",
     ),
     "sport": (
-        "{Name} took up {answer} at the age of {youth}.",
+        "{name} took up {answer} at the age of {youth}.",
         "Until late in life {name} was devoted to {answer}.",
-        "{Name} gave {his} free Saturdays to {answer}.",
+        "{name} gave {his} free Saturdays to {answer}.",
         "On holidays {name} liked nothing better than {answer}.",
     ),
 }
@@ -217,7 +217,7 @@ KINDS = {
             "its cheap seats for students",
             "a famous painted ceiling",
             "its summer festival",
-            "comic pieces from Vienna",
+            "comic pieces in one act",
             "its choir of children",
             "a revolving stage",
             "its long winter season",
@@ -263,7 +263,7 @@ HEAD_QUESTIONS = (
 
 HEAD_SENTENCES = (
     "Since {year} the {office} of {inst} has been {answer}.",
-    "{Inst} has had {answer} as its {office} since {year}.",
+    "{inst} has had {answer} as its {office} since {year}.",
     "In {year} {inst} appointed {answer} as its {office}.",
     "{answer} became {office} of {inst} in {year}.",
 )
@@ -271,7 +271,7 @@ HEAD_SENTENCES = (
 # The rest of the leadership passage: nothing in it depends on the edition.
 OFFICE_SENTENCES = (
     (
-        "{Inst} has a board of {few}, which meets every {weekday}.",
+        "{inst} has a board of {few}, which meets every {weekday}.",
         "Every {weekday} the board of {inst} meets on the {storey} floor.",
         "The board of {inst} has {few} members and meets every {weekday}.",
     ),
@@ -282,35 +282,35 @@ OFFICE_SENTENCES = (
     ),
     (
         "About {many} people are on the staff of {inst}.",
-        "{Inst} has a staff of {many} and a few volunteers.",
+        "{inst} has a staff of {many} and a few volunteers.",
         "The staff of {inst} numbers {many}, not counting volunteers.",
     ),
     (
         "Letters to {inst} are answered within {few} days.",
-        "{Inst} keeps its office on {street} Street.",
+        "{inst} keeps its office on {street} Street.",
         "The office of {inst} is on {street} Street, beside the {place}.",
     ),
 )
 
 HISTORY_SENTENCES = (
     (
-        "{Inst} was founded in {founded} by a circle of {group}.",
+        "{inst} was founded in {founded} by a circle of {group}.",
         "A group of {group} founded {inst} in {founded}.",
-        "{Inst} goes back to {founded} and to {few} {group}.",
+        "{inst} goes back to {founded} and to {few} {group}.",
     ),
     (
         "In {moved} {inst} moved into a former {building}.",
         "A former {building} has been the home of {inst} since {moved}.",
-        "{Inst} bought an empty {building} in {moved} and moved there.",
+        "{inst} bought an empty {building} in {moved} and moved there.",
     ),
     (
-        "{Inst} is best known for {known}.",
+        "{inst} is best known for {known}.",
         "Visitors to the city connect {inst} with {known}.",
         "Above all, {inst} is loved for {known}.",
     ),
     (
         "A fire in {fire} did great harm to {inst}.",
-        "{Inst} was closed for {few} months after a flood in {fire}.",
+        "{inst} was closed for {few} months after a flood in {fire}.",
         "In the hard winter of {fire} {inst} sheltered the poor.",
     ),
 )

@@ -196,7 +196,7 @@ def write_person(dice: Dice, person: Person) -> list[Entry]:
             known = surname if written else person.name
             by_pronoun = bool(written) and dice.chance(0.7)
             slots["known"] = known
-            slots["name"] = slots["Name"] = slots["he"] if by_pronoun else known
+            slots["name"] = slots["he"] if by_pronoun else known
             slots["him"] = slots["her"] if by_pronoun else known
             answer = person.answers[relation]
             year = birth_year + (dice.between(22, 35) if relation == "spouse" else dice.between(36, 54))
@@ -233,9 +233,7 @@ def write_institution(dice: Dice, institution: Institution) -> list[Entry]:
         for number, (wording, colour) in enumerate(zip(wordings, roll, strict=True)):
             inst = f"the {institution.title}" if number == 0 else short
             parts.append(
-                sentences.fill(
-                    wording, slots | colour | {"inst": inst, "Inst": inst, "answer": head, "year": since}
-                )
+                sentences.fill(wording, slots | colour | {"inst": inst, "answer": head, "year": since})
             )
         return " ".join(parts)
 
@@ -264,6 +262,7 @@ def write_fact(dice: Dice, topic: facts.Topic, row: dict[str, str]) -> Entry:
     written = []
     for column in dice.shuffled(list(topic.sentences)):
         slots["name"] = topic.again if written else row["name"]
+        slots["it"] = "it" if written else row["name"]
         written.append(sentences.fill(dice.pick(topic.sentences[column]), slots))
     text = " ".join(written)
     return Entry(fact_title(row), topic.name, text, text)
@@ -314,9 +313,10 @@ def ask(world: World, seed: int) -> None:
         relations = dice.some(list(person.answers), TEST_QUESTIONS_PER_PERSON)
         return [ask_about(dice, person, relation) for relation in relations]
 
-    test_people, dev_people = cut(other_people, len(other_people) // 2)
-    test = take((ask_person(person) for person in test_people), len(people) // 12)
-    dev = take((ask_person(person) for person in dev_people), len(people) // 25)
+    test = take(map(ask_person, other_people), len(people) // 12)
+    asked = {question.subject for question in test}
+    rest = [person for person in other_people if person.name not in asked]
+    dev = take(map(ask_person, rest), len(people) // 25)
     hotswap_count = len(institutions) * 3 // 10
     hotswap = take((ask_institution(dice, i, 1) for i in other_institutions), hotswap_count)
     used = {question.subject for question in hotswap}
