@@ -178,8 +178,8 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         )
         logprobs = self.generator.logits(decoded.last_hidden_state[:, -1]).float().log_softmax(dim=-1)
         marginal = marginalize.next_token_logprobs(doc_logprobs, logprobs.unflatten(0, (-1, docs)))
-        return Seq2SeqLMOutput(logits=marginal.unsqueeze(1), past_key_values=decoded.past_key_values)  #
-        type: ignore[arg-type]
+        cache: Any = decoded.past_key_values
+        return Seq2SeqLMOutput(logits=marginal.unsqueeze(1), past_key_values=cache)  # type: ignore[arg-type]
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Int[Tensor, " batch"]) -> Cache:
         """Beams go on from other beams, each with its K rows. Called by beam search at every step.
@@ -243,7 +243,7 @@ def _search(
         for step, logits in enumerate(output.logits[: tokens.shape[1]]):
             if step >= forced:
                 row = found if beams is None else beams[:, step].clamp(min=0).long()
-                taken = logits.log_softmax(dim=-1)[row, tokens[:, step]]
+                taken = logits[row, tokens[:, step]]  # normalised already
                 logprobs += taken.masked_fill(~real[:, step], 0.0)
     return _Found(tokens.masked_fill(~real, NO_TOKEN), forced, found // count, logprobs)
 
@@ -280,8 +280,8 @@ def _generate_token(
     count = decoding.num_return_sequences
     if not decoding.do_sample and count > decoding.num_beams:
         raise UserError(
-            f"{count} answers from {decoding.num_beams} beams: give num_beams of at least num_return_sequences, "
-            "or do_sample=true"
+            f"{count} answers from {decoding.num_beams} beams: give num_beams of at least "
+            "num_return_sequences, or do_sample=true"
         )
     docs = contexts.n_docs
     # A question without passages has no next token: an even prior keeps NaN away, its answers are dropped.
@@ -361,7 +361,7 @@ def _score(
     once.
     """
     token_mask = tokens != NO_TOKEN
-    longest = int(token_mask.sum(dim=1).max()) if len(tokens) else 0
+    longest = int(token_mask.sum(dim=1).max())
     labels = tokens.masked_fill(~token_mask, generator.pad_token)[:, :longest]
     docs = contexts.n_docs
     scored = []
@@ -383,7 +383,7 @@ def _chunks(length: int, size: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """N sequences with all that an answer says of them: the question each is of, and the fields of `Answer`."""
+    """N sequences: the question each is of, and what `Answer` says of it."""
 
     question: Int[Tensor, " found"]
     tokens: Int[Tensor, "found tokens"]  # NO_TOKEN after the last
@@ -418,8 +418,8 @@ def _answers(generator: Generator, contexts: Contexts, scored: _Scored, count: i
         tokens = [token for token in padded if token != NO_TOKEN]
         answers[question].append(
             Answer(
-                text=generator.tokenizer.decode(tokens, skip_special_tokens=True).strip(),  # type:
-                ignore[union-attr] tokens=tuple(tokens),
+                text=str(generator.tokenizer.decode(tokens, skip_special_tokens=True)).strip(),
+                tokens=tuple(tokens),
                 logprob=logprob,
                 doc_logprobs=prior[index],
                 doc_scores=doc_scores[index],

@@ -163,7 +163,7 @@ def context(model: RagModel, question: str, row: int) -> Tensor:
 def token_logprobs(
     model: RagModel, question: str, answers: Sequence[tuple[int, ...]], n_docs: int = 3
 ) -> Tensor:
-    """log p_θ(y_i|x,z,y_<i) of some answers, zero after their end: (answers, docs, tokens). One passage at a time."""
+    """log p_θ(y_i|x,z,y_<i), zero after an answer's end: (answers, docs, tokens). One passage at a time."""
     bart = model.generator.model
     longest = max(map(len, answers))
     padded = torch.tensor([[*answer, *[PAD] * (longest - len(answer))] for answer in answers])
@@ -195,7 +195,7 @@ def marginal(model: RagModel, question: str, answers: Sequence[tuple[int, ...]],
 
 
 def every_answer(longest: int) -> list[tuple[int, ...]]:
-    """Every sequence that ends with EOS within `longest` tokens, and every one of that length that does not."""
+    """Every sequence that ends with EOS within `longest` tokens, and all of that length that do not."""
     words = [token for token in range(6) if token != EOS]
     ended = [(*start, EOS) for length in range(longest) for start in itertools.product(words, repeat=length)]
     return ended + list(itertools.product(words, repeat=longest))
