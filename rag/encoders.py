@@ -1,4 +1,4 @@
-"""Section 2.2: DPR's question and passage encoders, q(x) = BERT_q(x) and d(z) = BERT_d(z), each the [CLS] state.
+"""Section 2.2: DPR's two encoders, q(x) = BERT_q(x) and d(z) = BERT_d(z), each the state of [CLS].
 
     p_η(z|x) ∝ exp(d(z)ᵀ q(x))
 
@@ -6,6 +6,7 @@ A question is encoded alone, a passage as the pair (title, text), as DPR does.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -20,18 +21,26 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from rag.errors import UserError
 from rag.passages import Passage
 
+log = logging.getLogger(__name__)
+
 
 class Encoder(nn.Module):
-    """A text encoder and its tokenizer: texts in, vectors of D dimensions out."""
+    """A text encoder and its tokenizer: texts in, vectors of D dimensions out.
+
+    max_length: tokens of a text, special ones included; at most what the model has positions for.
+    Raises UserError where the tokenizer does not fit the model.
+    """
 
     model_class: type[PreTrainedModel]
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 256):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         positions = getattr(model.config, "max_position_embeddings", max_length)
         self.max_length = min(max_length, positions)
+        self._warned = False
+        check_vocabulary(tokenizer, model, type(model).__name__)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, max_length: int = 256) -> Self:
@@ -54,7 +63,9 @@ class Encoder(nn.Module):
         attention_mask: Int[Tensor, "batch length"] | Bool[Tensor, "batch length"],
         token_type_ids: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        return self.model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids).pooler_output
+        return self.model(
+            input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).pooler_output
 
     def fingerprint(self) -> str:
         """A hash of the weights: two encoders with the same one give the same vectors."""
@@ -71,10 +82,24 @@ class QuestionEncoder(Encoder):
     model_class = DPRQuestionEncoder
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """Token ids and attention mask of questions, padded to the longest."""
+        """Token ids and attention mask of questions, padded to the longest.
+
+        A question longer than `max_length` is cut at its end, with one warning.
+        """
         tokens = self.tokenizer(
-            list(questions), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(questions),
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
         )
+        if not self._warned and any(row.overflowing for row in tokens.encodings or ()):
+            self._warned = True
+            log.warning(
+                "a question is longer than the question encoder's %d tokens: passages are sought by its "
+                "beginning; later ones are cut without a word",
+                self.max_length,
+            )
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
 
@@ -98,25 +123,35 @@ class PassageEncoder(Encoder):
 
     @torch.inference_mode()
     def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
-        """The vectors d(z) of some passages, in float32 on the CPU, encoded in one batch on the model's device."""
+        """The vectors d(z) of some passages, float32 on the CPU, made in one batch on the model's device."""
         device = self.model.device
-        tokens = {name: value.to(device, non_blocking=True) for name, value in self.tokenize(passages).items()}
+        tokens = {
+            name: value.to(device, non_blocking=True) for name, value in self.tokenize(passages).items()
+        }
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             vectors = self(**tokens)
         return vectors.float().cpu().numpy()
 
 
-def load_pretrained(
-    model_class: Any, path: str | Path, what: str
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a Hugging Face model and its tokenizer from a folder or the hub; UserError in one sentence if it fails."""
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) -> None:
+    """UserError where a tokenizer knows tokens that a model has no embeddings for."""
+    embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embeddings:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer):,} tokens but the {what} only {embeddings:,} embeddings: "
+            "take both from the same model"
+        )
+
+
+def load_pretrained(model_class: Any, path: str | Path, what: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a Hugging Face model and its tokenizer from a folder or the hub. Raises UserError if it fails."""
     try:
         model = model_class.from_pretrained(path, weights_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{path} holds no {what} with its tokenizer ({reason}): give a folder written by save_pretrained or the "
-            "name of a model on the hub"
+            f"{path} holds no {what} with its tokenizer ({reason}): give a folder written by save_pretrained "
+            "or the name of a model on the hub"
         ) from error
     return model, tokenizer

@@ -1,14 +1,15 @@
 """Section 2.3: the generator, log p_θ(y_i | x, z, y_<i), any sequence-to-sequence model; BART in the paper.
 
-It reads "title / text // question". The passage's part was tokenised when the index was built and the question's part
-when the batch was made, so a context is put together from arrays of tokens. Where it would be too long the passage is
-cut, never the question.
+It reads "title / text // question". The passage's part was tokenised when the index was built and the
+question's part when the batch was made, so a context is put together from arrays of tokens. Where it would be
+too long the passage is cut, never the question.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -18,8 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from rag.encoders import load_pretrained
+from rag import marginalize
+from rag.encoders import check_vocabulary, load_pretrained
 from rag.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
 LOGITS_AT_ONCE = 1 << 24
@@ -40,15 +44,19 @@ class Ragged:
 
     def repeat(self, times: int) -> "Ragged":
         """Each row `times` times in a row."""
-        return Ragged(self.tokens[positions(np.repeat(self.starts, times), np.repeat(self.lengths, times))],
-                      np.repeat(self.lengths, times))
+        return Ragged(
+            self.tokens[positions(np.repeat(self.starts, times), np.repeat(self.lengths, times))],
+            np.repeat(self.lengths, times),
+        )
 
     @property
     def starts(self) -> Int64[np.ndarray, " rows"]:
         return np.cumsum(self.lengths) - self.lengths
 
 
-def positions(starts: Int64[np.ndarray, " rows"], lengths: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " total"]:
+def positions(
+    starts: Int64[np.ndarray, " rows"], lengths: Int64[np.ndarray, " rows"]
+) -> Int64[np.ndarray, " total"]:
     """The integers starts[r], …, starts[r] + lengths[r] − 1 of every row r, laid end to end."""
     first = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - first, lengths)
@@ -58,7 +66,11 @@ class Generator(nn.Module):
     """A sequence-to-sequence model with its tokenizer, and how a passage and a question become its input.
 
     max_context_length: tokens of title, text, question and separators together (300 in the released models).
-    max_target_length: tokens of an answer in training, end-of-sequence included; longer ones are cut.
+    max_target_length: tokens of an answer in training, end-of-sequence included; longer ones are cut, with
+        one warning.
+    lowercase_questions: the generator reads questions in lower case, as the released models were trained to.
+
+    Raises UserError where the tokenizer and the model do not belong together or lack a special token.
     """
 
     def __init__(
@@ -69,21 +81,28 @@ class Generator(nn.Module):
         max_target_length: int = 25,
         title_separator: str = " / ",
         passage_separator: str = " // ",
+        lowercase_questions: bool = False,
     ):
         super().__init__()
         self.model: Any = model
         self.tokenizer = tokenizer
-        self.max_target_length = max_target_length
+        limit = getattr(model.config, "max_position_embeddings", None) or max(
+            max_context_length, max_target_length
+        )
+        self.max_context_length = min(max_context_length, limit)
+        self.max_target_length = min(max_target_length, limit)
         self.title_separator = title_separator
         self.passage_separator = passage_separator
-        limit = getattr(model.config, "max_position_embeddings", None)
-        self.max_context_length = min(max_context_length, limit) if limit else max_context_length
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
-            raise UserError(
-                f"the tokenizer has {len(tokenizer):,} tokens but the generator only "
-                f"{model.get_input_embeddings().num_embeddings:,} embeddings: take both from the same model"  # type: ignore[union-attr]
-            )
+        self.lowercase_questions = lowercase_questions
+        check_vocabulary(tokenizer, self.model, "generator")
+        if not isinstance(tokenizer.eos_token_id, int) or not isinstance(tokenizer.pad_token_id, int):
+            raise UserError("the generator's tokenizer has no end-of-sequence or no padding token: set both")
+        if not isinstance(model.config.decoder_start_token_id, int):
+            raise UserError("the generator's config has no decoder_start_token_id: set it")
+        self.end_token: int = tokenizer.eos_token_id
+        self.pad_token: int = tokenizer.pad_token_id
         self._prefix, self._suffix = special_tokens(tokenizer)
+        self._warned = False
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
@@ -101,45 +120,52 @@ class Generator(nn.Module):
         return self.model.config.decoder_start_token_id
 
     @property
-    def end_token(self) -> int:
-        token = self.tokenizer.eos_token_id
-        assert isinstance(token, int)
-        return token
+    def first_token(self) -> int | None:
+        """A token that is given, like the start token, and never scored: <s> for facebook/bart-large.
 
-    @property
-    def pad_token(self) -> int:
-        token = self.tokenizer.pad_token_id
-        assert isinstance(token, int)
-        return token
+        It is the `forced_bos_token_id` of the model's generation_config; most models have none.
+        """
+        return getattr(getattr(self.model, "generation_config", None), "forced_bos_token_id", None)
 
-    # -- text to tokens ------------------------------------------------------------------------------------------
+    # -- text to tokens ---------------------------------------------------------------------------
 
     def tokenize_questions(self, questions: Sequence[str], separator: bool = True) -> Ragged:
-        """The tokens that follow a passage, " // question"; without `separator`, of a question that stands alone."""
+        """The tokens that follow a passage, " // question"; those of "question" if not `separator`."""
         start = self.passage_separator if separator else ""
-        return Ragged.of(
-            self.tokenizer([start + question for question in questions], add_special_tokens=False)["input_ids"]  # type: ignore[arg-type]
-        )
+        if self.lowercase_questions:
+            questions = [question.lower() for question in questions]
+        return Ragged.of(token_rows(self.tokenizer, [start + question for question in questions]))
 
-    def tokenize_targets(self, targets: Sequence[str]) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+    def tokenize_targets(
+        self, targets: Sequence[str]
+    ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
         """Labels with end-of-sequence and without a start token, padded, and the mask of real tokens."""
-        rows = self.tokenizer(list(targets), add_special_tokens=False)["input_ids"]
-        rows = [[*row[: self.max_target_length - 1], self.end_token] for row in rows]  # type: ignore[index]
-        return self._pad(Ragged.of(rows))
+        rows = token_rows(self.tokenizer, targets)
+        longest = max(map(len, rows), default=0) + 1
+        if longest > self.max_target_length and not self._warned:
+            self._warned = True
+            log.warning(
+                "a target of %d tokens was cut to generator.max_target_length = %d; later ones are cut "
+                "without a word",
+                longest,
+                self.max_target_length,
+            )
+        return self._pad(Ragged.of([[*row[: self.max_target_length - 1], self.end_token] for row in rows]))
 
     def assemble(
         self, questions: Ragged, passages: Ragged | None = None
     ) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
         """Contexts "<s> title / text // question </s>", padded to the longest, and the mask of real tokens.
 
-        questions, passages: one row of tokens for each context. A passage is cut to what the question leaves free of
-        `max_context_length`. Raises UserError where a question alone is too long for that.
+        questions, passages: one row of tokens for each context. A passage is cut to what the question leaves
+        free of `max_context_length`. Raises UserError where a question alone is too long for that.
         """
         free = self.max_context_length - len(self._prefix) - len(self._suffix) - questions.lengths
         if free.size and free.min() < 0:
             raise UserError(
-                f"a question of {int(questions.lengths.max())} tokens does not fit the generator's context of "
-                f"{self.max_context_length}: shorten it or raise generator.max_context_length"
+                f"a question of {int(questions.lengths.max())} tokens, its separator included, does not fit "
+                f"the generator's context of {self.max_context_length}: shorten it or raise "
+                "generator.max_context_length"
             )
         rows = len(questions.lengths)
         parts = [(np.tile(self._prefix, rows), np.full(rows, len(self._prefix)))]
@@ -164,7 +190,7 @@ class Generator(nn.Module):
         ids[mask] = rows.tokens
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
-    # -- tokens to probabilities ---------------------------------------------------------------------------------
+    # -- tokens to probabilities ------------------------------------------------------------------
 
     def encode(
         self, input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"]
@@ -179,15 +205,18 @@ class Generator(nn.Module):
         labels: Int[Tensor, "rows tokens"],
         want_mean: bool = False,
     ) -> tuple[Float[Tensor, "rows tokens"], Float[Tensor, "rows tokens"] | None]:
-        """log p_θ(y_i | context, y_<i) of each label in nats and, if wanted, the mean of log p_θ over the vocabulary.
+        """log p_θ(y_i | context, y_<i) of each label, in nats; if wanted, also the mean of log p_θ over V.
 
-        The log-probabilities of the whole vocabulary are never held at once: the target's is its logit minus the
-        logsumexp over V, for a chunk of rows at a time, computed again in the backward pass.
+        The log-probabilities of the whole vocabulary are never held at once: the target's is its logit minus
+        the logsumexp over V, for a chunk of rows at a time, computed again in the backward pass.
         """
         inputs = labels.roll(1, dims=1)
         inputs[:, 0] = self.start_token
         hidden = self.model.get_decoder()(
-            input_ids=inputs, encoder_hidden_states=states, encoder_attention_mask=mask.long(), use_cache=False
+            input_ids=inputs,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+            use_cache=False,
         ).last_hidden_state
         rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
         flat_hidden, flat_labels = hidden.flatten(0, 1), labels.flatten()
@@ -203,7 +232,7 @@ class Generator(nn.Module):
         return torch.cat(targets).view(shape), torch.cat(means).view(shape) if want_mean else None
 
     def _score(self, hidden: Tensor, labels: Tensor, want_mean: bool) -> tuple[Tensor, Tensor | None]:
-        logits = self.logits(hidden).float()
+        logits = marginalize.at_least_float32(self.logits(hidden))
         normaliser = logits.logsumexp(dim=-1)
         target = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - normaliser
         return target, logits.mean(dim=-1) - normaliser if want_mean else None
@@ -218,11 +247,25 @@ class Generator(nn.Module):
         return logits if bias is None else logits + bias
 
 
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False
+) -> list[list[int]]:
+    """The token ids of each text, whole, with or without the tokenizer's special tokens."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=special, truncation=False, padding=False, verbose=False
+    )
+    return cast(list[list[int]], encoded["input_ids"])
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The tokens a tokenizer puts before and after a text: ([<s>], [</s>]) for BART, ([], [</s>]) for T5."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):  # type: ignore[arg-type]
-        if whole[start : start + len(plain)] == plain:  # type: ignore[index,arg-type]
-            return list(whole[:start]), list(whole[start + len(plain) :])  # type: ignore[index,arg-type]
-    raise UserError("this tokenizer changes a text's tokens when it adds special ones: it cannot be used here")
+    plain, whole = token_rows(tokenizer, ["a"])[0], token_rows(tokenizer, ["a"], special=True)[0]
+    for start in range(len(whole) - len(plain) + 1 if plain else 0):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    raise UserError(
+        "the generator's tokenizer makes nothing of the letter a, or something else when it adds special "
+        "tokens: take one with an unknown token or a fuller vocabulary"
+    )

@@ -24,7 +24,7 @@ def doc_logprobs(scores: Float[Tensor, "batch docs"]) -> Float[Tensor, "batch do
 
     A score of −inf marks a passage that was not found: its log-probability is −inf, its gradient zero.
     """
-    scores = _at_least_float32(scores)
+    scores = at_least_float32(scores)
     missed = scores == -torch.inf
     total = _logsumexp(scores, dim=1).unsqueeze(1)
     return (scores - total.masked_fill(missed, 0.0)).masked_fill(missed, -torch.inf)
@@ -56,8 +56,8 @@ def next_token_logprobs(
     token_logprobs: Float[Tensor, "batch docs *rest"],
 ) -> Float[Tensor, "batch *rest"]:  # noqa: F821
     """log Σ_z p_η(z|x) p_θ(·|x,z,y_<i): RAG-Token's marginal for each token, or over a whole vocabulary."""
-    prior = _at_least_float32(doc_logprobs).reshape(*doc_logprobs.shape, *[1] * (token_logprobs.dim() - 2))
-    return _logsumexp(prior + _at_least_float32(token_logprobs), dim=1)
+    prior = at_least_float32(doc_logprobs).reshape(*doc_logprobs.shape, *[1] * (token_logprobs.dim() - 2))
+    return _logsumexp(prior + at_least_float32(token_logprobs), dim=1)
 
 
 def sequence_posterior(
@@ -81,7 +81,7 @@ def token_posterior(
     Sums to one over the passages; all zeros where no passage can explain the token.
     """
     return _softmax_over_docs(
-        _at_least_float32(doc_logprobs).unsqueeze(2) + _at_least_float32(token_logprobs)
+        at_least_float32(doc_logprobs).unsqueeze(2) + at_least_float32(token_logprobs)
     )
 
 
@@ -101,8 +101,8 @@ def smoothing_loss(
     `mean_logprobs` is the mean over the vocabulary of log p_θ(·|x,z,y_<i). It is averaged over passages with
     p_η(z|x) as a constant: smoothing knows nothing of the answer, so nothing of it may move the retriever.
     """
-    prior = _at_least_float32(doc_logprobs).detach().exp()
-    means = _at_least_float32(mean_logprobs).masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
+    prior = at_least_float32(doc_logprobs).detach().exp()
+    means = at_least_float32(mean_logprobs).masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
     return -(prior * means.masked_fill(prior == 0, 0.0)).sum(dim=1)  # 0·(−inf) is 0 here
 
 
@@ -112,8 +112,8 @@ def _joint(
     token_mask: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, "batch docs"]:
     """log p_η(z|x) + Σ_i log p_θ(y_i|x,z,y_<i): the log joint probability of passage and answer."""
-    of_answer = _at_least_float32(token_logprobs).masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
-    return _at_least_float32(doc_logprobs) + of_answer
+    of_answer = at_least_float32(token_logprobs).masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
+    return at_least_float32(doc_logprobs) + of_answer
 
 
 def _logsumexp(values: Tensor, dim: int) -> Tensor:
@@ -123,5 +123,6 @@ def _logsumexp(values: Tensor, dim: int) -> Tensor:
     return total.masked_fill(impossible.squeeze(dim), -torch.inf)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values, in float32 where they are of a narrower type."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,9 +1,10 @@
 """Section 2: retriever + generator + marginal = RAG-Sequence and RAG-Token, and the closed-book baseline.
 
-    question ──retriever──▶ K passages, log p_η(z|x) ──┐
-       └──────── generator("title / text // question") ──▶ log p_θ(y_i|x,z,y_<i) ──▶ marginal ──▶ log p(y|x)
+question ──retriever──▶ K passages, log p_η(z|x) ──┐
+   └──────── generator("title / text // question") ──▶ log p_θ(y_i|x,z,y_<i) ──▶ marginal ──▶ log p(y|x)
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rag import marginalize
+from rag.errors import UserError
 from rag.generator import Generator, Ragged
 from rag.retriever import Questions, Retrieved, Retriever
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class RagModel(nn.Module):
         self.retriever = retriever
         self.generator = generator
         self.n_docs = n_docs
+        self._warned = False
 
     @staticmethod
     def marginal(
@@ -85,14 +90,28 @@ class RagModel(nn.Module):
         raise NotImplementedError
 
     def prepare(self, questions: Sequence[str], targets: Sequence[str] | None = None) -> Batch:
-        """Tokenise a batch; runs in the data loader."""
-        text = list(questions)
+        """Tokenise a batch; runs in the data loader. Raises UserError for no questions or an empty one."""
+        text = _checked(questions, targets)
         labels, mask = (None, None) if targets is None else self.generator.tokenize_targets(targets)
         return Batch(self.retriever.prepare(text), self.generator.tokenize_questions(text), labels, mask)
 
     def read(self, batch: Batch, n_docs: int | None = None) -> Contexts:
-        """Retrieve `n_docs` passages for each question and encode all contexts."""
-        retrieved = self.retriever(batch.questions, n_docs or self.n_docs)
+        """Retrieve `n_docs` passages for each question and encode all contexts.
+
+        Where fewer are found, the rest are misses: −inf in `doc_logprobs`, and one warning.
+        """
+        n_docs = self.n_docs if n_docs is None else n_docs
+        if n_docs < 1:
+            raise UserError(f"n_docs is {n_docs}: at least one passage must be retrieved")
+        retrieved = self.retriever(batch.questions, n_docs)
+        if not self._warned and (retrieved.rows < 0).any() and retrieved.scores.isneginf().any():
+            self._warned = True
+            found = int(retrieved.scores.isfinite().sum(dim=1).min())
+            log.warning(
+                "only %d of n_docs = %d passages were found for a question: the rest count as impossible",
+                found,
+                n_docs,
+            )
         return self.read_retrieved(batch, retrieved)
 
     def read_retrieved(self, batch: Batch, retrieved: Retrieved) -> Contexts:
@@ -107,20 +126,28 @@ class RagModel(nn.Module):
         return Contexts(states, mask, retrieved.doc_logprobs.to(device), retrieved)
 
     def forward(self, batch: Batch, n_docs: int | None = None, want_smoothing: bool = False) -> Likelihood:
-        """log p(y|x) of the batch's targets, marginalised over `n_docs` retrieved passages."""
-        assert batch.labels is not None and batch.label_mask is not None
+        """log p(y|x) of the batch's targets, marginalised over `n_docs` retrieved passages.
+
+        Labels below zero, such as the usual −100, count as padding. Raises UserError without targets.
+        """
+        if batch.labels is None or batch.label_mask is None:
+            raise UserError("this batch has no targets, so there is no log p(y|x): give them to `prepare`")
+        mask = batch.label_mask & (batch.labels >= 0)
+        labels = batch.labels.masked_fill(~mask, self.generator.pad_token)
         contexts = self.read(batch, n_docs)
         docs = contexts.n_docs
+        given = 0 if self.generator.first_token is None else 1  # tokens that are read but not scored
+        if given:
+            labels = torch.nn.functional.pad(labels, (1, 0), value=self.generator.first_token)
         tokens, means = self.generator.token_logprobs(
-            contexts.states, contexts.mask, batch.labels.repeat_interleave(docs, dim=0), want_smoothing
+            contexts.states, contexts.mask, labels.repeat_interleave(docs, dim=0), want_smoothing
         )
-        tokens = tokens.unflatten(0, (-1, docs))
+        tokens = tokens[:, given:].unflatten(0, (-1, docs))
         smoothing = None
         if means is not None:
-            smoothing = marginalize.smoothing_loss(
-                contexts.doc_logprobs, means.unflatten(0, (-1, docs)), batch.label_mask
-            )
-        logprob = self.marginal(contexts.doc_logprobs, tokens, batch.label_mask)
+            means = means[:, given:].unflatten(0, (-1, docs))
+            smoothing = marginalize.smoothing_loss(contexts.doc_logprobs, means, mask)
+        logprob = self.marginal(contexts.doc_logprobs, tokens, mask)
         return Likelihood(logprob, smoothing, tokens, contexts.doc_logprobs, contexts.retrieved)
 
 
@@ -148,7 +175,7 @@ class ClosedBook(RagModel):
         self.n_docs = 1
 
     def prepare(self, questions: Sequence[str], targets: Sequence[str] | None = None) -> Batch:
-        text = list(questions)
+        text = _checked(questions, targets)
         labels, mask = (None, None) if targets is None else self.generator.tokenize_targets(targets)
         own = self.generator.tokenize_questions(text, separator=False)
         return Batch(Questions(text, {}), own, labels, mask)
@@ -159,3 +186,14 @@ class ClosedBook(RagModel):
         mask = mask.to(device)
         states = self.generator.encode(ids.to(device), mask)
         return Contexts(states, mask, states.new_zeros(len(batch), 1), None)
+
+
+def _checked(questions: Sequence[str], targets: Sequence[str] | None) -> list[str]:
+    if not questions:
+        raise UserError("an empty batch: give at least one question")
+    if targets is not None and len(targets) != len(questions):
+        raise UserError(f"{len(questions)} questions but {len(targets)} targets: give one target a question")
+    for number, question in enumerate(questions):
+        if not question.strip():
+            raise UserError(f"question {number + 1} of {len(questions)} in the batch is empty: drop it")
+    return list(questions)

@@ -1,8 +1,9 @@
 """Section 2.2: p_η(z|x), the top-K passages of a question and their scores.
 
-A retriever answers a batch of questions with row numbers of passages and scores that are logits of p_η(z|x). Dense
-retrieval searches the index with q(x) and then computes q(x)ᵀd(z) from the passages' true vectors, so that the loss
-sees exact scores, whatever the index's compression, and the question encoder is trained through them.
+A retriever answers a batch of questions with row numbers of passages and scores that are logits of p_η(z|x).
+Dense retrieval searches the index with q(x) and then computes q(x)ᵀd(z) from the passages' true vectors, so
+that the loss sees exact scores, whatever the index's compression, and the question encoder is trained through
+them.
 """
 
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class DenseRetriever(nn.Module):
         return cls(QuestionEncoder.from_pretrained(question_encoder), Index.open(Path(index)), trainable)
 
     def swap(self, index: Index) -> None:
-        """Exchange the non-parametric memory (hot-swap, section 4.5); refused if the encoder does not fit it."""
+        """Exchange the non-parametric memory (hot-swap, section 4.5). Raises UserError if it does not fit."""
         self.index = DenseRetriever(self.question_encoder, index, self.trainable).index
 
     def prepare(self, questions: list[str]) -> Questions:
@@ -108,7 +109,7 @@ class DenseRetriever(nn.Module):
 
 
 class LexicalRetriever(nn.Module):
-    """BM25, TF-IDF or Jaccard similarity (section 4.5): its scores are the logits of p(z|x); nothing to train."""
+    """BM25, TF-IDF or Jaccard similarity (section 4.5), whose scores are the logits of p(z|x)."""
 
     trainable = False
 
@@ -119,7 +120,7 @@ class LexicalRetriever(nn.Module):
 
     @classmethod
     def over(cls, scorer: Any, index: str | Path) -> Self:
-        """Build the lexical index over the passages of an index folder. `scorer` is a class of rag/lexical.py."""
+        """The lexical index over the passages of an index folder; `scorer` is a class of rag/lexical.py."""
         opened = Index.open(Path(index))
         return cls(scorer.build(opened.passages), opened)
 
@@ -129,5 +130,3 @@ class LexicalRetriever(nn.Module):
     def forward(self, questions: Questions, n_docs: int) -> Retrieved:
         scores, rows = self.scorer.search(questions.text, n_docs)
         return Retrieved(rows, torch.from_numpy(scores))
-
-

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from jaxtyping import install_import_hook
 
 # Every annotated tensor's shape and type is checked while the tests run. Before anything imports rag.
-install_import_hook("rag", "beartype.beartype")
+install_import_hook("rag", "shapes.check")
 
 import random
 from collections.abc import Sequence

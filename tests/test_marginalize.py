@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
@@ -335,3 +336,8 @@ def test_a_vocabulary_of_next_tokens_is_a_distribution(case):
     assert_close(
         next_token_logprobs(priors, over_vocabulary).exp().sum(dim=1), torch.ones(len(priors)).double()
     )
+
+
+def test_shapes_are_checked_while_the_tests_run():
+    with pytest.raises(TypeCheckError):
+        sequence_logprob(torch.zeros(2, 3), torch.zeros(2, 4, 5), torch.ones(2, 5, dtype=torch.bool))
