@@ -4,8 +4,11 @@ import csv
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -52,9 +55,10 @@ class Files:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The default world's files."""
+    """The default world, written by the command itself: in here the type checks of tests slow it down."""
     folder = tmp_path_factory.mktemp("miniwiki")
-    write_world(folder)
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-m", "rag.miniwiki", f"output={folder}"], cwd=root, check=True)
     return Files(folder)
 
 
@@ -290,6 +294,7 @@ def test_command(tmp_path, capsys):
         ("people=many", "must be a whole number"),
         ("people=3", "choose from 120 to 50000"),
         ("institutions=5000", "choose from 40 to 1000"),
+        (f"output={__file__}", "is a file, but a folder is written"),
     ],
 )
 def test_mistakes_are_told_in_one_line(tmp_path, capsys, argument, part):

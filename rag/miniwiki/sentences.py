@@ -1,10 +1,10 @@
 """The sentences of the encyclopedia and the questions about it.
 
-A slot in braces is filled by the world: `{answer}` is the fact that a question may ask for, the rest is colour.
-`{name}` is the person's full name in the first sentence of a passage and "she", "he" or the surname later;
-`{him}` is the same with "her" or "him", `{known}` never a pronoun. Every sentence about a person or an
-institution names it, so that any of them can come first. Questions use other verbs than passages: which passage
-answers has to be learned.
+A slot in braces is filled by the world: `{answer}` is the fact that a question may ask for, the rest is
+colour. `{name}` is the person's full name in the first sentence of a passage and "she", "he" or the surname
+later; `{him}` is the same with "her" or "him", `{known}` never a pronoun. Every sentence about a person or
+an institution names it, so that any of them can come first. Questions use other verbs than passages: which
+passage answers has to be learned.
 """
 
 import re

@@ -406,6 +406,8 @@ def write_world(
     Raises UserError for sizes that cannot be and for a place that cannot be written.
     """
     output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file, but a folder is written: choose another output")
     world = make_world(seed, people, institutions)
     numbers = {(entry.title, entry.part): str(number) for number, entry in enumerate(world.entries, start=1)}
     negatives = hard_negatives(world, numbers)
