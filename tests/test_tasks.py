@@ -11,10 +11,20 @@ from pathlib import Path
 import pytest
 
 from rag.errors import UserError
+from rag.metrics.qa import regex_match
 from rag.tasks import records
+from rag.tasks.curated_trec import CuratedTREC, most_frequent_match, spellings, targets
+from rag.tasks.dialogue import Dialogue
 from rag.tasks.example import Example
+from rag.tasks.fever import TWO_WAY, Fever
+from rag.tasks.jeopardy import JeopardyQuestions
+from rag.tasks.ms_marco import MsMarco
+from rag.tasks.natural_questions import NaturalQuestions
 from rag.tasks.qa import QuestionAnswering, read_examples
 from rag.tasks.records import read_records
+from rag.tasks.text_to_text import TextToText
+from rag.tasks.trivia_qa import TriviaQA, found_answers, keep_found_answers
+from rag.tasks.web_questions import WebQuestions
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -311,3 +321,333 @@ def test_real_files(name, answers, count):
     assert all(example.question and example.answers for example in examples)
     if name.startswith("wiki_open"):
         assert all(example.positive_ids for example in examples)
+
+
+# The paper's tasks, in the formats their files are distributed in
+
+
+def test_natural_questions_of_dpr_and_nq_open(tmp_path):
+    csv_path = tmp_path / "nq-test.qa.csv"
+    csv_path.write_text("who got the first nobel prize in physics\t['Wilhelm Conrad Röntgen']\n", "utf-8")
+    jsonl_path = write(tmp_path / "NQ-open.dev.jsonl", {"question": "q", "answer": ["a", "b"]})
+    task = NaturalQuestions(train=str(jsonl_path), test=str(csv_path))
+    assert task.examples("test")[0].answers == ("Wilhelm Conrad Röntgen",)
+    assert [target for _, target in task.training_pairs()] == ["a", "b"]
+
+
+def test_web_questions_in_the_original_format(tmp_path):
+    path = tmp_path / "webquestions.examples.train.json"
+    value = '(list (description "Jazmyn Bieber") (description Fauvism) (description "a \\"b\\" c"))'
+    record = {"url": "u", "targetValue": value, "utterance": "what is the name of justin bieber brother?"}
+    path.write_text(json.dumps([record, {"question": "q", "answers": ["a"]}]), encoding="utf-8")
+    first, second = WebQuestions(train=str(path)).examples("train")
+    assert first.question == "what is the name of justin bieber brother?"
+    assert first.answers == ("Jazmyn Bieber", "Fauvism", 'a "b" c')
+    assert second.answers == ("a",)
+    path = write(tmp_path / "w.jsonl", {"targetValue": "(list)", "utterance": "q"})
+    expected = f"{path}, line 1: targetValue holds no (description …): (list)"
+    assert complaint(WebQuestions(train=str(path)).examples, "train") == expected
+
+
+TRIVIA = {
+    "Data": [
+        {
+            "Question": "Which city does David Soul come from?",
+            "QuestionId": "tc_3",
+            "Answer": {
+                "Value": "Chicago",
+                "Aliases": ["Chi-Town", "Chicago", "Chicago, Illinois"],
+                "NormalizedAliases": ["chi town"],
+                "Type": "WikipediaEntity",
+            },
+            "EntityPages": [],
+        }
+    ],
+    "Domain": "Web",
+    "Version": 1.0,
+}
+
+
+def test_trivia_qa_in_the_original_and_the_hubs_format(tmp_path):
+    path = tmp_path / "unfiltered-web-dev.json"
+    path.write_text(json.dumps(TRIVIA, indent=4), encoding="utf-8")
+    hub = {
+        "question": "Which city does David Soul come from?",
+        "question_id": "tc_3",
+        "answer": {"value": "Chicago", "aliases": ["Chi-Town", "Chicago", "Chicago, Illinois"]},
+    }
+    for source in (path, write(tmp_path / "hub.jsonl", hub)):
+        assert TriviaQA(dev=str(source)).examples("dev") == [
+            Example(
+                "Which city does David Soul come from?",
+                ("Chicago", "Chi-Town", "Chicago, Illinois"),
+                id="tc_3",
+            )
+        ]
+
+
+def test_trivia_qas_hidden_test_answers_are_no_answers(tmp_path):
+    path = tmp_path / "wikipedia-test-without-answers.json"
+    path.write_text(json.dumps({"Data": [{"Question": "q", "QuestionId": "1"}]}), encoding="utf-8")
+    hidden = {"question": "q", "question_id": "1", "answer": {"value": "<unk>", "aliases": []}}
+    for source in (path, write(tmp_path / "hub.jsonl", hidden)):
+        task = TriviaQA(test=str(source))
+        examples = task.examples("test")
+        assert examples == [Example("q", (), id="1")]
+        assert task.score(["x"], examples)["em"].count == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"Version": 1}, "{path}: no key 'Data', found Version"),
+        ({"Data": 5}, "{path}: Data is a number, a list of questions is expected"),
+        ({"Data": [5]}, "{path}, question 1: a JSON object is expected, found a number"),
+        ({"Data": [{"Question": "q"}]}, "{path}, question 1: no key 'QuestionId', found Question"),
+        (
+            {"Data": [{"Question": "q", "QuestionId": "1", "Answer": ["a"]}]},
+            "{path}, question 1: Answer is a list, an object is expected",
+        ),
+        ([], "{path}: a JSON object is expected, found a list"),
+    ],
+)
+def test_a_wrong_trivia_qa_file_is_told(tmp_path, content, expected):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert complaint(TriviaQA(train=str(path)).examples, "train") == expected.format(path=path)
+
+
+def test_trivia_qas_targets_are_the_answers_that_were_retrieved():
+    texts = ["He lived in Chi-Town, they say.", "Chicagoland is wider."]
+    assert found_answers(("Chicago", "Chi-Town", "chi"), texts) == ("Chi-Town", "chi")
+    examples = [Example("q1", ("Chicago", "Chi-Town")), Example("q2", ("Rome",)), Example("q3", ("wider",))]
+    kept = keep_found_answers(examples, lambda asked: [texts] * len(asked))
+    assert [(example.question, example.answers) for example in kept] == [
+        ("q1", ("Chi-Town",)),
+        ("q3", ("wider",)),
+    ]
+
+
+def test_curated_trec_is_judged_by_its_expressions(tmp_path):
+    path = tmp_path / "curatedtrec-test.qa.csv"
+    path.write_text("When is Fashion week in NYC?\t['Sept?(ember)?|Feb(ruary)?']\n", encoding="utf-8")
+    task = CuratedTREC(test=str(path))
+    assert task.score(["september"], task.examples("test"))["em"].value == 1.0
+    assert task.score(["in May"], task.examples("test"))["em"].value == 0.0
+    path = write(tmp_path / "t.jsonl", {"question": "q", "answer": ["a", "b(c"]})
+    message = complaint(CuratedTREC(test=str(path)).examples, "test")
+    assert message.startswith(f"{path}, line 1: the answer 'b(c' is not a regular expression (")
+
+
+def test_curated_trecs_target_is_the_most_frequent_match():
+    passages = ["In September it rains, in Sept. too.", "Sept. and FEB"]
+    assert targets(["Sept?(ember)?|Feb(ruary)?"], passages) == ("Sept",)
+    assert most_frequent_match(["x*"], ["aaa"]) is None  # an expression that matches nothing at all
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("Long Island|New\\s?York", ["Long Island", "New York", "NewYork"]),
+        ("Sept?(ember)?", ["September", "Sept", "Sepember", "Sep"]),
+        ("19(7|8)0", ["1970", "1980"]),
+        ("19[78]0", ["1970", "1980"]),
+        ("\\bfour.*score$", ["four score"]),
+        ("(?:a|b){2}", ["aa", "bb"]),
+        ("[0-9]+ feet", ["feet"]),
+        ("a(?=b)\\.", ["a."]),
+        ("[^a]", []),
+    ],
+)
+def test_what_an_expression_spells_out(pattern, expected):
+    assert spellings(pattern) == expected
+    assert set(targets([pattern], [])) == set(expected)
+
+
+def test_an_expression_spells_out_no_more_than_the_limit():
+    assert len(spellings("(a|b)(c|d)(e|f)" * 20)) == 64
+
+
+def test_curated_trec_on_real_questions():
+    examples = CuratedTREC(train=str(real("curated_trec/train.jsonl.gz")), answers="answer_regex").examples(
+        "train"
+    )
+    assert len(examples) == 1758
+    spelt = [targets(example.answers, []) for example in examples]
+    matching = sum(
+        any(regex_match([one], [example.answers])[0] for one in some)
+        for some, example in zip(spelt, examples, strict=True)
+    )
+    assert all(spelt)
+    assert matching > 0.9 * len(examples)  # most spellings match the expression that spelt them
+
+
+MARCO = {
+    "answers": {"12": ["Yes"], "15": ["No Answer Present."], "9": ["a corporation is a company"]},
+    "passages": {"12": [], "15": [], "9": []},
+    "query": {"12": "is it", "15": "what is that", "9": ". what is a corporation?"},
+    "query_id": {"12": 1102431, "15": 1102432, "9": 1102433},
+    "query_type": {"12": "NUMERIC", "15": "ENTITY", "9": "DESCRIPTION"},
+    "wellFormedAnswers": {"12": ["Yes, it is.", "It is."], "15": "[]", "9": []},
+}
+
+
+def test_ms_marco_keeps_questions_with_well_formed_answers(tmp_path):
+    path = tmp_path / "dev_v2.1.json"
+    path.write_text(json.dumps(MARCO), encoding="utf-8")
+    rows = [{key: column[row] for key, column in MARCO.items()} for row in ("12", "15", "9")]
+    for source in (path, write(tmp_path / "dev.jsonl", *rows)):
+        task = MsMarco(dev=str(source))
+        assert task.examples("dev") == [Example("is it", ("Yes, it is.", "It is."), id="1102431")]
+        scores = task.score(["It is."], task.examples("dev"))
+        assert {name: metric.value for name, metric in scores.items()} == {
+            "bleu_1": pytest.approx(1.0),
+            "rouge_l": 1.0,
+            "distinct_trigrams": pytest.approx(math.nan, nan_ok=True),
+        }
+
+
+def test_ms_marcos_eval_set_has_no_answers_and_wrong_files_are_told(tmp_path):
+    path = tmp_path / "eval.json"
+    path.write_text(json.dumps({"query": {"1": "q"}, "query_id": {"1": 7}}), encoding="utf-8")
+    assert MsMarco(test=str(path)).examples("test") == [Example("q", (), id="7")]
+    path.write_text(json.dumps({"query": {"1": "q"}, "query_id": {"2": 7}}), encoding="utf-8")
+    expected = f"{path}: query_id and query do not have the same rows"
+    assert complaint(MsMarco(test=str(path)).examples, "test") == expected
+    path.write_text(json.dumps({"query": ["q"]}), encoding="utf-8")
+    expected = f"{path}: query is a list, an object from row to value is expected"
+    assert complaint(MsMarco(test=str(path)).examples, "test") == expected
+
+
+CLUE = {
+    "category": "HISTORY",
+    "air_date": "2004-12-31",
+    "question": "'For the last 8 years of his life, <i>Galileo</i> was under house arrest\\'s &amp; watch'",
+    "value": "$200",
+    "answer": "Copernicus",
+    "round": "Jeopardy!",
+    "show_number": "4680",
+}
+
+
+def test_jeopardy_clues_of_all_three_forms(tmp_path):
+    expected = "For the last 8 years of his life, Galileo was under house arrest's & watch"
+    array = tmp_path / "JEOPARDY_QUESTIONS1.json"
+    picture = {"answer": "the sea", "question": "'<a href=\"x.jpg\"></a>'"}
+    array.write_text(json.dumps([CLUE, picture]), encoding="utf-8")
+    folder = tmp_path / "train"
+    folder.mkdir()
+    (folder / "00001.json").write_text(json.dumps({**CLUE, "search_results": []}), encoding="utf-8")
+    for source in (array, folder):
+        (example,) = JeopardyQuestions(train=str(source)).examples("train")
+        assert (example.question, example.answers) == ("Copernicus", (expected,))
+    task = JeopardyQuestions(
+        dev=str(write(tmp_path / "j.jsonl", {"answer": "a", "clue": "Who is this man?"}))
+    )
+    scores = task.score(["Who is this man?"], task.examples("dev"))
+    assert scores["bleu_1"].value == pytest.approx(1.0)
+    # it agrees with itself in relevant words, type and stop words, and has no entity
+    assert scores["q_bleu_1"].value == pytest.approx(0.66 * (0.36 + 0.20 + 0.03) + 0.34)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    message = complaint(JeopardyQuestions(train=str(empty)).examples, "train")
+    assert message == f"{empty} holds no *.json files"
+
+
+def test_fever_in_the_original_format(tmp_path):
+    path = write(
+        tmp_path / "paper_dev.jsonl",
+        {
+            "id": 1,
+            "verifiable": "VERIFIABLE",
+            "label": "SUPPORTS",
+            "claim": "Savages was a film.",
+            "evidence": [
+                [[10, 11, "Savages_-LRB-2012_film-RRB-", 3], [10, 12, "Oliver_Stone", 0]],
+                [[13, 14, "Oliver_Stone", 5]],
+            ],
+        },
+        {"id": 2, "label": "NOT ENOUGH INFO", "claim": "He sleeps.", "evidence": [[[9, None, None, None]]]},
+        {"id": 3, "label": "REFUTES", "claim": "She sleeps.", "evidence": ["Sleep"]},
+    )
+    three = Fever(dev=str(path))
+    examples = three.examples("dev")
+    assert [example.answers for example in examples] == [("true",), ("unknown",), ("false",)]
+    assert [example.titles for example in examples] == [
+        ("Savages (2012 film)", "Oliver Stone"),
+        (),
+        ("Sleep",),
+    ]
+    assert three.score(["true", "true", "false"], examples)["accuracy"].value == pytest.approx(2 / 3)
+    hits = three.score_titles([["a", "Oliver Stone"], ["a", "b"], ["Sleep", "b"]], examples, ks=(1, 2))
+    assert (hits["title_hit@1"].value, hits["title_hit@2"].value) == (0.5, 1.0)
+    assert hits["title_hit@1"].count == 2
+    two = Fever(dev=str(path), labels=TWO_WAY, skip=["NOT ENOUGH INFO"])
+    assert [example.id for example in two.examples("dev")] == ["1", "3"]
+    assert two.classes == ["true", "false"]
+
+
+def test_an_unknown_label_and_wrong_evidence_are_told(tmp_path):
+    path = write(tmp_path / "f.jsonl", {"claim": "c", "label": "MAYBE"})
+    assert complaint(Fever(dev=str(path)).examples, "dev") == (
+        f"{path}, line 1: unknown label 'MAYBE', expected one of SUPPORTS, REFUTES, NOT ENOUGH INFO"
+    )
+    path = write(tmp_path / "f.jsonl", {"claim": "c", "label": "REFUTES", "evidence": [5]})
+    assert complaint(Fever(dev=str(path)).examples, "dev") == (
+        f"{path}, line 1: evidence is not made of [annotation, evidence, page, sentence]"
+    )
+
+
+def test_fever_on_real_claims():
+    examples = Fever(dev=str(real("fever/fever_dev.jsonl.gz"))).examples("dev")
+    assert len(examples) == 9999
+    for example in examples:
+        assert bool(example.titles) == (example.answers != ("unknown",))
+
+
+def test_text_to_text_with_keys_of_ones_own(tmp_path):
+    path = write(tmp_path / "t.jsonl", {"text": "long", "summary": ["short", "brief"], "id": "x"})
+    task = TextToText(train=str(path), source="text", target="summary")
+    assert task.examples("train") == [Example("long", ("short", "brief"), id="x")]
+    assert [target for _, target in task.training_pairs()] == ["short", "brief"]
+    assert complaint(TextToText(train=str(path)).examples, "train") == (
+        f"{path}, line 1: no key 'input', found text, summary, id"
+    )
+
+
+def test_examples_without_answers_are_not_judged():
+    scores = TextToText().score(["a b c", "x"], [Example("q", ("a b c",)), Example("q", ())])
+    assert scores["rouge_l"].count == 1 and math.isnan(scores["rouge_l"].per_example[1])
+    assert scores["bleu_1"].value == pytest.approx(1.0)
+
+
+def test_dialogue_of_the_wizard_of_wikipedia(tmp_path):
+    path = tmp_path / "valid_random_split.json"
+    conversation = {
+        "chosen_topic": "Gardening",
+        "persona": "i like gardening.",
+        "wizard_eval": 5,
+        "dialog": [
+            {
+                "speaker": "0_Apprentice",
+                "text": "I like Gardening, even when I do not.",
+                "retrieved_topics": [],
+            },
+            {"speaker": "1_Wizard", "text": "I live on a farm.", "checked_sentence": {}},
+            {"speaker": "0_Apprentice", "text": "Nice."},
+            {"speaker": "1_Wizard", "text": "Gardening is cultivation."},
+        ],
+        "chosen_topic_passage": ["Gardening is the practice of growing plants."],
+    }
+    path.write_text(json.dumps([conversation]), encoding="utf-8")
+    first, second = Dialogue(dev=str(path)).examples("dev")
+    assert first == Example(
+        "Gardening\nI like Gardening, even when I do not.", ("I live on a farm.",), id="1-2"
+    )
+    assert second.question.endswith("\nI live on a farm.\nNice.")
+    (_, short) = Dialogue(dev=str(path), turns=1, separator=" | ").examples("dev")
+    assert short.question == "Gardening | Nice."
+    own = Dialogue(dev=str(write(tmp_path / "d.jsonl", {"history": ["Hi.", "Hello."], "reply": "Bye."})))
+    assert own.examples("dev") == [Example("Hi.\nHello.", ("Bye.",), id="1")]
+    scores = own.score(["bye"], own.examples("dev"))
+    assert scores["f1"].value == 1.0 and set(scores) == {"f1", "bleu_1", "rouge_l", "distinct_trigrams"}

@@ -73,3 +73,8 @@ def mean_with_interval(scores: ArrayLike) -> Metric:
         return Metric(np.nan, np.nan, np.nan, 0, scores)
     value, low, high = bootstrap(judged)
     return Metric(value, low, high, len(judged), scores)
+
+
+def without_interval(value: float, count: int) -> Metric:
+    """A figure of a whole set of `count` predictions, of which no single one has a share: the rest is NaN."""
+    return Metric(value, np.nan, np.nan, count, np.full(count, np.nan))

@@ -57,12 +57,13 @@ def regex_match(predictions: Sequence[str], patterns: Sequence[Sequence[str]]) -
 
 
 @lru_cache(maxsize=65536)
-def compile_answer(pattern: str) -> re.Pattern[str]:
+def compile_answer(pattern: str, where: str = "") -> re.Pattern[str]:
     """Compile a CuratedTREC answer with DrQA's and DPR's flags; UserError if it does not compile."""
     try:
         return re.compile(pattern, re.IGNORECASE | re.UNICODE | re.MULTILINE)
     except re.error as error:
-        raise UserError(f"the answer {pattern!r} is not a regular expression ({error})") from None
+        place = f"{where}: " if where else ""
+        raise UserError(f"{place}the answer {pattern!r} is not a regular expression ({error})") from None
 
 
 def _same(prediction: str, answer: str) -> bool:

@@ -101,25 +101,27 @@ def answer_matcher(answers: Sequence[str], regular: bool = False) -> Callable[[s
     if regular:
         patterns = [compile_answer(answer) for answer in answers]
         return lambda text: any(pattern.search(_decompose(text)) for pattern in patterns)
+    which = answer_finder(answers)
+    return lambda text: len(which(text)) > 0
 
+
+def answer_finder(answers: Sequence[str]) -> Callable[[str], list[int]]:
+    """A function from a text to the numbers of the answers (from 0) it contains by DPR's token match."""
     # Tokens hold no space, so a run of tokens in a text is a substring of its tokens joined by spaces.
-    # Splitting is the slow part: a text that lacks the answer's longest token as a mere substring is spared
-    # it.
-    phrases = [
-        (max(tokens, key=len).casefold(), f" {' '.join(tokens)} ")
-        for tokens in map(tokenize, answers)
-        if tokens
-    ]
+    # Splitting is slow: a text that lacks an answer's longest token as a mere substring is spared it.
+    tokens = [tokenize(answer) for answer in answers]
+    words = [max(one, key=len).casefold() if one else None for one in tokens]
+    phrases = [f" {' '.join(one)} " for one in tokens]
 
-    def contains(text: str) -> bool:
+    def which(text: str) -> list[int]:
         folded = _decompose(text).casefold()
-        likely = [phrase for word, phrase in phrases if word in folded]
+        likely = [number for number, word in enumerate(words) if word is not None and word in folded]
         if not likely:
-            return False
+            return []
         spaced = f" {' '.join(tokenize(text))} "
-        return any(phrase in spaced for phrase in likely)
+        return [number for number in likely if phrases[number] in spaced]
 
-    return contains
+    return which
 
 
 def tokenize(text: str) -> list[str]:

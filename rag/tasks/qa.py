@@ -16,6 +16,7 @@ from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match, token_f1
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, not_empty, read_records, text_field, texts
+from rag.tasks.task import Task
 
 
 def read_examples(path: Path | str, answers: str = "answers", limit: int | None = None) -> list[Example]:
@@ -31,15 +32,21 @@ def read_examples(path: Path | str, answers: str = "answers", limit: int | None 
 
 def _examples(path: Path | str, answers: str) -> Iterator[Example]:
     for number, (where, record) in enumerate(read_records(path), start=1):
-        hint = next((f": try answers={key}" for key in record if key.startswith("answer")), "")
-        yield Example(
-            question=text_field(record, "question", where),
-            answers=texts(field(record, answers, where, hint), f"{where}: {answers}"),
-            positive_ids=_ids(record, "positive_ids", "positive_ctxs", where),
-            hard_negative_ids=_ids(record, "hard_negative_ids", "hard_negative_ctxs", where),
-            set=str(record.get("set") or ""),
-            id=str(record.get("id", number)),
-        )
+        yield example_of(record, where, str(number), answers)
+
+
+def example_of(record: Record, where: str, default_id: str, answers: str = "answers") -> Example:
+    """The example that a record of a question file holds; a UserError beginning with `where` if wrong."""
+    question = text_field(record, "question", where)
+    hint = next((f": try answers={key}" for key in record if key.startswith("answer")), "")
+    return Example(
+        question=question,
+        answers=texts(field(record, answers, where, hint), f"{where}: {answers}"),
+        positive_ids=_ids(record, "positive_ids", "positive_ctxs", where),
+        hard_negative_ids=_ids(record, "hard_negative_ids", "hard_negative_ctxs", where),
+        set=str(record.get("set") or ""),
+        id=str(record.get("id", default_id)),
+    )
 
 
 def _ids(record: Record, key: str, contexts: str, where: str) -> tuple[str, ...]:
@@ -57,7 +64,7 @@ def _ids(record: Record, key: str, contexts: str, where: str) -> tuple[str, ...]
     return tuple(str(one) for one in ids)
 
 
-class QuestionAnswering:
+class QuestionAnswering(Task):
     """Questions with short answers in files of one's own, judged by exact match and token F1 (section 3.1).
 
     Args:
@@ -78,45 +85,41 @@ class QuestionAnswering:
         report_sets: Sequence[str] | None = None,
         limit: int | None = None,
     ):
-        self.sources = {"train": train, "dev": dev, "test": test}
+        super().__init__(train, dev, test, limit)
         self.answers = answers
         self.train_sets = train_sets
         self.report_sets = report_sets
-        self.limit = limit
+
+    def read(self, source: str) -> Iterator[Example]:
+        return _examples(source, self.answers)
 
     def examples(self, split: str) -> list[Example]:
-        """The examples of "train", "dev" or "test", read at each call; UserError if the split has no file."""
-        source = source_of(self.sources, split)
-        examples = read_examples(source, self.answers, self.limit)
+        """The examples of "train", "dev" or "test", read anew; UserError if the split has no source."""
+        examples = super().examples(split)
         if split != "train" or self.train_sets is None:
             return examples
         chosen = [example for example in examples if example.set in self.train_sets]
         if not chosen:
             found = ", ".join(sorted({repr(example.set) for example in examples}))
-            raise UserError(f"{source}: no question of the sets {', '.join(self.train_sets)}, found {found}")
+            wanted = ", ".join(self.train_sets)
+            raise UserError(f"{self.source(split)}: no question of the sets {wanted}, found {found}")
         return chosen
 
-    def training_pairs(self) -> list[tuple[Example, str]]:
-        """One (example, target) for each answer of each training question, as in section 3.1."""
-        return [(example, answer) for example in self.examples("train") for answer in example.answers]
+    def match(self, predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+        """(N,) scores of what counts as right in this task: exact match, unless a subclass says otherwise."""
+        return exact_match(predictions, answers)
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:
         """Exact match and token F1 of the examples that count, as {"em": …, "f1": …}.
 
-        Examples outside `report_sets` are NaN in `per_example` and count for nothing.
+        Examples outside `report_sets`, or without answers, are NaN in `per_example` and count for nothing.
         """
-        counts = [self.report_sets is None or example.set in self.report_sets for example in examples]
+        counts = [
+            bool(example.answers) and (self.report_sets is None or example.set in self.report_sets)
+            for example in examples
+        ]
         answers = [example.answers for example in examples]
         return {
-            "em": mean_with_interval(np.where(counts, exact_match(predictions, answers), np.nan)),
+            "em": mean_with_interval(np.where(counts, self.match(predictions, answers), np.nan)),
             "f1": mean_with_interval(np.where(counts, token_f1(predictions, answers), np.nan)),
         }
-
-
-def source_of(sources: dict[str, str | None], split: str) -> str:
-    """The file of a split; UserError if the task has none for it."""
-    source = sources.get(split)
-    if source is None:
-        known = ", ".join(name for name, one in sources.items() if one is not None)
-        raise UserError(f"the task has no {split} file: give task.{split}=… (it has: {known or 'none'})")
-    return source

@@ -67,6 +67,15 @@ def read_lines(path: Path | str) -> Iterator[str]:
         ) from None
 
 
+def read_object(path: Path | str) -> Record:
+    """The one JSON object that a whole file is, read at once; UserError if it is anything else."""
+    try:
+        value = json.loads("".join(read_lines(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from None
+    return _object(value, str(path))
+
+
 def not_empty(source: Path | str, records: Iterable[Any], limit: int | None, what: str = "questions") -> list:
     """The first `limit` of the records as a list; UserError if the source holds none."""
     chosen = list(islice(records, limit))

@@ -1,0 +1,69 @@
+"""MS-MARCO NLG 2.1 (section 3.2): questions to a search engine with answers in whole sentences.
+
+Sources: `{train,dev,eval}_v2.1_public.json[.gz]` of microsoft.github.io/msmarco (an object with a column a
+key, each a mapping from row to value; read at once, which takes some ten gigabytes of memory for train), the
+same as JSON lines, and the hub's microsoft/ms_marco (config v2.1). Bajaj et al. 2016; for non-commercial
+research only.
+
+The task is made of the questions with a well-formed answer (train 153,725, dev 12,467), and the passages that
+come with them are not used. The answers of eval are not public: its examples have none, predictions for them
+are sent in, and the paper's test figures can only be compared with dev's.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rag.errors import UserError
+from rag.tasks.example import Example
+from rag.tasks.records import HUB, Record, field, kind, read_object, read_records, text_field, texts
+from rag.tasks.text_to_text import TextToText
+
+HUB_TRAIN = "hub://microsoft/ms_marco/v2.1/train"
+HUB_DEV = "hub://microsoft/ms_marco/v2.1/validation"
+
+_COLUMNS = ("query_id", "query", "wellFormedAnswers")
+
+
+class MsMarco(TextToText):
+    """MS-MARCO's natural language generation task: a question in, a whole sentence out."""
+
+    def __init__(
+        self,
+        train: str | None = HUB_TRAIN,
+        dev: str | None = HUB_DEV,
+        test: str | None = None,
+        limit: int | None = None,
+    ):
+        super().__init__(train, dev, test, limit=limit)
+
+    def read(self, source: str) -> Iterator[Example]:
+        for where, record in _rows(source):
+            question, number = text_field(record, "query", where), str(field(record, "query_id", where))
+            if "wellFormedAnswers" not in record:
+                yield Example(question, (), id=number)
+                continue
+            answers = record["wellFormedAnswers"]
+            if answers in ("[]", []):  # the original writes the empty list as a string
+                continue
+            yield Example(question, texts(answers, f"{where}: wellFormedAnswers"), id=number)
+
+
+def _rows(source: str) -> Iterator[tuple[str, Record]]:
+    name = Path(source).name.removesuffix(".gz").removesuffix(".xz")
+    if source.startswith(HUB) or not name.endswith(".json"):
+        yield from read_records(source)
+        return
+    columns = {key: value for key, value in read_object(source).items() if key in _COLUMNS}
+    queries = _column(field(columns, "query", source), "query", source)
+    for key, column in columns.items():
+        if _column(column, key, source).keys() != queries.keys():
+            raise UserError(f"{source}: {key} and query do not have the same rows")
+    for row in queries:
+        yield f"{source}, row {row}", {key: column[row] for key, column in columns.items()}
+
+
+def _column(value: Any, key: str, source: str) -> Record:
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: {key} is {kind(value)}, an object from row to value is expected")
+    return value

@@ -1,0 +1,124 @@
+"""TriviaQA (section 3.1, appendix D): trivia questions, whose answers come with many aliases.
+
+Sources: DPR's `trivia-{train,dev,test}.qa.csv` (78,785 / 8,837 / 11,313 questions, the paper's open-domain
+splits, made of the unfiltered set); the original `{unfiltered-web,wikipedia}-{train,dev,test-without-answers}
+.json` of nlp.cs.washington.edu/triviaqa (an object whose `Data` is the list of questions), and the hub's
+mandarjoshi/trivia_qa (configs unfiltered.nocontext, rc.wikipedia.nocontext). Joshi et al. 2017; the code is
+Apache 2.0, the questions' copyright stays with their authors, so nothing of them may be passed on.
+
+The answers to the Wikipedia test set, the second number in the paper's Table 1, are not public: its examples
+have no answers and predictions for them are sent in as a file {question id: answer}.
+
+Preparation: an answer is a training target only if it occurs in one of the 1000 best passages for its
+question (`found_answers`); the paper trains with what is left, as many of the aliases are misspelt or
+unlikely.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rag.errors import UserError
+from rag.metrics.retrieval import answer_finder
+from rag.tasks.example import Example
+from rag.tasks.qa import QuestionAnswering, example_of
+from rag.tasks.records import HUB, Record, field, kind, read_object, read_records, text_field, texts
+
+HUB_TRAIN = "hub://mandarjoshi/trivia_qa/unfiltered.nocontext/train"
+HUB_DEV = "hub://mandarjoshi/trivia_qa/unfiltered.nocontext/validation"
+
+TOP = 1000  # passages searched for each question (appendix D)
+
+
+class TriviaQA(QuestionAnswering):
+    """TriviaQA in DPR's, the hub's or the original form."""
+
+    def __init__(
+        self,
+        train: str | None = HUB_TRAIN,
+        dev: str | None = HUB_DEV,
+        test: str | None = None,
+        limit: int | None = None,
+    ):
+        super().__init__(train, dev, test, limit=limit)
+
+    def read(self, source: str) -> Iterator[Example]:
+        for number, (where, record) in enumerate(_records(source), start=1):
+            if "Question" in record:
+                yield _original(record, where)
+            elif isinstance(record.get("answer"), dict):
+                yield _hub(record, where)
+            else:
+                yield example_of(record, where, str(number), "answer" if "answer" in record else "answers")
+
+
+def keep_found_answers(
+    examples: Sequence[Example], retrieve: Callable[[Sequence[Example]], Iterable[Sequence[str]]]
+) -> list[Example]:
+    """The training examples with those answers alone that their retrieved passages hold (appendix D).
+
+    Args:
+        retrieve: yields for each example the texts of its 1000 best passages, in the examples' order.
+    Returns:
+        The examples that keep an answer, in their order.
+    """
+    passages = retrieve(examples)
+    kept = (
+        replace(example, answers=found_answers(example.answers, texts))
+        for example, texts in zip(examples, passages, strict=True)
+    )
+    return [example for example in kept if example.answers]
+
+
+def found_answers(answers: Sequence[str], passages: Iterable[str]) -> tuple[str, ...]:
+    """Those of the answers, in their order, that one of the passages contains by DPR's token match."""
+    found: set[int] = set()
+    which = answer_finder(answers)
+    for text in passages:
+        found.update(which(text))
+        if len(found) == len(answers):
+            break
+    return tuple(answer for number, answer in enumerate(answers) if number in found)
+
+
+def _records(source: str) -> Iterator[tuple[str, Record]]:
+    name = Path(source).name.removesuffix(".gz").removesuffix(".xz")
+    if source.startswith(HUB) or not name.endswith(".json"):
+        yield from read_records(source)
+        return
+    questions = field(read_object(source), "Data", source)
+    if not isinstance(questions, list):
+        raise UserError(f"{source}: Data is {kind(questions)}, a list of questions is expected")
+    for number, record in enumerate(questions, start=1):
+        where = f"{source}, question {number}"
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: a JSON object is expected, found {kind(record)}")
+        yield where, record
+
+
+def _original(record: Record, where: str) -> Example:
+    answer = record.get("Answer")  # the test set has none
+    return Example(
+        question=text_field(record, "Question", where),
+        answers=() if answer is None else _names(answer, "Value", "Aliases", f"{where}: Answer"),
+        id=text_field(record, "QuestionId", where),
+    )
+
+
+def _hub(record: Record, where: str) -> Example:
+    answer = record["answer"]
+    hidden = answer.get("value") == "<unk>"  # how the hub marks the test set
+    return Example(
+        question=text_field(record, "question", where),
+        answers=() if hidden else _names(answer, "value", "aliases", f"{where}: answer"),
+        id=text_field(record, "question_id", where),
+    )
+
+
+def _names(answer: Any, value: str, aliases: str, where: str) -> tuple[str, ...]:
+    """An answer's name and then its other names, each once."""
+    if not isinstance(answer, dict):
+        raise UserError(f"{where} is {kind(answer)}, an object is expected")
+    names = [text_field(answer, value, where), *texts(answer.get(aliases) or [answer[value]], where)]
+    return tuple(dict.fromkeys(names))
