@@ -560,7 +560,7 @@ class TokenStore:
     memory-mapped."""
 
     def __init__(
-        self, folder: Path, tokens: np.ndarray, offsets: Int64[np.ndarray, " N+1"], meta: dict[str, Any]
+        self, folder: Path, tokens: np.ndarray, offsets: Int64[np.ndarray, " offsets"], meta: dict[str, Any]
     ):
         self.folder = folder
         self.fingerprint: str = meta["tokenizer"]
