@@ -28,6 +28,7 @@ from rag.metrics.retrieval import (
     recall_at,
     title_hits_at,
     tokenize,
+    where_not_retrieved,
 )
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -293,6 +294,12 @@ def test_answer_match_agrees_with_another_implementation_on_real_passages():
             assert has_answer(one, right) is independent_has_answer(one, right), (right, one)
             hits += has_answer(one, right)
     assert hits > 300  # not only misses were compared
+
+
+def test_scores_where_nothing_was_retrieved():
+    scores = where_not_retrieved(np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 0.0, 0.0, math.nan]))
+    assert mean_with_interval(scores).summary()["value"] == 0.5
+    assert mean_with_interval(scores).count == 2
 
 
 def test_title_hits():

@@ -8,6 +8,7 @@ import lzma
 import math
 from pathlib import Path
 
+import datasets
 import pytest
 
 from rag.errors import UserError
@@ -268,6 +269,17 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_told():
     assert complaint(read_records, wrong) == f"{wrong} is not of the form hub://owner/name/config/split"
 
 
+def test_a_hub_dataset(tmp_path, monkeypatch):
+    """`datasets` takes a folder owner/name for the dataset of that name."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "google-research-datasets" / "nq_open"
+    folder.mkdir(parents=True)
+    write(folder / "train.jsonl", {"question": "q", "answer": ["a", "b"]})
+    task = NaturalQuestions(train="hub://google-research-datasets/nq_open/default/train")
+    assert task.examples("train") == [Example("q", ("a", "b"), id="1")]
+
+
 # The task
 
 
@@ -433,7 +445,8 @@ def test_curated_trec_is_judged_by_its_expressions(tmp_path):
     path.write_text("When is Fashion week in NYC?\t['Sept?(ember)?|Feb(ruary)?']\n", encoding="utf-8")
     task = CuratedTREC(test=str(path))
     assert task.score(["september"], task.examples("test"))["em"].value == 1.0
-    assert task.score(["in May"], task.examples("test"))["em"].value == 0.0
+    scores = task.score(["in May"], task.examples("test"))
+    assert set(scores) == {"em"} and scores["em"].value == 0.0
     path = write(tmp_path / "t.jsonl", {"question": "q", "answer": ["a", "b(c"]})
     message = complaint(CuratedTREC(test=str(path)).examples, "test")
     assert message.startswith(f"{path}, line 1: the answer 'b(c' is not a regular expression (")

@@ -94,7 +94,7 @@ class Fever(Task):
 def evidence_titles(record: Record, where: str) -> tuple[str, ...]:
     """The articles of a claim's evidence in Wikipedia's spelling, each once; () where there is none.
 
-    Evidence is FEVER's sets of [annotation, evidence, page, sentence]; [page, sentence] or pages alone will do.
+    Evidence is FEVER's sets of [annotation, evidence, page, sentence]; [page, sentence] or pages will do.
     """
     pages = list(_pages(field(record, "evidence", where), where)) if "evidence" in record else []
     return tuple(dict.fromkeys(plain_title(page) for page in pages))
