@@ -19,6 +19,7 @@ install_import_hook("rag", "shapes.check")
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -38,6 +39,12 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.generator import Generator
+from rag.index import EncoderInfo, Index, IndexType, build, embed
+from rag.passages import Passage, PassageStore, tokenizer_fingerprint
+from rag.retriever import DenseRetriever
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
@@ -218,3 +225,53 @@ def tiny_question_encoder(vocab_size: int, **settings: object) -> DPRQuestionEnc
 
 def tiny_passage_encoder(vocab_size: int, **settings: object) -> DPRContextEncoder:
     return DPRContextEncoder(tiny_dpr_config(vocab_size, **settings)).eval()
+
+
+# -- an index and whole models -------------------------------------------------------------------
+
+
+def build_tiny_index(
+    folder: Path, encoder: PassageEncoder, passages=PASSAGES, kind: IndexType | str = "Flat"
+) -> Index:
+    """A real index folder over (title, text) pairs, with ids "1", "2", …"""
+    rows = [Passage(str(number), *passage) for number, passage in enumerate(passages, start=1)]
+    store = PassageStore.write(rows, folder / "passages")
+    info = EncoderInfo("tiny", encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
+    embed(store, encoder.encode, folder, info, show_progress=False)
+    return build(folder, kind, show_progress=False)
+
+
+@pytest.fixture(scope="session")
+def passage_encoder() -> PassageEncoder:
+    torch.manual_seed(1)
+    tokenizer = bert_tokenizer()
+    return PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory: pytest.TempPathFactory, passage_encoder: PassageEncoder) -> Index:
+    """The seven passages, exact search."""
+    return build_tiny_index(tmp_path_factory.mktemp("index") / "tiny", passage_encoder)
+
+
+@pytest.fixture
+def question_encoder() -> QuestionEncoder:
+    tokenizer = bert_tokenizer()
+    return QuestionEncoder(tiny_question_encoder(len(tokenizer)), tokenizer)
+
+
+@pytest.fixture
+def retriever(question_encoder: QuestionEncoder, index: Index) -> DenseRetriever:
+    return DenseRetriever(question_encoder, index)
+
+
+@pytest.fixture
+def bart() -> Generator:
+    tokenizer = word_tokenizer()
+    return Generator(tiny_bart(len(tokenizer)), tokenizer)
+
+
+@pytest.fixture
+def t5() -> Generator:
+    tokenizer = t5_tokenizer()
+    return Generator(tiny_t5(len(tokenizer)), tokenizer)

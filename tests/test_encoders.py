@@ -1,0 +1,103 @@
+"""Section 2.2: DPR's encoders, against Hugging Face's own forward pass on one text at a time."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import PASSAGES, QUESTIONS, bert_tokenizer, tiny_passage_encoder, tiny_question_encoder
+from torch.testing import assert_close
+
+from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.errors import UserError
+from rag.passages import Passage
+
+
+def passages() -> list[Passage]:
+    return [Passage(str(number), *passage) for number, passage in enumerate(PASSAGES)]
+
+
+def test_a_question_is_encoded_alone_as_the_state_of_cls(question_encoder):
+    vectors = question_encoder(**question_encoder.tokenize(QUESTIONS))
+    for vector, question in zip(vectors, QUESTIONS, strict=True):
+        tokens = question_encoder.tokenizer(question, return_tensors="pt")
+        bert = question_encoder.model.question_encoder.bert_model
+        assert_close(vector, bert(**tokens).last_hidden_state[0, 0])
+    assert question_encoder.dim == 16
+
+
+def test_a_passage_is_encoded_as_the_pair_of_title_and_text(passage_encoder):
+    tokens = passage_encoder.tokenize(passages())
+    tokenizer = passage_encoder.tokenizer
+    title, text = PASSAGES[0]
+    row = tokens["input_ids"][0][tokens["attention_mask"][0].bool()].tolist()
+    a, b = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (title, text))
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    assert row == [cls, *a, sep, *b, sep]
+    assert tokens["token_type_ids"][0][: len(row)].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    vectors = passage_encoder.encode(passages())
+    assert vectors.dtype == np.float32 and vectors.shape == (len(PASSAGES), 16)
+    bert = passage_encoder.model.ctx_encoder.bert_model
+    for vector, (title, text) in zip(vectors, PASSAGES, strict=True):
+        alone = bert(**tokenizer(title, text, return_tensors="pt")).last_hidden_state[0, 0]
+        assert_close(torch.from_numpy(vector), alone.detach())
+
+
+def test_a_long_passage_is_cut_to_what_the_encoder_has_positions_for(passage_encoder):
+    assert passage_encoder.max_length == 64
+    tokens = passage_encoder.tokenize([Passage("1", "Paris", "the river " * 100)])
+    assert tokens["input_ids"].shape == (1, 64)
+    assert tokens["input_ids"][0, -1] == passage_encoder.tokenizer.sep_token_id
+
+
+def test_a_question_longer_than_the_encoder_is_sought_by_its_beginning_with_one_warning(caplog):
+    tokenizer = bert_tokenizer()
+    encoder = QuestionEncoder(tiny_question_encoder(len(tokenizer)), tokenizer, max_length=6)
+    long = "what is the capital of France and of Italy"
+    with caplog.at_level(logging.WARNING):
+        encoder.tokenize(["what is the capital"])  # exactly six tokens
+        assert not caplog.records
+        for _ in range(2):
+            cut = encoder.tokenize([long])
+    assert torch.equal(cut["input_ids"], encoder.tokenize(["what is the capital"])["input_ids"])
+    assert len(caplog.records) == 1
+    assert "longer than the question encoder's 6 tokens" in caplog.records[0].getMessage()
+
+
+def test_the_fingerprint_tells_weights_apart():
+    tokenizer = bert_tokenizer()
+    encoder = PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer)
+    same = copy.deepcopy(encoder)
+    assert same.fingerprint() == encoder.fingerprint()
+    with torch.no_grad():
+        next(iter(same.model.parameters()))[0, 0] += 1e-6
+    assert same.fingerprint() != encoder.fingerprint()
+
+
+def test_save_and_load(tmp_path, question_encoder):
+    question_encoder.save_pretrained(tmp_path / "encoder")
+    loaded = QuestionEncoder.from_pretrained(tmp_path / "encoder", max_length=32)
+    assert loaded.max_length == 32
+    assert loaded.fingerprint() == question_encoder.fingerprint()
+    assert torch.equal(
+        loaded.tokenize(QUESTIONS)["input_ids"], question_encoder.tokenize(QUESTIONS)["input_ids"]
+    )
+
+
+def test_a_folder_that_holds_no_encoder(tmp_path):
+    with pytest.raises(UserError, match="holds no DPRQuestionEncoder with its tokenizer"):
+        QuestionEncoder.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_of_another_vocabulary():
+    tokenizer = bert_tokenizer()
+    with pytest.raises(UserError, match="tokens but the DPRQuestionEncoder only 20 embeddings"):
+        QuestionEncoder(tiny_question_encoder(20), tokenizer)
+
+
+def test_a_projection_gives_the_vectors_dimension():
+    tokenizer = bert_tokenizer()
+    encoder = QuestionEncoder(tiny_question_encoder(len(tokenizer), projection_dim=8), tokenizer)
+    assert encoder.dim == 8
+    assert encoder(**encoder.tokenize(QUESTIONS)).shape == (3, 8)
