@@ -3,8 +3,9 @@
 Not in the paper; the format is Wizard of Wikipedia's (Dinan et al. 2019): `train.json`,
 `{valid,test}_{random,topic}_split.json` of parl.ai/projects/wizard_of_wikipedia, an array of conversations
 with `chosen_topic` and `dialog`, whose turns have `speaker` ("0_Wizard", "1_Apprentice") and `text`; released
-with ParlAI (MIT), its Wikipedia sentences under CC BY-SA. Each turn of the wizard, who has Wikipedia at hand,
-is an example. For files of one's own: JSON lines with `history` (a list of utterances) and `reply`.
+through ParlAI (see there for its terms; its Wikipedia sentences are under CC BY-SA). Each turn of the wizard,
+who has Wikipedia at hand, is an example. For files of one's own: JSON lines with `history` (a list of
+utterances) and `reply`.
 
 Judged by the unigram F1 that is usual here, and by the measures of TextToText.
 """
