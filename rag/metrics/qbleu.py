@@ -10,8 +10,8 @@ With F the F-measure of BLEU-1 taken both ways round, which is 0 where a part is
     Q-BLEU-n = δ · answerability + (1 − δ) · BLEU-n          for each question, averaged over questions
 
 The words are those between white space; within them the Penn Treebank's tokens are compared, in lower case
-and without punctuation. The tokenizer is NLTK's; the authors used Stanford's, which agrees with it but for
-rare abbreviations. BLEU is that of a single sentence, unsmoothed, with brevity penalty.
+and without punctuation. The tokenizer is NLTK's; the authors used Stanford's, with which it was not compared.
+BLEU is that of a single sentence, unsmoothed, with brevity penalty.
 """
 
 import math

@@ -5,8 +5,8 @@ and `evidence`, sets of [annotation, evidence, page, sentence]). Thorne et al. 2
 fever/fever is a loading script, which `datasets` no longer runs. The paper's FEVER-3 has all three classes,
 FEVER-2 (Thorne and Vlachos 2021) the claims that are supported or refuted: 96,966 / 6,666 / 6,666.
 
-The class is one token (section 2.1), by default "true", "false", "unknown", which BART's vocabulary holds as
-single tokens. The gold evidence is not trained on: it only shows whether retrieval finds the right articles.
+The class is one token (section 2.1), by default "true", "false", "unknown": choose others if a tokenizer
+splits these. The gold evidence is not trained on: it only shows whether retrieval finds the right articles.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

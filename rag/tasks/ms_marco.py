@@ -1,9 +1,8 @@
 """MS-MARCO NLG 2.1 (section 3.2): questions to a search engine with answers in whole sentences.
 
 Sources: `{train,dev,eval}_v2.1_public.json[.gz]` of microsoft.github.io/msmarco (an object with a column a
-key, each a mapping from row to value; read at once, which takes some ten gigabytes of memory for train), the
-same as JSON lines, and the hub's microsoft/ms_marco (config v2.1). Bajaj et al. 2016; for non-commercial
-research only.
+key, each a mapping from row to value; read at once, several gigabytes for train), the same as JSON lines, and
+the hub's microsoft/ms_marco (config v2.1). Bajaj et al. 2016; for non-commercial research only.
 
 The task is made of the questions with a well-formed answer (train 153,725, dev 12,467), and the passages that
 come with them are not used. The answers of eval are not public: its examples have none, predictions for them

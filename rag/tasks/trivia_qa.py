@@ -10,8 +10,7 @@ The answers to the Wikipedia test set, the second number in the paper's Table 1,
 have no answers and predictions for them are sent in as a file {question id: answer}.
 
 Preparation: an answer is a training target only if it occurs in one of the 1000 best passages for its
-question (`found_answers`); the paper trains with what is left, as many of the aliases are misspelt or
-unlikely.
+question (`found_answers`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
