@@ -98,8 +98,8 @@ class BM25(_TermMatrix):
     """
 
     def __init__(self, scorer: bm25s.BM25, stop_words: str | None, stemmer: str | None):
-        # bm25s has every term's score in every passage ready, a column a term; a product of sparse matrices adds
-        # them up for many questions at once, tens of times faster than its own question by question
+        # bm25s has every term's score in every passage ready; a product of sparse matrices adds
+        # them up for many questions at once, tens of times faster than one question after the other
         parts = scorer.scores
         shape = (len(parts["indptr"]) - 1, parts["num_docs"])
         super().__init__(sp.csr_array((parts["data"], parts["indices"], parts["indptr"]), shape=shape))

@@ -530,8 +530,9 @@ class PassageStore:
         hashes, order = self._rows_by_hash
         place = int(np.searchsorted(hashes, hash(id)))
         while place < self._length and hashes[place] == hash(id):
-            if self.ids([order[place]])[0] == id:
-                return int(order[place])
+            row = int(order[place])
+            if self.ids([row])[0] == id:
+                return row
             place += 1
         raise KeyError(id)
 
