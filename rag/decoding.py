@@ -237,7 +237,7 @@ def _search(
         real = real & (padding.flip(1).long().cumprod(dim=1).flip(1) == 0)
     found = torch.arange(len(tokens), device=tokens.device)
     logprobs = None
-    forced = int(config.forced_bos_token_id is not None)
+    forced = int(generator.first_token is not None)
     if want_logprobs:
         logprobs = tokens.new_zeros(len(tokens), dtype=torch.float32)
         for step, logits in enumerate(output.logits[: tokens.shape[1]]):
@@ -266,7 +266,7 @@ def _generation_config(generator: Generator, decoding: Decoding, count: int) -> 
         decoder_start_token_id=generator.start_token,
         eos_token_id=generator.end_token,
         pad_token_id=generator.pad_token,
-        forced_bos_token_id=getattr(own, "forced_bos_token_id", None),
+        forced_bos_token_id=generator.first_token,
         forced_eos_token_id=getattr(own, "forced_eos_token_id", None),
         return_dict_in_generate=True,
         **settings,
