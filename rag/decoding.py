@@ -59,7 +59,7 @@ class Decoding:
     length_penalty: beams are ranked by log-probability / length^length_penalty.
     thorough: RAG-Sequence only: True Thorough, False Fast (section 2.5).
 
-    RAG-Sequence takes from each passage all its beams or, sampling, num_return_sequences samples if more.
+    RAG-Sequence takes from each passage all its beams or, without beams, as many samples as answers are wanted.
     """
 
     max_new_tokens: int = 25
@@ -77,6 +77,11 @@ class Decoding:
         for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
             if getattr(self, name) < 1:
                 raise UserError(f"decoding.{name} is {getattr(self, name)}: give 1 or more")
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f"decoding.temperature is {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: give a "
+                "temperature above 0, a top_k of 0 (all) or more, a top_p above 0 and at most 1"
+            )
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(
                 f"decoding.min_new_tokens is {self.min_new_tokens}: give something from 0 to max_new_tokens, "
@@ -119,7 +124,7 @@ def generate(
     contexts: `model.read(batch, n_docs)`; the K used there holds on the whole path.
     generate_kwargs: whatever else transformers' `generate` takes, such as logits_processor,
     stopping_criteria, prefix_allowed_tokens_fn, no_repeat_ngram_size, use_cache; for RAG-Token and closed
-    book also streamer. To RAG-Sequence's logits processors each passage is a row of the batch.
+    book also streamer. To RAG-Sequence's logits processors each passage that was found is a row of the batch.
 
     Order: RAG-Sequence and samples by log p(y|x); beams of RAG-Token by beam score, length penalty included.
     The model should be in evaluation mode. Raises UserError for settings that contradict each other.
@@ -216,8 +221,9 @@ def _search(
 ) -> _Found:
     """Generate `count` sequences for each row of a batch from the marginal over its `docs` passages."""
     config = _generation_config(generator, decoding, count)
-    config.output_logits = want_logprobs
     rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
+    config.return_dict_in_generate = True
+    config.output_logits = want_logprobs  # steps × rows × V numbers, kept until the search ends
     marginal: Any = MarginalForGeneration(generator)
     output = marginal.generate(
         generation_config=config,
@@ -237,7 +243,7 @@ def _search(
         real = real & (padding.flip(1).long().cumprod(dim=1).flip(1) == 0)
     found = torch.arange(len(tokens), device=tokens.device)
     logprobs = None
-    forced = int(generator.first_token is not None)
+    forced = int(config.forced_bos_token_id is not None)
     if want_logprobs:
         logprobs = tokens.new_zeros(len(tokens), dtype=torch.float32)
         for step, logits in enumerate(output.logits[: tokens.shape[1]]):
@@ -268,7 +274,6 @@ def _generation_config(generator: Generator, decoding: Decoding, count: int) -> 
         pad_token_id=generator.pad_token,
         forced_bos_token_id=generator.first_token,
         forced_eos_token_id=getattr(own, "forced_eos_token_id", None),
-        return_dict_in_generate=True,
         **settings,
     )
 
@@ -278,10 +283,10 @@ def _generate_token(
 ) -> list[list[Answer]]:
     """RAG-Token, and closed book as its case K = 1."""
     count = decoding.num_return_sequences
-    if not decoding.do_sample and count > decoding.num_beams:
+    if count > decoding.num_beams and (decoding.num_beams > 1 or not decoding.do_sample):
         raise UserError(
             f"{count} answers from {decoding.num_beams} beams: give num_beams of at least "
-            "num_return_sequences, or do_sample=true"
+            "num_return_sequences, or num_beams=1 with do_sample=true"
         )
     docs = contexts.n_docs
     # A question without passages has no next token: an even prior keeps NaN away, its answers are dropped.
@@ -326,7 +331,9 @@ def _generate_sequence(
         contexts.mask[passages].unsqueeze(1),
         contexts.doc_logprobs.new_zeros(len(passages), 1),
         decoding,
-        max(decoding.num_beams, decoding.num_return_sequences if decoding.do_sample else 1),
+        decoding.num_return_sequences
+        if decoding.do_sample and decoding.num_beams == 1
+        else decoding.num_beams,
         generate_kwargs,
         want_logprobs=not decoding.thorough,
     )

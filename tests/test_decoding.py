@@ -435,6 +435,14 @@ def test_forced_tokens_of_the_generator_are_honoured() -> None:
                         assert answer.token_posterior.shape == (1, 4)
 
 
+def test_a_first_token_forced_by_an_argument_is_not_scored() -> None:
+    for kind in (RagToken, RagSequence):
+        model = make(kind)
+        for question, (answer,) in zip(QUESTIONS, ask(model, GREEDY, forced_bos_token_id=BOS), strict=True):
+            scores = token_logprobs(model, question, [(BOS, *answer.tokens)])[0, :, 1:]
+            torch.testing.assert_close(answer.doc_scores, scores.sum(dim=1), rtol=1e-5, atol=1e-5)
+
+
 def test_other_settings_of_a_hub_model_do_not_leak_in() -> None:
     model = make(RagToken)
     expected = ask(model, GREEDY)
@@ -690,6 +698,8 @@ def test_num_return_sequences() -> None:
     # Greedy search of three passages finds at most three answers, and no answer twice.
     for answers in ask(make(RagSequence), dataclasses.replace(GREEDY, num_return_sequences=5)):
         assert 1 <= len({answer.tokens for answer in answers}) == len(answers) <= 3
+    sampled_beams = Decoding(max_new_tokens=4, do_sample=True, num_beams=2, num_return_sequences=6)
+    assert all(2 <= len(answers) <= 6 for answers in ask(make(RagSequence), sampled_beams))
     samples = Decoding(max_new_tokens=4, do_sample=True, num_return_sequences=5)
     assert [len(answers) for answers in ask(make(RagToken), samples)] == [5, 5, 5, 5]
 
@@ -721,6 +731,11 @@ def test_contradictions_are_refused_in_one_sentence() -> None:
         Decoding(max_new_tokens=5, min_new_tokens=9)
     with pytest.raises(UserError, match="3 answers from 1 beams"):
         ask(make(RagToken), Decoding(num_return_sequences=3))
+    with pytest.raises(UserError, match="3 answers from 2 beams"):
+        ask(make(RagToken), Decoding(num_return_sequences=3, num_beams=2, do_sample=True))
+    for wrong in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}):
+        with pytest.raises(UserError, match="give a temperature above 0"):
+            Decoding(do_sample=True, **wrong)
     with pytest.raises(UserError, match="num_beams given beside"):
         ask(make(RagToken), GREEDY, num_beams=4)
     with pytest.raises(UserError, match="leave the streamer out"):
