@@ -82,3 +82,13 @@ def hash_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_folder(new: Path | str, old: Path | str) -> None:
+    """Put the folder `new` in the place of `old`, which is removed only once the new one stands there."""
+    new, old = Path(new), Path(old)
+    aside = old.with_name(f".{old.name}.{os.getpid()}.old")
+    if old.exists():
+        old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,94 @@
+"""Build the index of a corpus, offline and once: python build_index.py corpus.path=… passage_encoder=… key=value …"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from rag.cli import run_script
+from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.errors import UserError
+from rag.files import replace_folder
+from rag.index import EncoderInfo, Index, build, embed
+from rag.passages import PassageStore, tokenizer_fingerprint
+from rag.tasks.qa import read_examples
+
+USAGE = """
+python build_index.py [experiment=NAME] [key=value …]
+
+Reads a corpus, embeds its passages and builds a FAISS index over them, in the folder index.path. The same command
+goes on after an interruption and does nothing when the index is already there.
+
+  python build_index.py experiment=miniwiki/index_a
+  python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
+  python build_index.py … overwrite=true                     replace an index of another corpus or encoder
+"""
+
+
+def build_index(cfg: DictConfig) -> None:
+    folder = Path(cfg.index.path)
+    kind = instantiate(cfg.index.type)
+    encoder = PassageEncoder.from_pretrained(cfg.passage_encoder).eval()
+    if torch.cuda.is_available():
+        encoder.cuda()
+    info = EncoderInfo(cfg.passage_encoder, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
+    work = folder
+    if (folder / "manifest.json").exists():
+        found = difference(Index.open(folder), cfg.corpus.path, info, kind.factory)
+        if found is None:
+            show(Index.open(folder), f"{folder} is there already")
+            return
+        if not cfg.overwrite:
+            raise UserError(f"{folder} holds {found}: choose another index.path, or replace it with overwrite=true")
+        work = folder.with_name(f".{folder.name}.new")
+    print(f"building an index ({kind.factory}) of {cfg.corpus.path} with {cfg.passage_encoder} in {folder}")
+    store = PassageStore.prepare(cfg.corpus.path, work / "passages", show_progress=True)
+    embed(store, encoder.encode, work, info, cfg.shard_size, cfg.batch_size)
+    queries = None
+    if cfg.recall_questions is not None:
+        asker = QuestionEncoder.from_pretrained(cfg.retriever.question_encoder).eval()
+        questions = [example.question for example in read_examples(cfg.recall_questions, limit=200)]
+        with torch.inference_mode():
+            queries = asker(**asker.tokenize(questions)).float().numpy()
+    build(work, kind, queries)
+    if work != folder:
+        replace_folder(work, folder)
+    show(Index.open(folder), f"index in {folder}")
+
+
+def difference(index: Index, corpus: str, encoder: EncoderInfo, factory: str) -> str | None:
+    """In what a finished index is not the one asked for; None if it is the very one."""
+    manifest = index.manifest
+    if manifest.encoder.weights != encoder.weights:
+        return f"vectors of another encoder ({manifest.encoder.name})"
+    try:
+        PassageStore.prepare(corpus, index.folder / "passages")
+    except UserError:
+        if not Path(corpus).exists():
+            raise
+        return f"another corpus ({manifest.corpus.path})"
+    if "{" not in factory and manifest.factory != factory:
+        return f"an index of type {manifest.factory}"
+    return None
+
+
+def show(index: Index, title: str) -> None:
+    manifest = index.manifest
+    table = Table("figure", "value", title=title)
+    table.add_row("passages", f"{len(index):,}")
+    table.add_row("dimensions", str(index.dim))
+    table.add_row("type", manifest.factory)
+    table.add_row("encoder", manifest.encoder.name)
+    for k, value in manifest.recall.items():
+        table.add_row(f"recall@{k} against exact search", f"{value:.3f}")
+    table.add_row("milliseconds a query", f"{manifest.ms_per_query:.2f}")
+    table.add_row("size on disk", f"{sum(f['bytes'] for f in manifest.files.values()) / 1e6:,.1f} MB")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_script("build_index", USAGE, build_index)

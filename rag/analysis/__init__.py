@@ -1,0 +1,1 @@
+"""Section 4: what the trained models do, as tables and plots."""

@@ -1,0 +1,42 @@
+"""Section 2.4: Adam with a learning rate for each part of the model, warm-up and decay."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW's settings and the schedule of the learning rate.
+
+    lr: of the generator, or of everything where there is no retriever to train.
+    question_encoder_lr: of the question encoder; `lr` if None.
+    schedule: a name of transformers.get_scheduler ("linear", "polynomial", "cosine", "constant_with_warmup").
+    """
+
+    lr: float = 3e-5
+    question_encoder_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.001
+    warmup_steps: int = 500
+    schedule: str = "polynomial"
+
+    def configure(self, parts: Sequence[tuple[nn.Module, float]], max_steps: int) -> dict[str, Any]:
+        """Lightning's optimiser dictionary for (module, learning rate) pairs over `max_steps` steps.
+
+        Biases and the gains of layer norms are not decayed.
+        """
+        groups = []
+        for module, lr in parts:
+            trained = [p for p in module.parameters() if p.requires_grad]
+            groups.append({"params": [p for p in trained if p.dim() > 1], "lr": lr, "weight_decay": self.weight_decay})
+            groups.append({"params": [p for p in trained if p.dim() <= 1], "lr": lr, "weight_decay": 0.0})
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
+        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,69 @@
+"""The inverse cloze task (Lee et al. 2019): find the passage that a sentence was taken from.
+
+Gives a bi-encoder its first idea of which passage goes with which words, before it sees a question. Two changes to the
+usual task did most for small encoders: the title stands anywhere among noise words that tell nothing, as it does in
+questions ("when did … take up …"), and the passages of a batch share words of their titles, so that half a name is not
+enough.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from rag.passages import Passage
+from rag.scratch.denoising import split_sentences
+
+_WORD = re.compile(r"\w+")
+
+
+class InverseCloze:
+    """Makes (query, row, passage) triples: the title and the words of one sentence → the passage.
+
+    keep_sentence: how often the sentence stays in the passage. drop_words: share of its words left out of the query.
+    noise_words: up to so many random words that occur in no title are mixed in.
+    """
+
+    def __init__(self, keep_sentence: float = 0.3, drop_words: float = 0.25, noise_words: int = 5):
+        self.keep_sentence = keep_sentence
+        self.drop_words = drop_words
+        self.noise_words = noise_words
+        self.passages: Sequence[Passage] = ()
+
+    def setup(self, passages: Sequence[Passage]) -> None:
+        """Learn which passages share a word of their title, and which words occur in no title."""
+        self.passages = passages
+        by_word: dict[str, list[int]] = defaultdict(list)
+        vocabulary: dict[str, None] = {}
+        for row, passage in enumerate(passages):
+            for word in dict.fromkeys(_WORD.findall(passage.title.lower())):
+                by_word[word].append(row)
+            if row < 50_000:
+                vocabulary.update(dict.fromkeys(_WORD.findall(passage.text.lower())))
+        self.clusters = [np.array(rows) for rows in by_word.values() if 2 <= len(rows) <= 1000]
+        self.noise = [word for word in vocabulary if word not in by_word]
+
+    def make(self, random: np.random.Generator, count: int) -> list[tuple[str, int, Passage]]:
+        """`count` triples whose passages come in clusters that share a word of their title."""
+        rows: dict[int, None] = {}
+        while len(rows) < count:
+            if not self.clusters:
+                rows[int(random.integers(len(self.passages)))] = None
+                continue
+            cluster = self.clusters[random.integers(len(self.clusters))]
+            rows.update(dict.fromkeys(random.permutation(cluster)[:8].tolist()))
+        return [self._triple(random, row) for row in list(rows)[:count]]
+
+    def _triple(self, random: np.random.Generator, row: int) -> tuple[str, int, Passage]:
+        passage = self.passages[row]
+        sentences = split_sentences(passage.text)
+        number = int(random.integers(len(sentences)))
+        words = [word for word in _WORD.findall(sentences[number]) if random.random() >= self.drop_words]
+        for _ in range(int(random.integers(self.noise_words + 1)) if self.noise else 0):
+            words.insert(int(random.integers(len(words) + 1)), self.noise[random.integers(len(self.noise))])
+        if len(sentences) > 1 and random.random() >= self.keep_sentence:
+            rest = " ".join(sentences[:number] + sentences[number + 1 :])
+            passage = Passage(passage.id, passage.title, rest)
+        words.insert(int(random.integers(len(words) + 1)), self.passages[row].title)
+        return " ".join(words), row, passage

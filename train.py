@@ -1,0 +1,73 @@
+"""Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
+
+import time
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from rag.callbacks import TrainingProgress, checkpoints
+from rag.cli import plain, run_script
+from rag.files import write_aside
+from rag.runs import Run
+
+USAGE = """
+python train.py [experiment=NAME] [key=value …]
+
+Trains what the experiment describes and writes the run folder (model/, metrics, config) under outputs/.
+The same command goes on after an interruption and does nothing when its result is already there.
+
+  python train.py                                            RAG-Sequence end to end on the built-in mini-wiki
+  python train.py experiment=miniwiki/rag_token              one of configs/experiment/
+  python train.py experiment=local/rag_sequence task.train=my.jsonl corpus.path=my.tsv
+  python train.py optimization.lr=1e-4 trainer.max_steps=500 n_docs=10 seed=2
+  python train.py paths.run=outputs/mine                     where the result goes
+  python train.py overwrite=true                             replace a run made with other settings
+  python train.py logger=wandb                               curves in Weights & Biases as well as CSV
+"""
+
+
+def train(cfg: DictConfig) -> None:
+    decisive = {key: plain(cfg[key]) for key in ("module", "datamodule", "trainer", "seed")}
+    yaml = OmegaConf.to_yaml(cfg, resolve=True)
+    run = Run.open(cfg.paths.run, decisive, yaml, plain(cfg.inputs), cfg.overwrite)
+    if run.finished:
+        print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
+        return
+    print(f"training {cfg.name}: {cfg.trainer.max_steps:,} steps, results in {run.folder}")
+    pl.seed_everything(cfg.seed, verbose=False)
+    module = instantiate(cfg.module)
+    module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds
+    datamodule = instantiate(cfg.datamodule, model=module.model)
+    trainer = instantiate(
+        cfg.trainer,
+        logger=list(instantiate(cfg.logger).values()),
+        callbacks=[
+            TrainingProgress(run.folder, cfg.name),
+            *checkpoints(run.folder, cfg.monitor, cfg.checkpoint_minutes),
+        ],
+    )
+    start = time.perf_counter()
+    resume = run.folder / "last.ckpt" if run.resumable else None
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    best = run.folder / "best.ckpt"
+    if cfg.monitor and best.exists():
+        module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
+    if trainer.is_global_zero:
+        with write_aside(run.folder / "model") as folder:
+            module.save_pretrained(folder)
+        figures = {name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())}
+        training = round(time.perf_counter() - start, 1)
+        run.finish({"steps": trainer.global_step, "training_seconds": training, "figures": figures})
+        table = Table("figure", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s")
+        for name, value in figures.items():
+            table.add_row(name, f"{value:.4f}")
+        Console().print(table)
+        print(f"model in {run.folder / 'model'}")
+
+
+if __name__ == "__main__":
+    run_script("train", USAGE, train)
