@@ -1,6 +1,5 @@
 """Build the index of a corpus, offline and once: python build_index.py corpus.path=… passage_encoder=… key=value …"""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -43,7 +42,9 @@ def build_index(cfg: DictConfig) -> None:
             show(Index.open(folder), f"{folder} is there already")
             return
         if not cfg.overwrite:
-            raise UserError(f"{folder} holds {found}: choose another index.path, or replace it with overwrite=true")
+            raise UserError(
+                f"{folder} holds {found}: choose another index.path, or replace it with overwrite=true"
+            )
         work = folder.with_name(f".{folder.name}.new")
     print(f"building an index ({kind.factory}) of {cfg.corpus.path} with {cfg.passage_encoder} in {folder}")
     store = PassageStore.prepare(cfg.corpus.path, work / "passages", show_progress=True)

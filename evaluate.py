@@ -36,18 +36,32 @@ def evaluate(cfg: DictConfig) -> None:
     model_config = cfg.module.model
     settings = {
         key: plain(cfg[key])
-        for key in ("task", "index", "decoding", "n_docs", "split", "limit", "k_sweep", "recall_at", "hot_swap")
+        for key in (
+            "task",
+            "index",
+            "decoding",
+            "n_docs",
+            "split",
+            "limit",
+            "k_sweep",
+            "recall_at",
+            "hot_swap",
+        )
     }
     settings["model"] = plain(model_config)
     closed_book = "retriever" not in model_config
     inputs = [str(Path(cfg.checkpoint) / "model"), plain(cfg.task).get(cfg.split)]
     inputs += [] if closed_book else [cfg.index.path]
     folder = cfg.results or Path(cfg.checkpoint) / "evaluation" / f"{cfg.split}-{digest(settings)[:6]}"
-    run = Run.open(folder, settings, OmegaConf.to_yaml(cfg, resolve=True), [i for i in inputs if i], cfg.overwrite)
+    run = Run.open(
+        folder, settings, OmegaConf.to_yaml(cfg, resolve=True), [i for i in inputs if i], cfg.overwrite
+    )
     if not run.finished:
         task = instantiate(cfg.task)
         examples = task.examples(cfg.split)[: cfg.limit]
-        print(f"evaluating {cfg.checkpoint} on {len(examples):,} questions ({cfg.split}), results in {run.folder}")
+        print(
+            f"evaluating {cfg.checkpoint} on {len(examples):,} questions ({cfg.split}), results in {run.folder}"
+        )
         model = instantiate(model_config)
         decoding = instantiate(cfg.decoding)
         ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
@@ -63,7 +77,10 @@ def evaluate(cfg: DictConfig) -> None:
         }
         if found.rows is not None:
             result |= retrieval_figures(model, found.rows, examples, cfg.recall_at)
-            result["index"] = {"type": model.retriever.index.manifest.factory, "passages": len(model.retriever.index)}
+            result["index"] = {
+                "type": model.retriever.index.manifest.factory,
+                "passages": len(model.retriever.index),
+            }
             if cfg.k_sweep:
                 result["em_by_k"] = {str(k): scores[k]["em"].value for k in cfg.k_sweep}
         if cfg.hot_swap is not None and not closed_book:
@@ -83,7 +100,9 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def show(result: dict, checkpoint: str, split: str) -> None:
-    table = Table("figure", "value", "95 % interval", title=f"{checkpoint} on {split}, K = {result['n_docs']}")
+    table = Table(
+        "figure", "value", "95 % interval", title=f"{checkpoint} on {split}, K = {result['n_docs']}"
+    )
     for name, (low, high) in result["intervals"].items():
         table.add_row(name, f"{result[name]:.3f}", f"{low:.3f} – {high:.3f}")
     for name in ("recall", "answer_recall"):

@@ -62,7 +62,9 @@ def train(cfg: DictConfig) -> None:
         figures = {name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())}
         training = round(time.perf_counter() - start, 1)
         run.finish({"steps": trainer.global_step, "training_seconds": training, "figures": figures})
-        table = Table("figure", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s")
+        table = Table(
+            "figure", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s"
+        )
         for name, value in figures.items():
             table.add_row(name, f"{value:.4f}")
         Console().print(table)

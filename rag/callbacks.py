@@ -29,7 +29,9 @@ class TrainingProgress(Callback):
             self.advance = self.stack.enter_context(bar)
             self.done = trainer.global_step
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         now = time.monotonic()
         if not trainer.is_global_zero or (
             now - self.shown < self.every_seconds and trainer.global_step < trainer.max_steps
@@ -53,7 +55,11 @@ def checkpoints(folder: str | Path, monitor: str | None, minutes: float = 15.0) 
     Neither name holds an equals sign, so that either can be given on the command line.
     """
     last = ModelCheckpoint(
-        folder, "last", train_time_interval=timedelta(minutes=minutes), enable_version_counter=False, save_top_k=1
+        folder,
+        "last",
+        train_time_interval=timedelta(minutes=minutes),
+        enable_version_counter=False,
+        save_top_k=1,
     )
     if monitor is None:
         return [last]

@@ -40,7 +40,9 @@ def mistakes_in_one_sentence() -> Iterator[None]:
         sys.exit(130)
 
 
-def run_script(name: str, usage: str, body: Callable[[DictConfig], None], arguments: list[str] | None = None) -> None:
+def run_script(
+    name: str, usage: str, body: Callable[[DictConfig], None], arguments: list[str] | None = None
+) -> None:
     """Compose configs/<name>.yaml with the command line's overrides and call `body` with it."""
     quieten()
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -160,7 +162,11 @@ def from_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     except OmegaConfBaseException:
         raise UserError("say which model to evaluate: checkpoint=RUN, a run folder of train.py") from None
     if not (folder / "result.json").exists():
-        state = "an unfinished run: train it to its end" if (folder / "run.json").exists() else "no run folder of train.py"
+        state = (
+            "an unfinished run: train it to its end"
+            if (folder / "run.json").exists()
+            else "no run folder of train.py"
+        )
         raise UserError(f"checkpoint={folder} is {state}")
     loaded = OmegaConf.load(folder / "config.yaml")
     assert isinstance(loaded, DictConfig)
@@ -176,7 +182,9 @@ def from_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         elif key == "experiment":
             name = OmegaConf.select(cfg, "name")
             if name != saved.name:
-                raise UserError(f"{override} is the run {name} but {folder} was trained as {saved.name}: drop one of the two")
+                raise UserError(
+                    f"{override} is the run {name} but {folder} was trained as {saved.name}: drop one of the two"
+                )
         elif key not in OWN:
             raise UserError(
                 f"{override} contradicts the checkpoint, which decides it: evaluate.py takes {', '.join(CHANGEABLE)}, "

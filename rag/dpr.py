@@ -158,7 +158,9 @@ class DprData(StepDataModule):
 
     def make_batch(self, step: int) -> BiEncoderBatch:
         random = step_generator(self.seed, step)
-        only_cloze = not self.questions or (self.inverse_cloze is not None and step < self.inverse_cloze_steps)
+        only_cloze = not self.questions or (
+            self.inverse_cloze is not None and step < self.inverse_cloze_steps
+        )
         asked = 0 if only_cloze else self.batch_size if self.inverse_cloze is None else self.batch_size // 2
         queries: list[str] = []
         passages: list[Passage] = []

@@ -32,7 +32,9 @@ class Evaluation:
 
     examples: list[Example]
     answers: dict[int, list[Answer]]  # K → the best answer to each question
-    rows: Int64[np.ndarray, "questions docs"] | None  # the most passages retrieved for any purpose; None: closed book
+    rows: (
+        Int64[np.ndarray, "questions docs"] | None
+    )  # the most passages retrieved for any purpose; None: closed book
 
     def texts(self, n_docs: int) -> list[str]:
         return [answer.text for answer in self.answers[n_docs]]
@@ -46,7 +48,10 @@ def first_docs(contexts: Contexts, n_docs: int) -> Contexts:
     kept = Retrieved(retrieved.rows[:, :n_docs], retrieved.scores[:, :n_docs])
     rows = torch.arange(len(contexts.mask), device=contexts.mask.device).view(-1, contexts.n_docs)[:, :n_docs]
     return Contexts(
-        contexts.states[rows.flatten()], contexts.mask[rows.flatten()], marginalize.doc_logprobs(kept.scores), kept
+        contexts.states[rows.flatten()],
+        contexts.mask[rows.flatten()],
+        marginalize.doc_logprobs(kept.scores),
+        kept,
     )
 
 
@@ -99,14 +104,18 @@ def retrieval_figures(
     store = model.retriever.index.passages
     ks = [k for k in ks if k <= rows.shape[1]]
     ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
-    texts = [[f"{store[r].title} {store[r].text}" for r in own if r >= 0] for own in rows[:, : max(ks)].tolist()]
+    texts = [
+        [f"{store[r].title} {store[r].text}" for r in own if r >= 0] for own in rows[:, : max(ks)].tolist()
+    ]
     figures = {"answer_recall": answer_recall_at(texts, [e.answers for e in examples], ks)}
     if any(example.positive_ids for example in examples):
         figures["recall"] = recall_at(ids, [e.positive_ids for e in examples], ks)
     return {name: {str(k): float(np.nanmean(v)) for k, v in by_k.items()} for name, by_k in figures.items()}
 
 
-def write_predictions(path: Path, model: RagModel, evaluation: Evaluation, n_docs: int, passages: int = 5) -> None:
+def write_predictions(
+    path: Path, model: RagModel, evaluation: Evaluation, n_docs: int, passages: int = 5
+) -> None:
     """predictions.jsonl: question, answers, prediction, log p(y|x) and the passages with prior and posterior."""
     with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
         for example, answer in zip(evaluation.examples, evaluation.answers[n_docs], strict=True):
@@ -133,5 +142,3 @@ def write_predictions(path: Path, model: RagModel, evaluation: Evaluation, n_doc
                     for k in best
                 ]
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-

@@ -12,8 +12,8 @@ of D dimensions each. An index is a folder that explains itself:
     product manifest.json         encoder, corpus, counts, parameters, measured recall, sizes; written last
 
 A row is a passage's number in all of them. Everything is opened by mapping files, so that the processes of a
-machine share one copy; nothing is pickled. `embed` and `build` are separate steps: an index of another type
-is built from the same vectors.
+machine share one copy; nothing is pickled. `prepare`, `embed` and `build` are separate steps: an index of
+another type is built from the same vectors.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
-from rag.passages import Passage, PassageStore, TokenStore, tokenizer_fingerprint
+from rag.passages import FORMATS, Passage, PassageStore, TokenStore, tokenizer_fingerprint
 from rag.progress import progress_bar
 
 FORMAT = 1
@@ -233,6 +233,21 @@ def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.
 # ---------------------------------------------------------------------------------- embedding
 
 
+def prepare(corpus: Path | str, folder: Path | str, show_progress: bool = True) -> PassageStore:
+    """The first step: the passages of `corpus`, a file or folder that `read_passages` reads, in
+    `folder`/passages.
+
+    A store that is already there is opened. One process calls this, before all of them embed. Raises
+    UserError if the corpus is malformed or is not the one that the folder was begun with, or if another build
+    is at work in the folder.
+    """
+    folder = Path(folder)
+    if not Path(corpus).exists():
+        raise UserError(f"{corpus} does not exist: give the path of a corpus ({FORMATS})")
+    with _lock(folder):
+        return PassageStore.prepare(corpus, folder / "passages", show_progress)
+
+
 def embed(
     store: PassageStore,
     encode: Callable[[list[Passage]], Float32[np.ndarray, "N D"]],
@@ -413,6 +428,7 @@ def build(
     folder = Path(folder)
     kind = IndexType(kind) if isinstance(kind, str) else kind
     with _lock(folder):
+        _remove_leftovers(folder)
         store = PassageStore.open(folder / "passages")
         plan, vectors = _open_vectors(folder, store)
         seconds: dict[str, float] = {}
@@ -425,6 +441,7 @@ def build(
             _timed(seconds, "add"),
             progress_bar("building the index", len(vectors), "vectors", show=show_progress) as bar,
         ):
+            _reserve(index, len(vectors))
             for _, block in vectors.blocks():
                 index.add(block)
                 bar(len(block))
@@ -475,6 +492,23 @@ def build(
             files=files,
         ).write(folder / "manifest.json")
     return Index.open(folder)
+
+
+def _reserve(index: Any, passages: int) -> None:
+    """Take the memory for all codes at once: growing by doubling would need twice the index at its peak."""
+    index = faiss.downcast_index(index)
+    store = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
+    if hasattr(store, "codes"):
+        store.codes.resize(passages * store.code_size)
+        store.codes.resize(0)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Files that builds which were killed left half-written; nobody else is writing while the lock is
+    held."""
+    for pattern in ("vectors/.*.partial", ".index.faiss.*.partial", ".manifest.json.*.partial"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -56,7 +56,11 @@ class RagModule(pl.LightningModule):
         assert inputs.label_mask is not None
         tokens = inputs.label_mask.sum()
         nll = -likelihood.logprob
-        loss = nll if likelihood.smoothing is None else torch.lerp(nll, likelihood.smoothing, self.label_smoothing)
+        loss = (
+            nll
+            if likelihood.smoothing is None
+            else torch.lerp(nll, likelihood.smoothing, self.label_smoothing)
+        )
         self.log("train/nll_per_example", nll.mean(), prog_bar=True)
         self.log("train/nll_per_token", nll.sum() / tokens)
         if likelihood.retrieved is not None:
@@ -102,14 +106,25 @@ class RagModule(pl.LightningModule):
         for name, values in scores.items():
             judged = values[~np.isnan(values)]
             if len(judged):
-                self.log(name, float(judged.mean()), prog_bar=name == "dev/em", batch_size=len(judged), sync_dist=True)
+                self.log(
+                    name,
+                    float(judged.mean()),
+                    prog_bar=name == "dev/em",
+                    batch_size=len(judged),
+                    sync_dist=True,
+                )
 
     def configure_optimizers(self) -> Any:
         settings = self.optimization
         parts: list[tuple[Any, float]] = [(self.model.generator, settings.lr)]
         encoder = getattr(self.model.retriever, "question_encoder", None)
         if encoder is not None:
-            parts.append((encoder, settings.lr if settings.question_encoder_lr is None else settings.question_encoder_lr))
+            parts.append(
+                (
+                    encoder,
+                    settings.lr if settings.question_encoder_lr is None else settings.question_encoder_lr,
+                )
+            )
         return settings.configure(parts, self.trainer.max_steps)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

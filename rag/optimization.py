@@ -34,7 +34,9 @@ class Optimization:
         groups = []
         for module, lr in parts:
             trained = [p for p in module.parameters() if p.requires_grad]
-            groups.append({"params": [p for p in trained if p.dim() > 1], "lr": lr, "weight_decay": self.weight_decay})
+            groups.append(
+                {"params": [p for p in trained if p.dim() > 1], "lr": lr, "weight_decay": self.weight_decay}
+            )
             groups.append({"params": [p for p in trained if p.dim() <= 1], "lr": lr, "weight_decay": 0.0})
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)

@@ -42,7 +42,12 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder: str | Path, config: dict[str, Any], config_yaml: str, inputs: list[str], overwrite: bool | str = False
+        cls,
+        folder: str | Path,
+        config: dict[str, Any],
+        config_yaml: str,
+        inputs: list[str],
+        overwrite: bool | str = False,
     ) -> Self:
         """Find out where the run in `folder` stands; make the folder if it is new.
 
@@ -127,9 +132,17 @@ def fingerprint(path: str | Path) -> str:
         return hash_file(path / "manifest.json")
     if path.is_file():
         status = path.stat()
-        return hash_file(path) if status.st_size < 1 << 28 else f"{status.st_size} bytes at {status.st_mtime_ns}"
+        return (
+            hash_file(path) if status.st_size < 1 << 28 else f"{status.st_size} bytes at {status.st_mtime_ns}"
+        )
     if path.is_dir():
-        return digest({str(file.relative_to(path)): fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()})
+        return digest(
+            {
+                str(file.relative_to(path)): fingerprint(file)
+                for file in sorted(path.rglob("*"))
+                if file.is_file()
+            }
+        )
     raise UserError(f"{path} does not exist, and this run needs it")
 
 
@@ -146,7 +159,9 @@ def differences(before: Any, after: Any, where: str = "") -> list[str]:
         found = [
             change
             for key in keys
-            for change in differences(before.get(key), after.get(key), f"{where}.{key}" if where else str(key))
+            for change in differences(
+                before.get(key), after.get(key), f"{where}.{key}" if where else str(key)
+            )
         ]
         return [change.removeprefix("config.").removeprefix("inputs.") for change in found]
     return [] if before == after else [f"{where} {before} → {after}"]

@@ -20,6 +20,7 @@ from rag.index import (
     build,
     embed,
     exact_search,
+    prepare,
 )
 from rag.passages import Passage, PassageStore
 
@@ -312,6 +313,30 @@ def test_a_second_build_in_one_folder_is_refused(tmp_path):
         with pytest.raises(UserError, match="another build"):
             build(tmp_path, show_progress=False)
     build(tmp_path, show_progress=False)  # the locks went with their holders
+
+
+def test_prepare_keeps_to_one_corpus_and_holds_the_lock(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"id": 1, "text": "x"}\n')
+    folder = tmp_path / "index"
+    with pytest.raises(UserError, match="none.tsv does not exist"):
+        prepare(tmp_path / "none.tsv", folder)
+    assert not folder.exists()
+    assert list(prepare(path, folder, show_progress=False)) == [Passage("1", "", "x")]
+    path.write_text('{"id": 1, "text": "x"}\n{"id": 2, "text": "y"}\n')
+    with pytest.raises(UserError, match="holds the 1 passages of"):
+        prepare(path, folder)
+    with index_module._lock(folder), pytest.raises(UserError, match="another build"):
+        prepare(path, folder)
+
+
+def test_what_a_killed_build_left_half_written_is_removed(tmp_path):
+    make(tmp_path)
+    before = set(bytes_of(tmp_path))
+    for name in ("vectors/.00001.npy.12.partial", ".index.faiss.12.partial", ".manifest.json.12.partial"):
+        (tmp_path / name).write_bytes(b"half")
+    build(tmp_path, show_progress=False)
+    assert set(bytes_of(tmp_path)) == before
 
 
 # ---------------------------------------------------------------------------------- disks

@@ -40,10 +40,7 @@ def candidate_runs(sentence: str, title: str) -> tuple[list[tuple[int, int]], li
     A name is a run of capitalised words that is not part of the title.
     """
     known = {word.lower() for word in _WORD.findall(title)}
-    words = [
-        (m.start(), m.end(), m.group())
-        for m in _WORD.finditer(sentence)
-    ]
+    words = [(m.start(), m.end(), m.group()) for m in _WORD.finditer(sentence)]
     names, singles, run = [], [], []
 
     def close() -> None:

@@ -102,7 +102,9 @@ def new_encoders(
     with torch.no_grad():
         bert.encoder.layer[-1].output.LayerNorm.weight.fill_(math.sqrt(score_scale))
     passage_model.ctx_encoder.bert_model.load_state_dict(bert.state_dict())
-    return QuestionEncoder(question_model, tokenizer, positions), PassageEncoder(passage_model, tokenizer, positions)
+    return QuestionEncoder(question_model, tokenizer, positions), PassageEncoder(
+        passage_model, tokenizer, positions
+    )
 
 
 @torch.no_grad()
@@ -117,12 +119,20 @@ def start_weights(model: PreTrainedModel, std: float, copy_strength: float, posi
             if "position" in name:
                 weight.copy_(sinusoids(*weight.shape) * std * math.sqrt(2) * position_strength)
     for name, module in model.named_modules():
-        names = ("q_proj", "k_proj", "v_proj", "out_proj") if hasattr(module, "q_proj") else ("query", "key", "value")
+        names = (
+            ("q_proj", "k_proj", "v_proj", "out_proj")
+            if hasattr(module, "q_proj")
+            else ("query", "key", "value")
+        )
         if not hasattr(module, names[0]):
             continue
         query, key, value = (getattr(module, each) for each in names[:3])
         key.weight.copy_(query.weight)
-        out = module.out_proj if len(names) == 4 else model.get_submodule(name.removesuffix("self") + "output.dense")
+        out = (
+            module.out_proj
+            if len(names) == 4
+            else model.get_submodule(name.removesuffix("self") + "output.dense")
+        )
         rotation = torch.linalg.qr(torch.randn_like(value.weight)).Q * math.sqrt(copy_strength)
         value.weight.copy_(rotation)
         out.weight.copy_(rotation.T)

@@ -30,7 +30,10 @@ def train_word_tokenizer(
 
 
 def train_bpe_tokenizer(
-    passages: list[str], questions: list[str] | None = None, vocab_size: int = 16_384, max_passages: int = 50_000
+    passages: list[str],
+    questions: list[str] | None = None,
+    vocab_size: int = 16_384,
+    max_passages: int = 50_000,
 ) -> PreTrainedTokenizerFast:
     """Byte-level BPE over lower-cased text, learned from the first `max_passages` passages of each file."""
     tokenizer = Tokenizer(models.BPE())
