@@ -59,7 +59,7 @@ class Decoding:
     length_penalty: beams are ranked by log-probability / length^length_penalty.
     thorough: RAG-Sequence only: True Thorough, False Fast (section 2.5).
 
-    RAG-Sequence takes from each passage all its beams or, without beams, as many samples as answers are wanted.
+    RAG-Sequence takes from each passage all its beams; sampling without beams, num_return_sequences samples.
     """
 
     max_new_tokens: int = 25

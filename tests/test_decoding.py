@@ -714,6 +714,15 @@ def test_the_number_of_passages_asked_for_holds_on_the_whole_path() -> None:
             assert answer.logprob == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "decoding"), MODES)
+def test_half_precision_gives_scores_in_float32(kind: type[RagModel], decoding: Decoding) -> None:
+    model = make(kind, bart().bfloat16())
+    for answer in itertools.chain(*ask(model, decoding)):
+        assert np.isfinite(answer.logprob)
+        assert {answer.doc_scores.dtype, answer.posterior.dtype, answer.doc_logprobs.dtype} == {torch.float32}
+        assert answer.posterior.sum().item() == pytest.approx(1, rel=1e-5)
+
+
 def test_one_token_answers_make_both_models_equal() -> None:
     one = Decoding(max_new_tokens=1, num_beams=6, num_return_sequences=6)
     token, sequence = make(RagToken), make(RagSequence)
