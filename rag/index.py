@@ -1,15 +1,15 @@
 """Section 2.2: the non-parametric memory, from passages to a searchable index.
 
-    passages ──embed──▶ vectors/00000.npy … ──build──▶ index.faiss + manifest.json ──Index.open──▶ search,
-    vectors
+    corpus ──prepare──▶ passages/ ──embed──▶ vectors/ ──build──▶ index.faiss, manifest.json ──▶ Index.open
 
 p_η(z|x) ∝ exp(d(z)ᵀq(x)): retrieval is maximum inner product search over the vectors d(z) of all N passages,
 of D dimensions each. An index is a folder that explains itself:
 
-    passages/             ids, titles and texts (PassageStore) tokens-<tokenizer>/   the generator's tokens of
-    "title / text" (TokenStore), one folder a tokenizer vectors/              the true vectors d(z), float32,
-    in shards; plan.json says whose they are index.faiss           FAISS's index over them, of any type, inner
-    product manifest.json         encoder, corpus, counts, parameters, measured recall, sizes; written last
+    passages/             ids, titles and texts (PassageStore)
+    tokens-<tokenizer>/   the generator's tokens of "title / text" (TokenStore), one folder a tokenizer
+    vectors/              the true vectors d(z), float32, in shards; plan.json says whose they are
+    index.faiss           FAISS's index over them, of any type, inner product
+    manifest.json         encoder, corpus, counts, parameters, measured recall, sizes; written last
 
 A row is a passage's number in all of them. Everything is opened by mapping files, so that the processes of a
 machine share one copy; nothing is pickled. `prepare`, `embed` and `build` are separate steps: an index of
@@ -40,7 +40,7 @@ from rag.progress import progress_bar
 
 FORMAT = 1
 RECALL_AT = (1, 5, 20, 50, 100)
-TUNED_AT = 50  # the K whose recall the search parameters are chosen by
+TUNED_AT = (5, 20, 50)  # the search parameters are chosen by the worst recall at these K
 POINTS_PER_CENTROID = (
     39  # fewer training vectors than this for each centroid, and k-means is not to be trusted
 )
@@ -132,14 +132,16 @@ def _checksum(record: dict[str, Any]) -> str:
 class IndexType:
     """A type of FAISS index, by FAISS's own factory string; what is None is chosen from the corpus.
 
-    factory: as in `faiss.index_factory`; "{nlist}" stands for the number of cells, "{m}" for the bytes a
-    product quantiser keeps of a vector: "Flat", "HNSW32", "SQfp16", "IVF{nlist},SQ8", "IVF{nlist},PQ{m}",
-    "HNSW128,SQ8", "IVF{nlist},RaBitQ". nlist: cells of an IVF index; None: the power of two next below 4·√N
-    that leaves 39 vectors for each. train_sample: vectors to train on; None: 39 for each centroid, 65,536 at
-    least where there are so many. nprobe, ef_search: how many cells or candidates a search looks at; None:
-    the fewest that reach `target_recall`. refine: search refine·K candidates and re-rank them by their true
-    vectors; None: 1 if the index keeps whole vectors, otherwise the least of 1, 2, 4, 8, 16 that reaches
-    `target_recall`. target_recall: recall at K = 50 against exact search.
+    factory: as in `faiss.index_factory`; "{nlist}" stands for the number of cells, "{m}" for the bytes that a
+        product quantiser keeps of a vector: "Flat", "HNSW32", "SQ8", "SQfp16", "IVF{nlist},SQ8",
+        "IVF{nlist},PQ{m}", "HNSW128,SQ8", "IVF{nlist},RaBitQ".
+    nlist: cells of an IVF index; None: the largest power of two up to 4·√N that leaves 39 vectors for each.
+    train_sample: vectors to train on; None: 39 for each cell, at least 65,536 where there are so many.
+    nprobe, ef_search: how many cells or candidates a search looks at; None: the fewest that reach
+        `target_recall`.
+    refine: search refine·K candidates and re-rank them by their true vectors; None: 1 if the index keeps
+        whole vectors, otherwise the least of 1, 2, 4, 8, 16 that reaches `target_recall`.
+    target_recall: the least recall against exact search at K = 5, 20 and 50 that will do.
     """
 
     factory: str = "Flat"
@@ -413,13 +415,12 @@ def build(
     seed: int = 0,
     show_progress: bool = True,
 ) -> "Index":
-    """Make index.faiss from the vectors that `embed` wrote, measure its recall, write the manifest and open
-    it.
+    """Make index.faiss from the vectors that `embed` wrote, measure its recall, write the manifest and open it.
 
-    kind: an IndexType, or a factory string for one whose parameters are all chosen from the corpus. queries:
-    vectors of held-out questions to measure recall and to choose search parameters with; the first
-    `recall_queries` are used. None: vectors of that many sampled passages, each moved by Gaussian noise of
-    half its own length (the manifest says which).
+    kind: an IndexType, or a factory string for one whose parameters are all chosen from the corpus.
+    queries: vectors of held-out questions to measure recall and to choose search parameters with; the first
+        `recall_queries` are used. None: vectors of that many sampled passages, each moved by Gaussian noise of
+        half its own length (the manifest says which).
 
     An index that is already in the folder stays until the new one is complete. Raises UserError if vectors
     are missing, if the type cannot work for so many passages of so many dimensions, if another build is at
@@ -497,7 +498,7 @@ def build(
 def _reserve(index: Any, passages: int) -> None:
     """Take the memory for all codes at once: growing by doubling would need twice the index at its peak."""
     index = faiss.downcast_index(index)
-    store = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
+    store: Any = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
     if hasattr(store, "codes"):
         store.codes.resize(passages * store.code_size)
         store.codes.resize(0)
@@ -635,7 +636,7 @@ class _Trial:
 
     def milliseconds(self, search: dict[str, int]) -> float:
         _set(self.index, search)
-        k = min(TUNED_AT, len(self.vectors))
+        k = min(max(TUNED_AT), len(self.vectors))
         start = time.perf_counter()
         for query in self.queries[:50]:
             _search(self.index, self.vectors, query[None], k, search["refine"])
@@ -643,15 +644,15 @@ class _Trial:
 
 
 def _tune(kind: IndexType, trial: _Trial) -> dict[str, int]:
-    """The cheapest search parameters whose recall at 50 reaches the target; else the best that there are."""
+    """The cheapest search parameters whose recall reaches the target at 5, 20 and 50; else the best there are."""
     index = faiss.downcast_index(trial.index)
     ivf = faiss.try_extract_index_ivf(trial.index)
-    k = min(TUNED_AT, len(trial.vectors))
+    cuts = [k for k in TUNED_AT if k <= len(trial.vectors)] or [len(trial.vectors)]
     whole = isinstance(index, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
     refines = [kind.refine] if kind.refine else [1] if whole else [1, 2, 4, 8, 16]
 
     if ivf is not None:
-        effort, given, efforts = "nprobe", kind.nprobe, [1 << n for n in range(ivf.nlist.bit_length())]
+        effort, given, efforts = "nprobe", kind.nprobe, [1 << n for n in range(3, ivf.nlist.bit_length())]
         efforts = [n for n in efforts if n < ivf.nlist] + [ivf.nlist]
     elif hasattr(index, "hnsw"):
         effort, given, efforts = "ef_search", kind.ef_search, [64, 128, 256, 512, 1024]
@@ -665,7 +666,7 @@ def _tune(kind: IndexType, trial: _Trial) -> dict[str, int]:
     def cheapest(candidates: list[dict[str, int]]) -> dict[str, int]:
         measured: list[float] = []
         for candidate in candidates:
-            measured.append(trial.recall(k, candidate) if len(candidates) > 1 else 1.0)
+            measured.append(min(trial.recall(k, candidate) for k in cuts) if len(candidates) > 1 else 1.0)
             if measured[-1] >= kind.target_recall:
                 return candidate
         return candidates[next(i for i, recall in enumerate(measured) if recall >= max(measured) - 0.002)]
