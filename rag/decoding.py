@@ -272,6 +272,7 @@ def _generation_config(generator: Generator, decoding: Decoding, count: int) -> 
         decoder_start_token_id=generator.start_token,
         eos_token_id=generator.end_token,
         pad_token_id=generator.pad_token,
+        use_cache=getattr(generator.model.config, "use_cache", True),  # False: a decoder that keeps none
         forced_bos_token_id=generator.first_token,
         forced_eos_token_id=getattr(own, "forced_eos_token_id", None),
         **settings,

@@ -482,6 +482,20 @@ def test_cache_on_equals_off(kind: type[RagModel], decoding: Decoding, backbone)
     assert_same(ask(model, decoding, use_cache=True), ask(model, decoding, use_cache=False))
 
 
+def test_a_generator_may_have_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(RagToken)
+    expected = ask(model, BEAM)
+    model.generator.model.config.use_cache = False
+    forward = model.generator.model.get_decoder().forward
+
+    def without_cache(*args, **kwargs):
+        assert kwargs.get("past_key_values") is None and not kwargs["use_cache"]
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.generator.model.get_decoder(), "forward", without_cache)
+    assert_same(ask(model, BEAM), expected)
+
+
 @pytest.mark.parametrize(("kind", "decoding"), MODES)
 def test_the_order_of_passages_changes_nothing(kind: type[RagModel], decoding: Decoding) -> None:
     model = make(kind)
