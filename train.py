@@ -46,7 +46,7 @@ def train(cfg: DictConfig) -> None:
         cfg.trainer,
         logger=list(instantiate(cfg.logger).values()),
         callbacks=[
-            TrainingProgress(run.folder, cfg.name),
+            TrainingProgress(cfg.name),
             *checkpoints(run.folder, cfg.monitor, cfg.checkpoint_minutes),
         ],
     )

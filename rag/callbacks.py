@@ -1,7 +1,5 @@
 """What happens beside training: the progress bar, and the checkpoints that a run goes on from and ends with."""
 
-import json
-import time
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -14,39 +12,36 @@ from rag.progress import progress_bar
 
 
 class TrainingProgress(Callback):
-    """One bar over the steps with the newest figures, and the same in `progress.json` for whoever watches the run."""
+    """One bar over the steps, on the first rank."""
 
-    def __init__(self, folder: str | Path, description: str = "training", every_seconds: float = 0.5):
-        self.file = Path(folder) / "progress.json"
+    def __init__(self, description: str):
         self.description = description
-        self.every_seconds = every_seconds
-        self.shown = 0.0
         self.stack = ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            bar = progress_bar(self.description, trainer.max_steps, "steps", done=trainer.global_step)
-            self.advance = self.stack.enter_context(bar)
-            self.done = trainer.global_step
+        bar = progress_bar(
+            self.description,
+            trainer.max_steps,
+            "steps",
+            done=trainer.global_step,
+            show=trainer.is_global_zero,
+        )
+        self.advance = self.stack.enter_context(bar)
+        self.done = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        if not trainer.is_global_zero or (
-            now - self.shown < self.every_seconds and trainer.global_step < trainer.max_steps
-        ):
-            return
-        self.shown = now
         self.advance(trainer.global_step - self.done)
         self.done = trainer.global_step
-        figures = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items()}
-        self.file.write_text(json.dumps({"done": self.done, "total": trainer.max_steps, **figures}))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stack.close()
 
-    on_exception = lambda self, trainer, pl_module, exception: self.stack.close()  # noqa: E731
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.stack.close()
 
 
 def checkpoints(folder: str | Path, monitor: str | None, minutes: float = 15.0) -> list[Callback]:

@@ -141,6 +141,7 @@ def quieten() -> None:
         "exists and is not empty",
         "It will use the implementation from `LightningModule`",
         "LeafSpec",
+        "in eval mode at the start of training",  # a frozen question encoder is meant to be
     ):
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}.*")
     transformers_logging.disable_progress_bar()

@@ -347,14 +347,8 @@ def ask_about(dice: Dice, person: Person, relation: str, wording: str | None = N
 
 
 def ask_training_person(dice: Dice, person: Person) -> list[Question]:
-    """Five questions; a spouse is asked for twice, because names of two words are the hardest to read out."""
-    relations = [relation for relation in person.answers if relation != "spouse"]
-    if "spouse" not in person.answers:
-        return [ask_about(dice, person, relation) for relation in dice.some(relations, FACTS_PER_PERSON)]
-    wordings = dice.some(sentences.PEOPLE_QUESTIONS["spouse"], 2)
-    return [ask_about(dice, person, "spouse", wording) for wording in wordings] + [
-        ask_about(dice, person, relation) for relation in dice.some(relations, FACTS_PER_PERSON - 2)
-    ]
+    """Five questions, each about another relation."""
+    return [ask_about(dice, person, relation) for relation in dice.some(list(person.answers), FACTS_PER_PERSON)]
 
 
 def ask_institution(dice: Dice, institution: Institution, count: int) -> list[Question]:
