@@ -182,8 +182,29 @@ def _bars(plan: list[Stage]) -> Iterator:
         yield show
 
 
+def ensure(names: list[str], outputs: Path, data: Path, seed: int) -> None:
+    """Run the stages `names` and whatever they need, unless their results are there."""
+    plan = stages(seed, outputs, data, quick=False)
+    wanted: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        wanted.add(name)
+        waiting += next(stage.needs for stage in plan if stage.name == name)
+    chosen = [stage for stage in plan if stage.name in wanted]
+    print(f"first what this run starts from: {', '.join(stage.name for stage in chosen)}")
+    run_all(chosen, outputs, *share_cores())
+
+
+def share_cores() -> tuple[int, int]:
+    """How many stages run side by side, and on how many threads each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, min(cores, 4))
+    return workers, max(1, cores // workers)
+
+
 def main(arguments: list[str]) -> None:
-    settings = {"seed": str(SEED), "preset": "full", "outputs": str(PROJECT / "outputs" / "demo"), "data": ""}
+    settings = {"seed": str(SEED), "preset": "full", "outputs": "", "data": ""}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in settings:
@@ -193,18 +214,20 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"preset={settings['preset']} does not exist: there are full and quick")
     if not settings["seed"].isdecimal():
         raise UserError(f"seed={settings['seed']} is not a whole number")
-    outputs, seed, quick = Path(settings["outputs"]), int(settings["seed"]), settings["preset"] == "quick"
-    outputs = outputs.resolve()
-    data = Path(settings["data"] or outputs / "data").resolve()
-    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
-    workers = max(1, min(cores, 4))
+    seed, quick = int(settings["seed"]), settings["preset"] == "quick"
+    usual = PROJECT / "outputs" / ("demo_quick" if quick else "demo")
+    outputs = Path(settings["outputs"] or usual).resolve()
+    # The built-in world of the usual run lies where the configs look for it; other runs keep theirs to themselves.
+    data = Path(settings["data"] or (PROJECT / "data" if outputs == PROJECT / "outputs" / "demo" else outputs / "data"))
+    data = data.resolve()
+    workers, threads = share_cores()
     plan = stages(seed, outputs, data, quick)
     print(
         f"the demo: {len(plan)} stages, {workers} at a time, {'two or three' if quick else 'about ten'} minutes on two "
         f"cores; results in {outputs}"
     )
     start = time.perf_counter()
-    run_all(plan, outputs, workers, max(1, cores // workers))
+    run_all(plan, outputs, workers, threads)
     seconds = {stage.name: round(stage.seconds, 1) for stage in plan}
     seconds["total"] = round(time.perf_counter() - start, 1)
 
