@@ -106,6 +106,8 @@ class DprModule(pl.LightningModule):
 class DprData(StepDataModule):
     """Batches for the bi-encoder: inverse cloze over the corpus, questions with gold passages, or first one, then both.
 
+    All passages are held as Python objects, about a kilobyte each: a few hundred thousand do, not 21 million.
+
     questions: a file with positive_ids (and hard_negative_ids); None trains on inverse cloze alone.
     inverse_cloze: makes queries out of passages (rag/scratch/inverse_cloze.py); None trains on questions alone.
     inverse_cloze_steps: so many first steps see inverse cloze alone; after that it makes up half of each batch.

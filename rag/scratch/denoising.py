@@ -15,8 +15,10 @@ import numpy as np
 
 from rag.datamodule import StepDataModule, step_generator
 from rag.errors import UserError
+from rag.generator import Ragged, special_tokens, token_rows
 from rag.model import Batch, RagModel
 from rag.passages import Passage, read_passages
+from rag.retriever import Questions
 from rag.tasks.example import Example
 
 FUNCTION_WORDS = frozenset(
@@ -25,6 +27,7 @@ FUNCTION_WORDS = frozenset(
     "our over same she since so some such than that the their them then there these they this those through to under "
     "until up was were when where which while who whose will with would".split()
 )
+ATTEMPTS = 1000  # sentences looked at for one example before the corpus is taken to have none
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"\w+")
 
@@ -64,6 +67,9 @@ def candidate_runs(sentence: str, title: str) -> tuple[list[tuple[int, int]], li
 class DenoisingData(StepDataModule):
     """Passages → (masked sentence, target) pairs.
 
+    All passages are held as Python objects, about a kilobyte each: a few hundred thousand do, not 21 million. A
+    context that is too long loses the end of its passage; a sentence that would not fit itself is passed over.
+
     whole_sentence_steps: so many first steps ask for the whole sentence, the others for the masked run alone.
     name_share: how often a name of several words is masked where a sentence has one.
     absent_share: how often the sentence is taken out of the passage, so that not everything can be copied.
@@ -90,6 +96,9 @@ class DenoisingData(StepDataModule):
         self.absent_share = absent_share
         self.seed = seed
         self.passages: list[Passage] = []
+        self.room = self.generator.max_context_length - sum(
+            map(len, special_tokens(self.generator.tokenizer))
+        )
 
     def setup(self, stage: str | None = None) -> None:
         if not self.passages:
@@ -102,12 +111,30 @@ class DenoisingData(StepDataModule):
         # The rank's share of the steps does not change when a run goes from whole sentences to runs.
         ranks = self.trainer.world_size if self.trainer else 1
         whole = step // ranks < self.whole_sentence_steps
-        pairs = [self._pair(random, whole) for _ in range(self.batch_size)]
-        examples = [Example(source, (target,)) for source, target in pairs]
-        return examples, self.prepare_batch([e.question for e in examples], [e.answers[0] for e in examples])
+        triples = [self._triple(random, whole) for _ in range(self.batch_size)]
+        contexts, sentences, targets = (list(column) for column in zip(*triples, strict=True))
+        examples = [
+            Example(f"{context}{self.generator.passage_separator}{sentence}", (target,))
+            for context, sentence, target in triples
+        ]
+        labels, mask = self.generator.tokenize_targets(targets)
+        tokens = self._join(contexts, self.generator.tokenize_questions(sentences))
+        return examples, Batch(Questions([e.question for e in examples], {}), tokens, labels, mask)
 
-    def _pair(self, random: np.random.Generator, whole: bool) -> tuple[str, str]:
-        while True:
+    def _join(self, contexts: list[str], sentences: Ragged) -> Ragged:
+        """The tokens of "title / text // sentence", the text cut where the whole would be too long."""
+        ends = np.split(sentences.tokens, sentences.starts[1:])
+        rows = token_rows(self.generator.tokenizer, contexts)
+        return Ragged.of(
+            [[*row[: self.room - len(end)], *end.tolist()] for row, end in zip(rows, ends, strict=True)]
+        )
+
+    def _triple(self, random: np.random.Generator, whole: bool) -> tuple[str, str, str]:
+        """(title and passage, sentence with a masked run, target)."""
+        longest = self.room // 2
+        if whole:
+            longest = min(longest, self.generator.max_target_length - 1)
+        for _ in range(ATTEMPTS):
             passage = self.passages[random.integers(len(self.passages))]
             sentences = split_sentences(passage.text)
             number = int(random.integers(len(sentences)))
@@ -120,6 +147,11 @@ class DenoisingData(StepDataModule):
             if random.random() < self.absent_share:
                 sentences = sentences[:number] + sentences[number + 1 :]
             masked = f"{sentence[:start]}{self.generator.tokenizer.mask_token}{sentence[end:]}"
+            if len(token_rows(self.generator.tokenizer, [sentence])[0]) > longest:
+                continue
             context = f"{passage.title}{self.generator.title_separator}{' '.join(sentences)}"
-            source = f"{context}{self.generator.passage_separator}{masked}"
-            return source, sentence if whole else sentence[start:end]
+            return context, masked, sentence if whole else sentence[start:end]
+        raise UserError(
+            f"{ATTEMPTS:,} sentences in a row were longer than {longest} tokens or had no word worth masking: "
+            "give passages of running text, or raise generator.max_context_length"
+        )

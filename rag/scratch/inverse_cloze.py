@@ -23,12 +23,20 @@ class InverseCloze:
 
     keep_sentence: how often the sentence stays in the passage. drop_words: share of its words left out of the query.
     noise_words: up to so many random words that occur in no title are mixed in.
+    max_words: of a sentence with more words, so many in a row make the query, as questions are no longer either.
     """
 
-    def __init__(self, keep_sentence: float = 0.3, drop_words: float = 0.25, noise_words: int = 5):
+    def __init__(
+        self,
+        keep_sentence: float = 0.3,
+        drop_words: float = 0.25,
+        noise_words: int = 5,
+        max_words: int = 30,
+    ):
         self.keep_sentence = keep_sentence
         self.drop_words = drop_words
         self.noise_words = noise_words
+        self.max_words = max_words
         self.passages: Sequence[Passage] = ()
 
     def setup(self, passages: Sequence[Passage]) -> None:
@@ -59,7 +67,11 @@ class InverseCloze:
         passage = self.passages[row]
         sentences = split_sentences(passage.text)
         number = int(random.integers(len(sentences)))
-        words = [word for word in _WORD.findall(sentences[number]) if random.random() >= self.drop_words]
+        words = _WORD.findall(sentences[number])
+        if len(words) > self.max_words:
+            start = int(random.integers(len(words) - self.max_words + 1))
+            words = words[start : start + self.max_words]
+        words = [word for word in words if random.random() >= self.drop_words]
         for _ in range(int(random.integers(self.noise_words + 1)) if self.noise else 0):
             words.insert(int(random.integers(len(words) + 1)), self.noise[random.integers(len(self.noise))])
         if len(sentences) > 1 and random.random() >= self.keep_sentence:

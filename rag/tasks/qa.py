@@ -69,6 +69,8 @@ class QuestionAnswering(Task):
 
     Args:
         train, dev, test: files in any format of this module; a split may be left out.
+        passages: the corpus that the questions are asked of, in any form of `read_passages`. The task itself never
+            reads it; it stands here so that all files of one's own are settings of one place (corpus/local.yaml).
         answers: the key that holds the answers.
         train_sets: train on the examples of these sets alone (the key `set` of the files); all by default.
         report_sets: count only the examples of these sets in `score`; all by default.
@@ -84,8 +86,10 @@ class QuestionAnswering(Task):
         train_sets: Sequence[str] | None = None,
         report_sets: Sequence[str] | None = None,
         limit: int | None = None,
+        passages: str | None = None,
     ):
         super().__init__(train, dev, test, limit)
+        self.passages = passages
         self.answers = answers
         self.train_sets = train_sets
         self.report_sets = report_sets
