@@ -1,5 +1,6 @@
 """Build the index of a corpus, offline and once: python build_index.py corpus.path=… passage_encoder=… key=value …"""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,12 +9,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from rag.cli import run_script
+from rag.cli import plain, run_script
+from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.files import replace_folder
+from rag.files import read_json, replace_folder
 from rag.index import EncoderInfo, Index, build, embed
-from rag.passages import PassageStore, tokenizer_fingerprint
+from rag.passages import FORMATS, PassageStore, tokenizer_fingerprint
+from rag.runs import check_place
 from rag.tasks.qa import read_examples
 
 USAGE = """
@@ -29,52 +32,73 @@ goes on after an interruption and does nothing when the index is already there.
 
 
 def build_index(cfg: DictConfig) -> None:
+    if cfg.needs and not Path(cfg.passage_encoder).exists():
+        ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     folder = Path(cfg.index.path)
     kind = instantiate(cfg.index.type)
+    if not Path(cfg.corpus.path).exists():
+        raise UserError(f"{cfg.corpus.path} does not exist: give corpus.path={FORMATS}")
+    check_place(folder, "index.path")
     encoder = PassageEncoder.from_pretrained(cfg.passage_encoder).eval()
     if torch.cuda.is_available():
         encoder.cuda()
     info = EncoderInfo(cfg.passage_encoder, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
-    work = folder
-    if (folder / "manifest.json").exists():
-        found = difference(Index.open(folder), cfg.corpus.path, info, kind.factory)
-        if found is None:
-            show(Index.open(folder), f"{folder} is there already")
-            return
-        if not cfg.overwrite:
-            raise UserError(
-                f"{folder} holds {found}: choose another index.path, or replace it with overwrite=true"
-            )
-        work = folder.with_name(f".{folder.name}.new")
-    print(f"building an index ({kind.factory}) of {cfg.corpus.path} with {cfg.passage_encoder} in {folder}")
-    store = PassageStore.prepare(cfg.corpus.path, work / "passages", show_progress=True)
-    embed(store, encoder.encode, work, info, cfg.shard_size, cfg.batch_size)
     queries = None
     if cfg.recall_questions is not None:
-        asker = QuestionEncoder.from_pretrained(cfg.retriever.question_encoder).eval()
+        asker = QuestionEncoder.from_pretrained(cfg.question_encoder).eval()
         questions = [example.question for example in read_examples(cfg.recall_questions, limit=200)]
         with torch.inference_mode():
             queries = asker(**asker.tokenize(questions)).float().numpy()
+    work = folder
+    if (folder / "manifest.json").exists():
+        found = difference(folder, cfg.corpus.path, info, kind.factory)
+        if found is None and cfg.overwrite is not True:
+            show(Index.open(folder), f"{folder} is there already")
+            return
+        if found is not None and not cfg.overwrite:
+            raise UserError(
+                f"{folder} holds {found}: choose another index.path, or replace it with overwrite=true"
+            )
+        work = folder.with_name(f".{folder.name}.new")  # the old index stays until the new one is complete
+    if cfg.overwrite and begun_otherwise(work, cfg.corpus.path, info):
+        shutil.rmtree(work)
+    print(f"building an index ({kind.factory}) of {cfg.corpus.path} with {cfg.passage_encoder} in {folder}")
+    store = PassageStore.prepare(cfg.corpus.path, work / "passages", show_progress=True)
+    embed(store, encoder.encode, work, info, cfg.shard_size, cfg.batch_size)
     build(work, kind, queries)
     if work != folder:
         replace_folder(work, folder)
     show(Index.open(folder), f"index in {folder}")
 
 
-def difference(index: Index, corpus: str, encoder: EncoderInfo, factory: str) -> str | None:
+def difference(folder: Path, corpus: str, encoder: EncoderInfo, factory: str) -> str | None:
     """In what a finished index is not the one asked for; None if it is the very one."""
-    manifest = index.manifest
+    try:
+        manifest = Index.open(folder).manifest
+    except UserError as error:
+        return f"a damaged index ({error})"
     if manifest.encoder.weights != encoder.weights:
         return f"vectors of another encoder ({manifest.encoder.name})"
     try:
-        PassageStore.prepare(corpus, index.folder / "passages")
+        PassageStore.prepare(corpus, folder / "passages")
     except UserError:
-        if not Path(corpus).exists():
-            raise
         return f"another corpus ({manifest.corpus.path})"
     if "{" not in factory and manifest.factory != factory:
         return f"an index of type {manifest.factory}"
     return None
+
+
+def begun_otherwise(folder: Path, corpus: str, encoder: EncoderInfo) -> bool:
+    """Whether an unfinished build in `folder` is of another corpus or encoder."""
+    plan, store = folder / "vectors" / "plan.json", folder / "passages"
+    if plan.exists() and read_json(plan)["encoder"]["weights"] != encoder.weights:
+        return True
+    try:
+        if (store / "store.json").exists():
+            PassageStore.prepare(corpus, store)
+    except UserError:
+        return True
+    return False
 
 
 def show(index: Index, title: str) -> None:
