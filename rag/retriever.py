@@ -6,6 +6,8 @@ that the loss sees exact scores, whatever the index's compression, and the quest
 them.
 """
 
+from collections.abc import Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -19,6 +21,8 @@ from rag import marginalize
 from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.index import Index
+from rag.passages import PassageStore
+from rag.passages import PassageStore
 
 
 @dataclass(frozen=True)
@@ -119,10 +123,10 @@ class LexicalRetriever(nn.Module):
         self.index = index
 
     @classmethod
-    def over(cls, scorer: Any, index: str | Path) -> Self:
-        """The lexical index over the passages of an index folder; `scorer` is a class of rag/lexical.py."""
+    def over(cls, build: Callable[[PassageStore], Any], index: str | Path) -> Self:
+        """Build the scorer over the passages of an index folder. `build` is BM25.build or another of rag/lexical.py."""
         opened = Index.open(Path(index))
-        return cls(scorer.build(opened.passages), opened)
+        return cls(build(opened.passages), opened)
 
     def prepare(self, questions: list[str]) -> Questions:
         return Questions(questions, {})
