@@ -7,7 +7,6 @@ them.
 """
 
 from collections.abc import Callable
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -21,7 +20,6 @@ from rag import marginalize
 from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.index import Index
-from rag.passages import PassageStore
 from rag.passages import PassageStore
 
 
