@@ -10,10 +10,11 @@ from rich.table import Table
 
 from rag.analysis.hot_swap import hot_swap
 from rag.cli import from_checkpoint, plain, run_script
-from rag.evaluation import answer_questions, retrieval_figures, write_predictions
+from rag.errors import UserError
+from rag.evaluation import answer_questions, bm25_figures, retrieval_figures, write_predictions
 from rag.files import read_json
 from rag.index import Index
-from rag.runs import Run, digest
+from rag.runs import Run, digest, portable
 from rag.tasks.qa import read_examples
 
 USAGE = """
@@ -31,6 +32,9 @@ and writes predictions.jsonl and result.json into RUN/evaluation/.
 """
 
 
+LEAST_INDEX_RECALL = 0.95  # below this, what the generator reads is noticeably not what the scores ask for
+
+
 def evaluate(cfg: DictConfig) -> None:
     cfg = from_checkpoint(cfg, sys.argv[1:])
     model_config = cfg.module.model
@@ -45,18 +49,31 @@ def evaluate(cfg: DictConfig) -> None:
             "limit",
             "k_sweep",
             "recall_at",
+            "bm25",
             "hot_swap",
         )
     }
     settings["model"] = plain(model_config)
     closed_book = "retriever" not in model_config
-    inputs = [str(Path(cfg.checkpoint) / "model"), plain(cfg.task).get(cfg.split)]
-    inputs += [] if closed_book else [cfg.index.path]
-    folder = cfg.results or Path(cfg.checkpoint) / "evaluation" / f"{cfg.split}-{digest(settings)[:6]}"
-    run = Run.open(
-        folder, settings, OmegaConf.to_yaml(cfg, resolve=True), [i for i in inputs if i], cfg.overwrite
+    if cfg.split not in ("train", "dev", "test"):
+        raise UserError(f"split={cfg.split} does not exist: there are train, dev and test")
+    if cfg.limit is not None and cfg.limit < 1:
+        raise UserError(f"limit={cfg.limit} leaves no question: give 1 or more")
+    inputs = [str(Path(cfg.checkpoint) / "model"), settings["task"].get(cfg.split)]
+    if not closed_book:
+        inputs.append(cfg.index.path)
+        if cfg.hot_swap is not None:
+            inputs += [cfg.hot_swap.questions, *(each.index for each in cfg.hot_swap.editions.values())]
+    folder = (
+        cfg.results or Path(cfg.checkpoint) / "evaluation" / f"{cfg.split}-{digest(portable(settings))[:6]}"
     )
-    if not run.finished:
+    yaml = OmegaConf.to_yaml(cfg, resolve=True)
+    run = Run.open(
+        folder, settings, yaml, [each for each in inputs if each], cfg.overwrite, setting="results"
+    )
+    if run.finished:
+        print(f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)")
+    else:
         task = instantiate(cfg.task)
         examples = task.examples(cfg.split)[: cfg.limit]
         print(
@@ -67,6 +84,15 @@ def evaluate(cfg: DictConfig) -> None:
         ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
         n_docs = 1 if closed_book else cfg.n_docs
         deepest = 0 if closed_book else min(max(cfg.recall_at), len(model.retriever.index))
+        if not closed_book and not 1 <= ks[0] <= ks[-1] <= len(model.retriever.index):
+            raise UserError(
+                f"K = {ks[0] if ks[0] < 1 else ks[-1]} passages cannot be read from an index of "
+                f"{len(model.retriever.index):,} ({cfg.index.path}): change n_docs or k_sweep"
+            )
+        editions = {} if closed_book or cfg.hot_swap is None else cfg.hot_swap.editions
+        indexes = {name: Index.open(Path(edition.index)) for name, edition in editions.items()}
+        asked = {name: read_examples(cfg.hot_swap.questions, e.answers) for name, e in editions.items()}
+        run.begin()
         found = answer_questions(model, examples, decoding, ks, cfg.batch_size, deepest)
         scores = {k: task.score(found.texts(k), examples) for k in ks}
         result = {
@@ -76,23 +102,18 @@ def evaluate(cfg: DictConfig) -> None:
             "intervals": {name: [score.low, score.high] for name, score in scores[n_docs].items()},
         }
         if found.rows is not None:
-            result |= retrieval_figures(model, found.rows, examples, cfg.recall_at)
-            result["index"] = {
-                "type": model.retriever.index.manifest.factory,
-                "passages": len(model.retriever.index),
-            }
+            store = model.retriever.index.passages
+            result |= retrieval_figures(store, found.rows, examples, cfg.recall_at)
+            if cfg.bm25:
+                result["bm25"] = bm25_figures(store, examples, cfg.recall_at)
+            manifest = model.retriever.index.manifest
+            result["index"] = {"type": manifest.factory, "passages": manifest.corpus.passages}
+            if "question_encoder" in model_config.retriever:
+                result["index"]["recall"] = manifest.recall
             if cfg.k_sweep:
                 result["em_by_k"] = {str(k): scores[k]["em"].value for k in cfg.k_sweep}
-        if cfg.hot_swap is not None and not closed_book:
-            editions = cfg.hot_swap.editions
-            result["hot_swap"] = hot_swap(
-                model,
-                {name: Index.open(Path(edition.index)) for name, edition in editions.items()},
-                {name: read_examples(cfg.hot_swap.questions, e.answers) for name, e in editions.items()},
-                decoding,
-                n_docs,
-                cfg.batch_size,
-            )
+        if indexes:
+            result["hot_swap"] = hot_swap(model, indexes, asked, decoding, n_docs, cfg.batch_size)
         write_predictions(run.folder / "predictions.jsonl", model, found, n_docs)
         run.finish(result)
     show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cfg.split)
@@ -100,19 +121,39 @@ def evaluate(cfg: DictConfig) -> None:
 
 
 def show(result: dict, checkpoint: str, split: str) -> None:
-    table = Table(
-        "figure", "value", "95 % interval", title=f"{checkpoint} on {split}, K = {result['n_docs']}"
-    )
+    n_docs, index, bm25 = result["n_docs"], result.get("index"), result.get("bm25", {})
+    table = Table("figure", "value", "95 % interval", title=f"{checkpoint} on {split}, K = {n_docs}")
+    if bm25:
+        table.add_column("BM25")
     for name, (low, high) in result["intervals"].items():
         table.add_row(name, f"{result[name]:.3f}", f"{low:.3f} – {high:.3f}")
+    if index:
+        table.add_row("index", f"{index['type']}, {index['passages']:,} passages")
+    found = index_recall(result)
+    if found is not None:
+        table.add_row("index against exact search", f"{found:.3f}")
     for name in ("recall", "answer_recall"):
         for k, value in result.get(name, {}).items():
-            table.add_row(f"{name}@{k}", f"{value:.3f}")
+            beside = [f"{bm25[name][k]:.3f}"] if bm25 else []
+            table.add_row(f"{name}@{k}", f"{value:.3f}", "", *beside)
     for k, value in result.get("em_by_k", {}).items():
         table.add_row(f"em at K = {k}", f"{value:.3f}")
     for cell, value in result.get("hot_swap", {}).items():
         table.add_row(f"hot-swap: asked {cell[0]}, indexed {cell[1]}", f"{value:.3f}")
     Console().print(table)
+    if found is not None and found < LEAST_INDEX_RECALL:
+        print(
+            f"warning: the index finds {found:.0%} of the passages that exact search finds, which costs exact match: "
+            "build it again with index.type.target_recall=0.99 or as index=flat",
+            file=sys.stderr,
+        )
+
+
+def index_recall(result: dict) -> float | None:
+    """How much of what exact search finds the index finds, measured when it was built, at the K that covers n_docs."""
+    recall = {int(k): value for k, value in result.get("index", {}).get("recall", {}).items()}
+    deep_enough = [k for k in sorted(recall) if k >= result["n_docs"]] or sorted(recall)[-1:]
+    return recall[deep_enough[0]] if deep_enough else None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
 
 import time
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -9,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rag.callbacks import TrainingProgress, checkpoints
+from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints
 from rag.cli import plain, run_script
+from rag.demo import ensure
 from rag.files import write_aside
 from rag.runs import Run
 
@@ -31,13 +33,18 @@ The same command goes on after an interruption and does nothing when its result 
 
 
 def train(cfg: DictConfig) -> None:
-    decisive = {key: plain(cfg[key]) for key in ("module", "datamodule", "trainer", "seed")}
+    missing = [Path(path) for path in plain(cfg.inputs) if "://" not in path and not Path(path).exists()]
+    made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
+    if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
+        ensure(plain(cfg.needs), *made, cfg.seed)
+    decisive = {key: plain(cfg[key]) for key in ("module", "datamodule", "trainer", "seed", "monitor")}
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
     run = Run.open(cfg.paths.run, decisive, yaml, plain(cfg.inputs), cfg.overwrite)
     if run.finished:
         print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
         return
-    print(f"training {cfg.name}: {cfg.trainer.max_steps:,} steps, results in {run.folder}")
+    doing = "going on with" if run.resumable else "training"
+    print(f"{doing} {cfg.name}: {cfg.trainer.max_steps:,} steps, results in {run.folder}")
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)
     module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds
@@ -47,12 +54,19 @@ def train(cfg: DictConfig) -> None:
         logger=list(instantiate(cfg.logger).values()),
         callbacks=[
             TrainingProgress(cfg.name),
+            StopsBetweenSteps(run.folder / "last.ckpt"),
             *checkpoints(run.folder, cfg.monitor, cfg.checkpoint_minutes),
         ],
     )
+    datamodule.setup("fit")  # what is wrong with the data is told before anything is written
+    if trainer.is_global_zero:
+        run.begin()
     start = time.perf_counter()
     resume = run.folder / "last.ckpt" if run.resumable else None
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
     best = run.folder / "best.ckpt"
     if cfg.monitor and best.exists():
         module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])

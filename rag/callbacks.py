@@ -1,5 +1,7 @@
-"""What happens beside training: the progress bar, and the checkpoints that a run goes on from and ends with."""
+"""What happens beside training: the progress bar, stopping, and the checkpoints a run goes on from and ends with."""
 
+import signal
+import threading
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +44,47 @@ class TrainingProgress(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self.stack.close()
+
+
+class StopsBetweenSteps(Callback):
+    """Ctrl-C, or a scheduler's SIGTERM, ends training after the step at hand, with a checkpoint to go on from.
+
+    A second signal ends it at once. On several ranks, which a signal may reach at different steps, nothing is written
+    beyond the checkpoints that are there.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self.before = {each: signal.signal(each, self.ask) for each in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        self.restore()
+
+    def restore(self) -> None:
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
+        self.before = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.asked:
+            trainer.save_checkpoint(self.file)
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.restore()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.restore()
 
 
 def checkpoints(folder: str | Path, monitor: str | None, minutes: float = 15.0) -> list[Callback]:

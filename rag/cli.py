@@ -16,28 +16,65 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
+from yaml import MarkedYAMLError
 
 from rag.errors import UserError
 from rag.runs import PROJECT
 
 CONFIGS = PROJECT / "configs"
+GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if folder.is_dir()}
+OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 
 @contextmanager
 def mistakes_in_one_sentence() -> Iterator[None]:
-    """Print a UserError as one sentence and exit with code 2; an interruption exits with 130."""
+    """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130."""
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, InstantiationException, OmegaConfBaseException) as error:
+        print(f"error: {one_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def one_sentence(error: Exception) -> str:
+    """What a user got wrong; an error raised while a configured object was made is told as its cause.
+
+    Raises `error` again if its cause is no mistake of a user's.
+    """
+    if isinstance(error, OmegaConfBaseException):
+        return f"the configuration is wrong: {one_line(str(error))}"
+    if isinstance(error, UserError):
+        return str(error)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, UserError):
+        return str(cause)
+    key = re.search(r"full_key: (\S+)", str(error))
+    where = f"the setting {key[1]} is wrong: " if key else "a setting is wrong: "
+    called = re.search(r"'([\w.]+)'", str(error))
+    of_lightning = called is not None and called[1].startswith(
+        "pytorch_lightning."
+    )  # such as trainer.precision
+    if (
+        isinstance(cause, InstantiationException | ImportError)
+        or type(cause).__module__.startswith(("pytorch_lightning.", "lightning_fabric."))
+        or (isinstance(cause, ValueError | TypeError) and of_lightning)
+        or re.search(r"unexpected keyword argument|missing \d+ required", str(cause))
+    ):
+        return where + one_line(str(cause))
+    raise error
+
+
+def one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def run_script(
@@ -56,34 +93,75 @@ def run_script(
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
     """The resolved-on-demand configuration of a script, or UserError in one sentence."""
     for override in overrides:
-        if override.startswith("-") or "=" not in override:
+        if not re.match(r"~\w[^=]*$|(~|\+{0,2})\w[^=]*=", override):
             raise UserError(f"{override} is not an override: write key=value, or --help for examples")
-    if not OmegaConf.has_resolver("project"):
-        OmegaConf.register_new_resolver("project", lambda: str(PROJECT))
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose(name, overrides)
+            cfg = compose(name, overrides)
+            groups = [each for each in overrides if key_of(each) in GROUPS]
+            default = compose(name, groups) if len(groups) < len(overrides) else cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name, overrides)) from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
+        raise UserError(f"{place} is not valid YAML ({error.problem})") from error
+    for override in overrides:
+        check_kind(override, cfg, default)
+    return cfg
+
+
+def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
+    """UserError for text where the default is a number or a truth value, and for a fraction where it is whole."""
+    key = key_of(override)
+    if override[0] in "~+" or key in GROUPS or key in ("overwrite", "trainer.devices"):
+        return  # the last two have names for values as well
+    try:
+        value, before = OmegaConf.select(cfg, key), OmegaConf.select(default, key)
+    except OmegaConfBaseException:
+        return  # an interpolation that leads nowhere is told where it is used
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    allowed = (int, float) if type(before) is float else type(before)
+    if (
+        type(before) in kinds
+        and value is not None
+        and (not isinstance(value, allowed) or isinstance(value, bool) is not (type(before) is bool))
+    ):
+        raise UserError(f"{override}: {kinds[type(before)]} is expected, as in {key}={str(before).lower()}")
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+~").split("=")[0]
 
 
 def explain(error: Exception, name: str, overrides: list[str]) -> str:
     """One sentence for what Hydra found wrong, with the names that exist."""
-    text = str(error)
+    text = one_line(str(error))
+    if isinstance(error, OverrideParseException) or "Ambiguous value" in text:
+        given = error.override if isinstance(error, OverrideParseException) else None
+        wrong = given or next(each for each in overrides if each in text)
+        value = wrong.partition("=")[2]
+        return (
+            f"{wrong} cannot be read: a value with =, commas, brackets or spaces needs quotes, as in "
+            f"""'{key_of(wrong)}="{value}"', and a list brackets, as in {key_of(wrong)}=[1,2]"""
+        )
     missing = re.search(r"Could not find '([^']+)'", text)
     if missing:
-        group, _, choice = missing[1].rpartition("/")
-        while group and not (CONFIGS / group).is_dir():
-            group, _, rest = group.rpartition("/")
-            choice = f"{rest}/{choice}"
-        known = choices(group)
-        return f"{group}={choice} does not exist: {nearest(choice, known)}"
+        for override in overrides:
+            group, _, choice = override.lstrip("+").partition("=")
+            if f"{group}/{choice}" == missing[1]:
+                return f"{override} does not exist: {nearest(choice, choices(group))}"
+        return f"a config names {missing[1]}, which does not exist under {CONFIGS}"
     key = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"override '?\+?([\w./@]+)'?", text)
     for override in overrides:
-        path = override.lstrip("+~").split("=")[0]
-        if key and (key[1] in path.split(".") or key[1] == path):
-            return f"the setting {path} does not exist: {nearest(path, settings(name))}"
-    return re.sub(r"\s+", " ", text).strip()
+        path = key_of(override)
+        if key and key[1] in (path, *path.split(".")):
+            known = settings(
+                name, [each for each in overrides if each != override and key_of(each) in GROUPS]
+            )
+            if path not in known and not override.startswith("+"):
+                return f"the setting {path} does not exist: {nearest_setting(path, known)}"
+    return text
 
 
 def choices(group: str) -> list[str]:
@@ -96,7 +174,7 @@ def choices(group: str) -> list[str]:
     )
 
 
-def settings(name: str) -> list[str]:
+def settings(name: str, overrides: list[str]) -> list[str]:
     """All dotted names of a script's configuration."""
     names: list[str] = []
 
@@ -106,17 +184,31 @@ def settings(name: str) -> list[str]:
             walk(value, f"{prefix}{key}.")
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        walk(OmegaConf.to_container(compose(name), resolve=False), "")
+        walk(OmegaConf.to_container(compose(name, overrides), resolve=False), "")
     return names
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest_setting(path: str, known: list[str]) -> str:
+    """The settings beside a misspelt one that are like it, those of the same name elsewhere, or all beside it."""
+    parent, _, last = path.rpartition(".")
+    while parent and parent not in known:
+        parent, _, last = parent.rpartition(".")
+    beside = [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == parent]
+    elsewhere = [each for each in known if each.rpartition(".")[2] == path.rpartition(".")[2]]
+    if elsewhere and not difflib.get_close_matches(last, beside, cutoff=0.75):
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    return nearest(last, beside, f"{parent}." if parent else "")
+
+
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
     """ "did you mean …?" or the names that exist."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
     if close:
-        return f"did you mean {' or '.join(close)}?"
-    shown = ", ".join(sorted(known, key=lambda each: (each.count("."), each))[:20])
-    return f"there is {shown}{', …' if len(known) > 20 else ''}"
+        return f"did you mean {' or '.join(prefix + each for each in close)}?"
+    if not known:
+        return f"there is nothing under {prefix.removesuffix('.')}"
+    shown = [prefix + each for each in sorted(known) if not each.startswith("_")]
+    return f"there is {', '.join(shown[:20])}{', …' if len(shown) > 20 else ''}"
 
 
 def plain(node: Any) -> Any:
@@ -149,48 +241,43 @@ def quieten() -> None:
 
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
-CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "hot_swap")
-OWN = ("checkpoint", "split", "limit", "batch_size", "results", "overwrite", "experiment", "paths")
+CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "bm25", "hot_swap")
+OWN = ("checkpoint", "split", "limit", "batch_size", "results", "overwrite")
 
 
 def from_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration a run was trained with, its weights as the model's, and evaluate.py's overrides on top.
 
-    Raises UserError for a checkpoint that is not a finished run and for an override that contradicts it.
+    Raises UserError for a checkpoint that is not a finished run of a model that answers questions, and for an override
+    that contradicts it.
     """
-    try:
-        folder = Path(cfg.checkpoint)
-    except OmegaConfBaseException:
-        raise UserError("say which model to evaluate: checkpoint=RUN, a run folder of train.py") from None
-    if not (folder / "result.json").exists():
-        state = (
-            "an unfinished run: train it to its end"
-            if (folder / "run.json").exists()
-            else "no run folder of train.py"
-        )
-        raise UserError(f"checkpoint={folder} is {state}")
-    loaded = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(loaded, DictConfig)
-    saved = loaded
-    for key in OWN[:-2]:
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise UserError("say which model to evaluate: checkpoint=RUN, a run folder of train.py")
+    folder = Path(cfg.checkpoint)
+    saved = saved_config(folder)
+    for key in (
+        *OWN,
+        *(each for each in CHANGEABLE if each not in saved),
+    ):  # a setting that is younger than the run
         OmegaConf.update(saved, key, cfg[key], force_add=True)
     for override in overrides:
-        path = override.lstrip("+~").split("=")[0].replace("/", ".")
+        path = key_of(override).replace("/", ".")
         key = path.split(".")[0].split("@")[0]
-        if key in CHANGEABLE:
-            value = OmegaConf.select(cfg, path)
-            OmegaConf.update(saved, path, value, merge=False, force_add=True)
+        if key in CHANGEABLE and not override.startswith("~"):
+            OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
         elif key == "experiment":
-            name = OmegaConf.select(cfg, "name")
-            if name != saved.name:
+            if cfg.name != saved.name:
                 raise UserError(
-                    f"{override} is the run {name} but {folder} was trained as {saved.name}: drop one of the two"
+                    f"{override} is the run {cfg.name} but {folder} was trained as {saved.name}: drop one of the two"
                 )
-        elif key not in OWN:
+        elif key not in (*OWN, "paths", "hydra"):
             raise UserError(
-                f"{override} contradicts the checkpoint, which decides it: evaluate.py takes {', '.join(CHANGEABLE)}, "
-                "split, limit and batch_size"
+                f"{override} contradicts the checkpoint, which decides it: evaluate.py takes "
+                f"{', '.join((*CHANGEABLE, *OWN))}"
             )
+    changed = {key_of(override) for override in overrides}
+    if changed & {"corpus", "corpus.name"} and not changed & {"index", "index.path"}:
+        saved.index.path = cfg.index.path  # the index of that corpus
     model = saved.module.model
     model.generator = {
         "_target_": "rag.generator.Generator.from_pretrained",
@@ -204,4 +291,25 @@ def from_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if "question_encoder" in model.retriever:
             model.retriever.question_encoder = str(folder / "model" / "question_encoder")
             model.retriever.trainable = False
+    return saved
+
+
+def saved_config(folder: Path) -> DictConfig:
+    """The configuration of a finished run of train.py; UserError if it is none, or no model that answers questions."""
+    if not (folder / "result.json").exists():
+        unfinished = (folder / "run.json").exists()
+        state = (
+            "an unfinished run: give train.py's command again" if unfinished else "no run folder of train.py"
+        )
+        raise UserError(f"checkpoint={folder} is {state}")
+    try:
+        saved = OmegaConf.load(folder / "config.yaml")
+    except (OSError, MarkedYAMLError) as error:
+        raise UserError(
+            f"{folder / 'config.yaml'} cannot be read ({one_line(str(error))}): train it again"
+        ) from error
+    if not isinstance(saved, DictConfig) or OmegaConf.select(saved, "module.model.generator") is None:
+        raise UserError(
+            f"checkpoint={folder} is a run without a generator: only models that answer can be evaluated"
+        )
     return saved

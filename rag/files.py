@@ -1,15 +1,31 @@
 """Writing files so that nobody ever meets half of one: write aside, flush to disk, rename."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
+
+# What the system says of a place that cannot be written, as opposed to a failing disk or a bug.
+NOT_WRITABLE = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
 
 
 @contextmanager
@@ -17,37 +33,35 @@ def write_aside(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it to `path`, on any failure remove it.
 
     Works for a file and for a folder that the block creates. What stood at `path` stays until the new one is
-    complete. Raises UserError when the place cannot be written or the disk is full.
+    complete; folders that were made for it go again if it fails. Raises UserError when the place cannot be
+    written or the disk is full.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    made = []
     try:
+        made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
         _flush(aside)
         if path.is_dir() and aside.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
+            replace_folder(aside, path)
         else:
             aside.replace(path)
+        made = []
     except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError | FileExistsError | NotADirectoryError) or error.errno in (
-            28,  # ENOSPC: the disk is full
-            30,  # EROFS: the file system is read-only
-            122,  # EDQUOT: the quota is used up
-        ):
+        if error.errno in NOT_WRITABLE:
             raise UserError(
                 f"{path} cannot be written ({error.strerror or error}); nothing there was changed: "
                 "choose a place that can be written and has room"
             ) from error
         raise
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to tell
+            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # it is not there, or something else came into it
+                folder.rmdir()
 
 
 def _flush(path: Path) -> None:

@@ -8,13 +8,14 @@
 
 A run's identity is a hash of its configuration and of its inputs (files, index folders, other runs). The same command
 given again finds the finished run and stops; after an interruption it goes on; with other settings it refuses to
-touch what is there.
+touch what is there. Where the project's folder lies is no part of it: a checkout that was moved knows its runs.
 """
 
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -31,13 +32,18 @@ PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", 
 
 
 class Run:
-    """A run folder, opened for one configuration."""
+    """A run folder, opened for one configuration.
 
-    def __init__(self, folder: Path, identity: str, finished: bool, resumable: bool):
+    finished: its result is there. resumable: an interrupted run left last.ckpt.
+    """
+
+    def __init__(self, folder: Path, record: dict[str, Any], config_yaml: str, finished: bool, begun: bool):
         self.folder = folder
-        self.identity = identity
+        self.record = record
+        self.config_yaml = config_yaml
         self.finished = finished
-        self.resumable = resumable
+        self.begun = begun
+        self.resumable = begun and not finished and (folder / "last.ckpt").exists()
         self.started = time.perf_counter()
 
     @classmethod
@@ -48,40 +54,85 @@ class Run:
         config_yaml: str,
         inputs: list[str],
         overwrite: bool | str = False,
+        setting: str = "paths.run",
     ) -> Self:
-        """Find out where the run in `folder` stands; make the folder if it is new.
+        """Find out where the run in `folder` stands; nothing is written before `begin`.
 
         config: what decides the result, as plain containers. inputs: paths whose content does too. overwrite: "changed"
-        replaces a run that was made with other settings, True any run. Raises UserError if there is another run and
-        `overwrite` is not given, if an input is missing, or if the folder cannot be written.
+        replaces a run that was made with other settings, True any run. setting: what chooses the folder, for messages.
+        Raises UserError if there is another run and `overwrite` is not given, if an input is missing, or if the folder
+        cannot be written or is somebody else's.
         """
         folder = Path(folder)
-        description = {"config": config, "inputs": {path: fingerprint(path) for path in inputs}}
-        identity = digest(description)
-        record = folder / "run.json"
-        if record.exists():
-            before = read_json(record)
-            if before["identity"] == identity and overwrite is not True:
-                checkpoint = folder / "last.ckpt"
-                return cls(folder, identity, (folder / "result.json").exists(), checkpoint.exists())
+        if overwrite not in (True, False, "changed"):
+            raise UserError(f"overwrite={overwrite} does not exist: there are false, changed and true")
+        description = portable({"config": config, "inputs": {path: fingerprint(path) for path in inputs}})
+        record = {"identity": digest(description), "description": description}
+        check_place(folder, setting)
+        if (folder / "run.json").exists():
+            before = read_json(folder / "run.json")
+            if before["identity"] == record["identity"] and overwrite is not True:
+                finished = (folder / "result.json").exists()
+                return cls(folder, record, config_yaml, finished, begun=True)
             if not overwrite:
                 change = next(iter(differences(before["description"], description)), "its settings")
                 raise UserError(
-                    f"{folder} holds a run made with other settings ({change}): choose another folder with paths.run=… "
+                    f"{folder} holds a run made with other settings ({change}): choose another folder with {setting}=… "
                     "or replace that run with overwrite=true"
                 )
-            shutil.rmtree(folder)
-        elif folder.exists() and any(folder.iterdir()) and not overwrite:
-            raise UserError(f"{folder} holds other files: choose another folder with paths.run=…")
-        with write_aside(folder / "config.yaml") as aside:
-            aside.write_text(config_yaml, encoding="utf-8")
-        write_json(record, {"identity": identity, "description": description, **provenance()})
-        return cls(folder, identity, finished=False, resumable=False)
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds files that are no run: choose another folder with {setting}=…")
+        return cls(folder, record, config_yaml, finished=False, begun=False)
+
+    def begin(self) -> None:
+        """Make the folder, in place of a run that is to be replaced; where an interrupted run goes on, leave it.
+
+        To be called once everything that a user can get wrong has been looked at, so that a mistake costs nothing.
+        """
+        if self.begun:
+            curves = self.folder / "metrics.csv"
+            if self.resumable and curves.exists():  # the logger begins a new file
+                number = len(list(self.folder.glob("metrics-*.csv"))) + 1
+                curves.rename(self.folder / f"metrics-{number}.csv")
+            return
+        if (self.folder / "run.json").exists():
+            shutil.rmtree(self.folder)
+        with write_aside(self.folder / "config.yaml") as aside:
+            aside.write_text(portable(self.config_yaml), encoding="utf-8")
+        write_json(self.folder / "run.json", self.record | provenance())
+        self.begun = True
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: the run is finished."""
         seconds = round(time.perf_counter() - self.started, 1)
-        write_json(self.folder / "result.json", {"identity": self.identity, "seconds": seconds, **result})
+        write_json(
+            self.folder / "result.json", {"identity": self.record["identity"], "seconds": seconds, **result}
+        )
+
+
+def check_place(folder: Path, setting: str) -> None:
+    """UserError unless `folder` is, or can become, a folder that can be written."""
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): choose another with {setting}=…"
+        ) from error
+    if not there.is_dir():
+        raise UserError(f"{folder} cannot be written ({there} is a file): choose another with {setting}=…")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder} cannot be written (no permission in {there}): choose another with {setting}=…"
+        )
+
+
+def portable(value: Any) -> Any:
+    """Text, or plain containers of text, with the project's folder written as ${project:}, which configs resolve."""
+    if isinstance(value, str):
+        return re.sub(rf"{re.escape(str(PROJECT))}(?![\w.-])", "${project:}", value)
+    if isinstance(value, dict):
+        return {portable(key): portable(each) for key, each in value.items()}
+    return [portable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def provenance() -> dict[str, Any]:
@@ -120,29 +171,29 @@ def _git(*arguments: str) -> str:
 
 
 def fingerprint(path: str | Path) -> str:
-    """What identifies an input: a run's identity, an index's manifest, a file's bytes.
+    """What identifies an input: a run's identity, an index's content, a file's bytes, a hub dataset's name.
 
     Files over 256 MB are known by size and time of change, so that a corpus of gigabytes is not read for this.
     """
+    if "://" in str(path):
+        return str(path)
     path = Path(path)
     for holder in (path, *path.parents[:4]):
         if (holder / "result.json").exists():
             return read_json(holder / "result.json")["identity"]
-    if (path / "manifest.json").exists():
-        return hash_file(path / "manifest.json")
+    if (path / "manifest.json").exists():  # which also says how fast the index was on the day it was built
+        manifest = read_json(path / "manifest.json")
+        content = {
+            name: file["sha256"] for name, file in manifest["files"].items() if not name.endswith(".json")
+        }
+        return digest([content, manifest["search"], manifest["encoder"]["weights"]])
     if path.is_file():
         status = path.stat()
-        return (
-            hash_file(path) if status.st_size < 1 << 28 else f"{status.st_size} bytes at {status.st_mtime_ns}"
-        )
+        small = status.st_size < 1 << 28
+        return hash_file(path) if small else f"{status.st_size} bytes at {status.st_mtime_ns}"
     if path.is_dir():
-        return digest(
-            {
-                str(file.relative_to(path)): fingerprint(file)
-                for file in sorted(path.rglob("*"))
-                if file.is_file()
-            }
-        )
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest({str(file.relative_to(path)): fingerprint(file) for file in files})
     raise UserError(f"{path} does not exist, and this run needs it")
 
 
@@ -152,16 +203,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(before: Any, after: Any, where: str = "") -> list[str]:
-    """The first leaves in which two nested containers differ, as "name old → new"."""
+def differences(before: Any, after: Any, where: tuple[str, ...] = ()) -> list[str]:
+    """The leaves in which two descriptions of a run differ, as "setting: old → new"."""
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = dict.fromkeys([*before, *after])
-        found = [
-            change
-            for key in keys
-            for change in differences(
-                before.get(key), after.get(key), f"{where}.{key}" if where else str(key)
-            )
-        ]
-        return [change.removeprefix("config.").removeprefix("inputs.") for change in found]
-    return [] if before == after else [f"{where} {before} → {after}"]
+        found = []
+        for key in dict.fromkeys([*before, *after]):
+            found += differences(before.get(key), after.get(key), (*where, str(key)))
+        return found
+    if before == after:
+        return []
+    if where[:1] == ("inputs",):
+        what = (
+            "was not there"
+            if before is None
+            else "is not needed any more"
+            if after is None
+            else "has changed"
+        )
+        return [f"{where[1]} {what}"]
+    old, new = (text if len(text := str(value)) <= 60 else f"{text[:60]}…" for value in (before, after))
+    return [f"{'.'.join(where[1:])}: {old} → {new}"]

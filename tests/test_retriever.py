@@ -146,10 +146,6 @@ class SharedWords:
     def __init__(self, passages):
         self.words = [set(f"{p.title} {p.text}".lower().split()) for p in passages]
 
-    @classmethod
-    def build(cls, passages):
-        return cls(passages)
-
     def search(self, questions: list[str], k: int):
         shared = np.array([[len(words & set(q.lower().split())) for words in self.words] for q in questions])
         rows = np.argsort(-shared, axis=1, kind="stable")[:, :k]
