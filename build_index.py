@@ -1,5 +1,6 @@
 """Build the index of a corpus, offline and once: python build_index.py corpus.path=… passage_encoder=… key=value …"""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.files import read_json, replace_folder
-from rag.index import EncoderInfo, Index, build, embed
+from rag.index import EncoderInfo, Index, IndexType, Manifest, build, embed, filled_factory, prepare
 from rag.passages import FORMATS, PassageStore, tokenizer_fingerprint
+from rag.processes import processes, wait_for_all
 from rag.runs import check_place
 from rag.tasks.qa import read_examples
 
@@ -27,7 +29,8 @@ goes on after an interruption and does nothing when the index is already there.
 
   python build_index.py experiment=miniwiki/index_a
   python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
-  python build_index.py … overwrite=true                     replace an index of another corpus or encoder
+  python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
+  torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
 """
 
 
@@ -41,7 +44,7 @@ def build_index(cfg: DictConfig) -> None:
     check_place(folder, "index.path")
     encoder = PassageEncoder.from_pretrained(cfg.passage_encoder).eval()
     if torch.cuda.is_available():
-        encoder.cuda()
+        encoder.cuda(int(os.environ.get("LOCAL_RANK", "0")))
     info = EncoderInfo(cfg.passage_encoder, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     queries = None
     if cfg.recall_questions is not None:
@@ -51,28 +54,41 @@ def build_index(cfg: DictConfig) -> None:
             queries = asker(**asker.tokenize(questions)).float().numpy()
     work = folder
     if (folder / "manifest.json").exists():
-        found = difference(folder, cfg.corpus.path, info, kind.factory)
-        if found is None and cfg.overwrite is not True:
+        found = difference(folder, cfg.corpus.path, info)
+        other_type = None if found else type_difference(Index.open(folder).manifest, kind)
+        if found is None and other_type is None and cfg.overwrite is not True:
             show(Index.open(folder), f"{folder} is there already")
             return
-        if found is not None and not cfg.overwrite:
+        if (found or other_type) and not cfg.overwrite:
             raise UserError(
-                f"{folder} holds {found}: choose another index.path, or replace it with overwrite=true"
+                f"{folder} holds {found or other_type}: choose another index.path, or replace it with overwrite=true"
             )
-        work = folder.with_name(f".{folder.name}.new")  # the old index stays until the new one is complete
-    if cfg.overwrite and begun_otherwise(work, cfg.corpus.path, info):
-        shutil.rmtree(work)
-    print(f"building an index ({kind.factory}) of {cfg.corpus.path} with {cfg.passage_encoder} in {folder}")
-    store = PassageStore.prepare(cfg.corpus.path, work / "passages", show_progress=True)
-    embed(store, encoder.encode, work, info, cfg.shard_size, cfg.batch_size)
-    build(work, kind, queries)
-    if work != folder:
-        replace_folder(work, folder)
-    show(Index.open(folder), f"index in {folder}")
+        if (
+            other_type is None
+        ):  # the old index stays until the new one is complete; for another type it has the vectors
+            work = folder.with_name(f".{folder.name}.new")
+    with processes() as (number, count):
+        if number == 0:
+            print(
+                f"building an index ({kind.factory}) of {cfg.corpus.path} by {cfg.passage_encoder} in {folder}"
+            )
+            if cfg.overwrite and begun_otherwise(work, cfg.corpus.path, info):
+                shutil.rmtree(work)
+            prepare(cfg.corpus.path, work)
+        wait_for_all()
+        store = PassageStore.open(work / "passages")
+        sizes = (cfg.shard_size, cfg.batch_size)
+        embed(store, encoder.encode, work, info, *sizes, number, count, show_progress=number == 0)
+        wait_for_all()
+        if number == 0:
+            build(work, kind, queries)
+            if work != folder:
+                replace_folder(work, folder)
+            show(Index.open(folder), f"index in {folder}")
 
 
-def difference(folder: Path, corpus: str, encoder: EncoderInfo, factory: str) -> str | None:
-    """In what a finished index is not the one asked for; None if it is the very one."""
+def difference(folder: Path, corpus: str, encoder: EncoderInfo) -> str | None:
+    """In what the vectors of a finished index are not the ones asked for; None if they are."""
     try:
         manifest = Index.open(folder).manifest
     except UserError as error:
@@ -83,8 +99,18 @@ def difference(folder: Path, corpus: str, encoder: EncoderInfo, factory: str) ->
         PassageStore.prepare(corpus, folder / "passages")
     except UserError:
         return f"another corpus ({manifest.corpus.path})"
-    if "{" not in factory and manifest.factory != factory:
-        return f"an index of type {manifest.factory}"
+    return None
+
+
+def type_difference(manifest: Manifest, kind: IndexType) -> str | None:
+    """In what a finished index is not of the type asked for; None if it is."""
+    factory = filled_factory(kind, manifest.corpus.passages, manifest.dim)
+    if manifest.factory != factory:
+        return f"an index of type {manifest.factory} instead of {factory}"
+    for name, found in manifest.search.items():
+        wanted = getattr(kind, name)
+        if wanted is not None and wanted != found:
+            return f"an index with {name}={found} instead of {wanted}"
     return None
 
 

@@ -565,12 +565,18 @@ def _open_vectors(folder: Path, store: PassageStore) -> tuple[dict[str, Any], Ve
     return plan, Vectors(path.parent, len(store), dims.pop(), size)
 
 
-def _prepare(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
-    """The factory string with its numbers filled in, and the empty index; refused if it cannot work."""
+def filled_factory(kind: IndexType, passages: int, dim: int) -> str:
+    """The factory string with its numbers filled in, for so many passages of so many dimensions."""
     largest = passages // POINTS_PER_CENTROID
     nlist = kind.nlist or 1 << max(0, int(np.log2(max(1, min(4 * passages**0.5, largest)))))
     bytes_kept = next((m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0), 1)
-    factory = kind.factory.replace("{nlist}", str(nlist)).replace("{m}", str(bytes_kept))
+    return kind.factory.replace("{nlist}", str(nlist)).replace("{m}", str(bytes_kept))
+
+
+def _prepare(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
+    """The factory string with its numbers filled in, and the empty index; refused if it cannot work."""
+    largest = passages // POINTS_PER_CENTROID
+    factory = filled_factory(kind, passages, dim)
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ All return one score a question for each K; NaN where a question has nothing to 
 """
 
 import unicodedata
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 import regex
@@ -43,12 +43,12 @@ def recall_at(
 
 
 def answer_recall_at(
-    texts: Sequence[Sequence[str]], answers: Sequence[Sequence[str]], ks: Sequence[int], regular: bool = False
+    texts: Iterable[Sequence[str]], answers: Sequence[Sequence[str]], ks: Sequence[int], regular: bool = False
 ) -> dict[int, np.ndarray]:
     """{K: (N,) scores}, 1.0 where one of the question's K best passages contains one of its answers.
 
     Args:
-        texts: for each question its retrieved passages, best first.
+        texts: for each question its retrieved passages, best first; read once, one question at a time.
         regular: the answers are regular expressions (CuratedTREC), searched ignoring case, instead of tokens.
     Raises:
         UserError: if fewer than the largest K passages were retrieved.
@@ -143,7 +143,7 @@ def _decompose(text: str) -> str:
 
 
 def _hits_at(
-    retrieved: Sequence[Sequence],
+    retrieved: Iterable[Sequence],
     gold: Sequence[Sequence],
     ks: Sequence[int],
     first_hit: Callable[[Sequence, Sequence], int | None],
