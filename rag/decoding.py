@@ -27,7 +27,7 @@ What is generated and what is scored:
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -40,10 +40,11 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from rag import marginalize
 from rag.errors import UserError
-from rag.generator import Generator
+from rag.generator import CrossKeys, Generator
 from rag.model import Contexts, RagModel, RagSequence
 
-# How many numbers of encoder states are gathered at once while hypotheses are scored: 256 MiB in float32.
+# How many numbers of what the decoder reads (encoder states, cross-attention's keys and values) are gathered at
+# once while hypotheses are scored: 256 MiB in float32.
 STATES_AT_ONCE = 1 << 26
 NO_TOKEN = -1  # stands after an answer's last token; no model generates it, as it may the padding token
 
@@ -97,7 +98,8 @@ class Answer:
     tokens          the T scored tokens, end-of-sequence included where it was reached
     logprob         log p(y|x), marginal over the K passages; under Fast a lower bound
     doc_logprobs    (K,)    log p_η(z|x); −inf where retrieval missed
-    doc_scores      (K,)    log p_θ(y|x,z); under Fast −inf where z's generation did not find y
+    doc_scores      (K,)    log p_θ(y|x,z); −inf where retrieval missed, under Fast also where z's generation
+                            did not find y
     posterior       (K,)    p(z|x,y) if one passage gave the whole answer, for RAG-Token too: how much of it
                             each passage accounts for by itself
     token_posterior (K, T)  RAG-Token: p(z_i|x,y_i,y_<i), which passage each token came from (figure 2);
@@ -115,7 +117,6 @@ class Answer:
     rows: Int64[np.ndarray, " docs"]
 
 
-@torch.no_grad()
 def generate(
     model: RagModel, contexts: Contexts, decoding: Decoding, **generate_kwargs: Any
 ) -> list[list[Answer]]:
@@ -129,14 +130,33 @@ def generate(
     Order: RAG-Sequence and samples by log p(y|x); beams of RAG-Token by beam score, length penalty included.
     The model should be in evaluation mode. Raises UserError for settings that contradict each other.
     """
+    docs = contexts.n_docs
+    return generate_for_each(model, contexts, decoding, [docs], **generate_kwargs)[docs]
+
+
+@torch.no_grad()
+def generate_for_each(
+    model: RagModel, contexts: Contexts, decoding: Decoding, n_docs: Sequence[int], **generate_kwargs: Any
+) -> dict[int, list[list[Answer]]]:
+    """`generate` for several K at once, {K: answers}: as if only the best K of the passages had been read.
+
+    What RAG-Sequence finds from a passage and what it is worth under each are the same for every K, so both
+    are computed once, for the largest; a smaller K keeps what its own passages found and sums over them
+    alone. Samples are therefore drawn once. RAG-Token is decoded for each K by itself.
+
+    n_docs: each from 1 to the K of `contexts`.
+    """
     clash = sorted(generate_kwargs.keys() & {field.name for field in fields(Decoding)})
     if clash:
         raise UserError(f"{', '.join(clash)} given beside the decoding settings: change those instead")
     if len(contexts.doc_logprobs) == 0:
-        return []
+        return {docs: [] for docs in n_docs}
     if isinstance(model, RagSequence):
-        return _generate_sequence(model.generator, contexts, decoding, generate_kwargs)
-    return _generate_token(model.generator, contexts, decoding, generate_kwargs)
+        return _generate_sequence(model.generator, contexts, decoding, n_docs, generate_kwargs)
+    return {
+        docs: _generate_token(model.generator, contexts.first(docs), decoding, generate_kwargs)
+        for docs in n_docs
+    }
 
 
 class MarginalForGeneration(PreTrainedModel, GenerationMixin):
@@ -207,6 +227,7 @@ class _Found:
     forced: int  # leading tokens that were given, not generated: 1 with a forced first token, else 0
     batch_row: Int[Tensor, " found"]
     logprobs: Float[Tensor, " found"] | None  # log-probability, where asked for
+    keys: CrossKeys | None  # of the contexts, (batch · docs) rows; None where the search kept none
 
 
 def _search(
@@ -251,7 +272,15 @@ def _search(
                 row = found if beams is None else beams[:, step].clamp(min=0).long()
                 taken = logits[row, tokens[:, step]]  # normalised already
                 logprobs += taken.masked_fill(~real[:, step], 0.0)
-    return _Found(tokens.masked_fill(~real, NO_TOKEN), forced, found // count, logprobs)
+    keys = CrossKeys.of(output.past_key_values)
+    if keys is not None:
+        contexts = doc_logprobs.numel()
+        copies = len(keys.layers[0][0]) // contexts  # each question's rows: beam or sample, passage
+        if copies > 1:
+            rows = torch.arange(contexts, device=tokens.device).view_as(doc_logprobs)
+            rows = rows + rows[:, :1] * (copies - 1)
+            keys = keys[rows.flatten()]
+    return _Found(tokens.masked_fill(~real, NO_TOKEN), forced, found // count, logprobs, keys)
 
 
 def _generation_config(generator: Generator, decoding: Decoding, count: int) -> GenerationConfig:
@@ -302,7 +331,8 @@ def _generate_token(
         generate_kwargs,
     )
     prior = contexts.doc_logprobs[found.batch_row]
-    token_logprobs, token_mask = _score(generator, contexts, found.batch_row, found.tokens, found.forced)
+    every = torch.arange(contexts.doc_logprobs.numel(), device=prior.device)
+    token_logprobs, token_mask = _score(generator, contexts, found, every, found.batch_row, found.tokens)
     logprob = marginalize.token_logprob(prior, token_logprobs, token_mask)
     scored = _Scored(
         found.batch_row,
@@ -317,15 +347,24 @@ def _generate_token(
 
 
 def _generate_sequence(
-    generator: Generator, contexts: Contexts, decoding: Decoding, generate_kwargs: dict[str, Any]
-) -> list[list[Answer]]:
-    """RAG-Sequence, Thorough or Fast."""
+    generator: Generator,
+    contexts: Contexts,
+    decoding: Decoding,
+    n_docs: Sequence[int],
+    generate_kwargs: dict[str, Any],
+) -> dict[int, list[list[Answer]]]:
+    """RAG-Sequence, Thorough or Fast, with the best K passages for each K of `n_docs`."""
     if "streamer" in generate_kwargs:
         raise UserError("RAG-Sequence knows its answer only at the end: leave the streamer out")
+    all_contexts = {docs: contexts.first(docs) for docs in n_docs}
+    contexts = all_contexts[max(n_docs)]
     docs = contexts.n_docs
     passages = (contexts.doc_logprobs > -torch.inf).flatten().nonzero().squeeze(1)  # those that were found
     if len(passages) == 0:
-        return [[_no_answer(contexts, question)] for question in range(len(contexts.doc_logprobs))]
+        return {
+            k: [[_no_answer(of_k, q)] for q in range(len(of_k.doc_logprobs))]
+            for k, of_k in all_contexts.items()
+        }
     found = _search(
         generator,
         contexts.states[passages].unsqueeze(1),
@@ -343,45 +382,81 @@ def _generate_sequence(
     keyed = torch.cat([(passage // docs).unsqueeze(1), found.tokens], dim=1)[real]
     distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
     question, tokens = distinct[:, 0], distinct[:, 1:]
+    proposed = torch.zeros(len(distinct), docs, dtype=torch.bool, device=tokens.device)
+    proposed[which, passage[real] % docs] = True
     if decoding.thorough:
-        token_logprobs, token_mask = _score(generator, contexts, question, tokens, found.forced)
+        token_logprobs, token_mask = _score(generator, contexts, found, passages, question, tokens)
         doc_scores = token_logprobs.masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
     else:
         assert found.logprobs is not None
         doc_scores = found.logprobs.new_full((len(distinct), docs), -torch.inf)
         doc_scores[which, passage[real] % docs] = found.logprobs[real]
-    whole = torch.ones_like(doc_scores[:, :1], dtype=torch.bool)
-    logprob = marginalize.sequence_logprob(contexts.doc_logprobs[question], doc_scores.unsqueeze(2), whole)
-    scored = _Scored(question, tokens[:, found.forced :], logprob, doc_scores, None)
-    return _answers(generator, contexts, scored.sorted(), decoding.num_return_sequences)
+    answers = {}
+    for k, of_k in all_contexts.items():
+        own = proposed[:, :k].any(dim=1)
+        scores = doc_scores[own, :k]
+        whole = torch.ones_like(scores[:, :1], dtype=torch.bool)
+        logprob = marginalize.sequence_logprob(of_k.doc_logprobs[question[own]], scores.unsqueeze(2), whole)
+        scored = _Scored(question[own], tokens[own, found.forced :], logprob, scores, None)
+        answers[k] = _answers(generator, of_k, scored.sorted(), decoding.num_return_sequences)
+    return answers
 
 
 def _score(
     generator: Generator,
     contexts: Contexts,
-    question: Int[Tensor, " found"],
-    tokens: Int[Tensor, "found tokens"],
-    forced: int,
-) -> tuple[Float[Tensor, "found docs scored"], Bool[Tensor, "found scored"]]:
+    found: _Found,
+    searched: Int[Tensor, " searched"],
+    question: Int[Tensor, " sequences"],
+    tokens: Int[Tensor, "sequences tokens"],
+) -> tuple[Float[Tensor, "sequences docs scored"], Bool[Tensor, "sequences scored"]]:
     """log p_θ(y_i|x,z,y_<i) of sequences under every passage of their question, and the mask of real tokens.
 
-    The encoder states are those of `contexts`; chunks of sequences bound how much of them is gathered at
-    once.
+    found: the search, whose keys are those of the contexts `searched`.
+
+    Nothing of a passage is computed again. A chunk of questions is gathered once, those with the most
+    sequences first; then a forward pass scores the longest sequence of each, the next the second longest of
+    each that has two, and so on. The passages such a pass reads are the first so many of the chunk: a view.
+    −inf for passages that were not found.
     """
     token_mask = tokens != NO_TOKEN
-    longest = int(token_mask.sum(dim=1).max())
-    labels = tokens.masked_fill(~token_mask, generator.pad_token)[:, :longest]
-    docs = contexts.n_docs
-    scored = []
-    for chunk in _chunks(len(tokens), STATES_AT_ONCE // max(1, docs * contexts.states[0].numel())):
-        rows = (question[chunk].unsqueeze(1) * docs + torch.arange(docs, device=question.device)).flatten()
-        logprobs, _ = generator.token_logprobs(
-            contexts.states[rows], contexts.mask[rows], labels[chunk].repeat_interleave(docs, dim=0)
-        )
-        scored.append(logprobs.unflatten(0, (-1, docs)))
-    logprobs = torch.cat(scored)[:, :, forced:]
-    padding = tokens.shape[1] - longest
-    return torch.nn.functional.pad(logprobs, (0, padding)), token_mask[:, forced:]
+    lengths = token_mask.sum(dim=1)
+    labels = tokens.masked_fill(~token_mask, generator.pad_token)
+    logprobs = torch.full(
+        (len(tokens), contexts.n_docs, tokens.shape[1]),
+        -torch.inf,
+        dtype=torch.promote_types(contexts.states.dtype, torch.float32),
+        device=tokens.device,
+    )
+    exists = contexts.doc_logprobs > -torch.inf
+    key_row = torch.zeros_like(contexts.mask[:, 0], dtype=torch.long)
+    key_row[searched] = torch.arange(len(searched), device=searched.device)
+
+    by_length = torch.argsort(lengths, descending=True, stable=True)
+    order = by_length[torch.argsort(question[by_length], stable=True)]  # by question, then longest first
+    counts = torch.bincount(question, minlength=len(exists))
+    starts = counts.cumsum(0) - counts
+    most_first = torch.argsort(counts, descending=True, stable=True)[: int((counts > 0).sum())]
+    numbers = contexts.states[0].numel() + (0 if found.keys is None else found.keys.numbers)
+    for chunk in _chunks(len(most_first), STATES_AT_ONCE // max(1, contexts.n_docs * numbers)):
+        asked = most_first[chunk]
+        place, doc = exists[asked].nonzero(as_tuple=True)
+        context = asked[place] * contexts.n_docs + doc
+        states, mask = contexts.states[context], contexts.mask[context]
+        keys = None if found.keys is None else found.keys[key_row[context]]
+        held = counts[asked].tolist()
+        read = exists[asked].sum(dim=1).cumsum(0).tolist()
+        for rank in range(held[0]):
+            some = sum(count > rank for count in held)
+            rows = slice(read[some - 1])
+            if read[some - 1] == 0:
+                continue
+            sequence = order[starts[asked[:some]] + rank]
+            own, longest = sequence[place[rows]], int(lengths[sequence].max())
+            logprobs[own, doc[rows], :longest], _ = generator.token_logprobs(
+                states[rows], mask[rows], labels[own, :longest], keys=None if keys is None else keys[rows]
+            )
+    return logprobs[:, :, found.forced :], token_mask[:, found.forced :]
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:

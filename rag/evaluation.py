@@ -1,7 +1,7 @@
 """Answering a whole set of questions and judging the answers: EM, F1, recall, and EM against K (figure 3).
 
 The questions are encoded and searched for once, with the largest K; smaller K are prefixes of it, and so are the
-encoded contexts.
+encoded contexts. For RAG-Sequence the hypotheses and their scores are made once too.
 """
 
 import json
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from rag import marginalize
 from rag.datamodule import evaluation_batches
-from rag.decoding import Answer, Decoding, generate
+from rag.decoding import Answer, Decoding, generate_for_each
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.lexical import BM25
 from rag.metrics.retrieval import answer_recall_at, recall_at
 from rag.model import Batch, Contexts, RagModel
+from rag.passages import PassageStore
 from rag.progress import progress_bar
 from rag.retriever import Retrieved
 from rag.tasks.example import Example
@@ -40,21 +41,6 @@ class Evaluation:
         return [answer.text for answer in self.answers[n_docs]]
 
 
-def first_docs(contexts: Contexts, n_docs: int) -> Contexts:
-    """The contexts of the best `n_docs` passages alone, renormalised as if no others had been retrieved."""
-    retrieved = contexts.retrieved
-    if retrieved is None or n_docs == contexts.n_docs:
-        return contexts
-    kept = Retrieved(retrieved.rows[:, :n_docs], retrieved.scores[:, :n_docs])
-    rows = torch.arange(len(contexts.mask), device=contexts.mask.device).view(-1, contexts.n_docs)[:, :n_docs]
-    return Contexts(
-        contexts.states[rows.flatten()],
-        contexts.mask[rows.flatten()],
-        marginalize.doc_logprobs(kept.scores),
-        kept,
-    )
-
-
 @torch.inference_mode()
 def answer_questions(
     model: RagModel,
@@ -65,7 +51,10 @@ def answer_questions(
     retrieve: int = 0,
     description: str = "answering",
 ) -> Evaluation:
-    """Answer every question with each K of `n_docs`; `retrieve` more passages if recall is wanted beyond the largest K."""
+    """Answer every question with each K of `n_docs`.
+
+    retrieve: this many passages are retrieved if that is more, for recall beyond the largest K.
+    """
     model.eval()
     largest = max(n_docs)
     wide = max(largest, retrieve)
@@ -79,8 +68,8 @@ def answer_questions(
             contexts, rows = _read(model, batch.to(device), largest, wide)
             if rows is not None:
                 found.append(rows)
-            for k in n_docs:
-                answers[k] += [each[0] for each in generate(model, first_docs(contexts, k), decoding)]
+            for k, found_by in generate_for_each(model, contexts, decoding, n_docs).items():
+                answers[k] += [each[0] for each in found_by]
             advance(len(chunk))
     return Evaluation(list(examples), answers, np.concatenate(found) if found else None)
 
@@ -98,19 +87,36 @@ def _read(model: RagModel, batch: Batch, n_docs: int, wide: int) -> tuple[Contex
 
 
 def retrieval_figures(
-    model: RagModel, rows: Int64[np.ndarray, "questions docs"], examples: Sequence[Example], ks: Sequence[int]
+    store: PassageStore,
+    rows: Int64[np.ndarray, "questions docs"],
+    examples: Sequence[Example],
+    ks: Sequence[int],
 ) -> dict[str, dict[str, float]]:
     """{"recall": {K: …}} where gold ids are known, and {"answer_recall": {K: …}}: two different things."""
-    store = model.retriever.index.passages
     ks = [k for k in ks if k <= rows.shape[1]]
     ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
-    texts = [
-        [f"{store[r].title} {store[r].text}" for r in own if r >= 0] for own in rows[:, : max(ks)].tolist()
-    ]
+    texts = ([_text(store, row) for row in own] for own in rows[:, : max(ks)].tolist())
     figures = {"answer_recall": answer_recall_at(texts, [e.answers for e in examples], ks)}
     if any(example.positive_ids for example in examples):
         figures["recall"] = recall_at(ids, [e.positive_ids for e in examples], ks)
     return {name: {str(k): float(np.nanmean(v)) for k, v in by_k.items()} for name, by_k in figures.items()}
+
+
+def _text(store: PassageStore, row: int) -> str:
+    """ "title text" of a passage; nothing for a row of −1 (not found)."""
+    if row < 0:
+        return ""
+    passage = store[row]
+    return f"{passage.title} {passage.text}"
+
+
+def bm25_figures(
+    store: PassageStore, examples: Sequence[Example], ks: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """What `retrieval_figures` says of BM25 over the same passages, for the same questions."""
+    ks = [k for k in ks if k <= len(store)]
+    _, rows = BM25.build(store).search([example.question for example in examples], max(ks))
+    return retrieval_figures(store, rows, examples, ks)
 
 
 def write_predictions(

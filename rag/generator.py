@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag import marginalize
@@ -60,6 +61,49 @@ def positions(
     """The integers starts[r], …, starts[r] + lengths[r] − 1 of every row r, laid end to end."""
     first = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - first, lengths)
+
+
+@dataclass(frozen=True)
+class CrossKeys:
+    """Cross-attention's keys and values of some contexts, (rows, heads, length, width/heads) in each layer.
+
+    They depend on the encoder's states alone: projected once, they serve every answer a context is asked about.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, cache: Any) -> Self | None:
+        """Those a search left in its cache; None where it kept none, or not in this form."""
+        if not isinstance(cache, EncoderDecoderCache):
+            return None
+        layers: list[Any] = cache.cross_attention_cache.layers
+        if not layers or any(
+            type(layer) is not DynamicLayer or layer.get_seq_length() == 0 for layer in layers
+        ):
+            return None
+        return cls([(layer.keys, layer.values) for layer in layers])
+
+    def __getitem__(self, rows: Int[Tensor, " chosen"] | slice) -> "CrossKeys":
+        """Those of some rows: copied where `rows` is a tensor, a view where it is a slice."""
+        return CrossKeys([(keys[rows], values[rows]) for keys, values in self.layers])
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers one row holds."""
+        return sum(keys[0].numel() + values[0].numel() for keys, values in self.layers)
+
+    def cache(self) -> EncoderDecoderCache:
+        """A cache in which nothing has been decoded yet."""
+        known = []
+        for keys, values in self.layers:
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values  # `update` would copy them
+            known.append(layer)
+        cross = DynamicCache()
+        cross.layers = known
+        return EncoderDecoderCache(DynamicCache(), cross)
 
 
 class Generator(nn.Module):
@@ -204,11 +248,15 @@ class Generator(nn.Module):
         mask: Bool[Tensor, "rows length"],
         labels: Int[Tensor, "rows tokens"],
         want_mean: bool = False,
+        keys: "CrossKeys | None" = None,
     ) -> tuple[Float[Tensor, "rows tokens"], Float[Tensor, "rows tokens"] | None]:
         """log p_θ(y_i | context, y_<i) of each label, in nats; if wanted, also the mean of log p_θ over V.
 
-        The log-probabilities of the whole vocabulary are never held at once: the target's is its logit minus
-        the logsumexp over V, for a chunk of rows at a time, computed again in the backward pass.
+        keys: cross-attention's keys and values of these contexts where they are known already, so that the
+        states are not projected again.
+
+        The log-probabilities of the whole vocabulary are never held at once but for a chunk of rows at a
+        time, computed again in the backward pass.
         """
         inputs = labels.roll(1, dims=1)
         inputs[:, 0] = self.start_token
@@ -216,7 +264,8 @@ class Generator(nn.Module):
             input_ids=inputs,
             encoder_hidden_states=states,
             encoder_attention_mask=mask.long(),
-            use_cache=False,
+            past_key_values=None if keys is None else keys.cache(),
+            use_cache=keys is not None,
         ).last_hidden_state
         rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
         flat_hidden, flat_labels = hidden.flatten(0, 1), labels.flatten()
@@ -232,10 +281,10 @@ class Generator(nn.Module):
         return torch.cat(targets).view(shape), torch.cat(means).view(shape) if want_mean else None
 
     def _score(self, hidden: Tensor, labels: Tensor, want_mean: bool) -> tuple[Tensor, Tensor | None]:
-        logits = marginalize.at_least_float32(self.logits(hidden))
-        normaliser = logits.logsumexp(dim=-1)
-        target = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - normaliser
-        return target, logits.mean(dim=-1) - normaliser if want_mean else None
+        # One pass over V; logsumexp makes several.
+        logprobs = marginalize.at_least_float32(self.logits(hidden)).log_softmax(dim=-1)
+        target = logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        return target, logprobs.mean(dim=-1) if want_mean else None
 
     def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
         """The scores over the vocabulary of the decoder's states."""

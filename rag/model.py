@@ -56,6 +56,23 @@ class Contexts:
     def n_docs(self) -> int:
         return self.doc_logprobs.shape[1]
 
+    def first(self, n_docs: int) -> "Contexts":
+        """The best `n_docs` passages alone, their log p_η(z|x) as if no others had been retrieved.
+
+        Raises UserError where there are fewer.
+        """
+        if not 1 <= n_docs <= self.n_docs:
+            raise UserError(f"{n_docs} passages asked for, {self.n_docs} were read: read as many as the most")
+        if n_docs == self.n_docs:
+            return self
+        found = self.retrieved
+        return Contexts(
+            self.states.unflatten(0, (-1, self.n_docs))[:, :n_docs].flatten(0, 1),
+            self.mask.unflatten(0, (-1, self.n_docs))[:, :n_docs].flatten(0, 1),
+            marginalize.doc_logprobs(self.doc_logprobs[:, :n_docs]),
+            None if found is None else Retrieved(found.rows[:, :n_docs], found.scores[:, :n_docs]),
+        )
+
 
 @dataclass(frozen=True)
 class Likelihood:
