@@ -166,7 +166,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             swap.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=16)
     swap.set_xticks([0, 1], ["edition A indexed", "edition B indexed"])
     swap.set_yticks([0, 1], ["asked about A", "asked about B"])
-    swap.set_title("Hot-swap: exact match of RAG-Sequence (section 4.5)")
+    swap.set_title("Hot-swap: EM of RAG-Sequence (section 4.5)")
     with write_aside(path) as aside:
         figure.savefig(aside, dpi=120, format="png")
     plt.close(figure)

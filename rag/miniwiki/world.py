@@ -21,6 +21,9 @@ from rag.miniwiki.dice import Dice
 NAMING, PEOPLE, INSTITUTIONS, FACTS, SPLIT, ASKING = range(6)
 
 FACTS_PER_PERSON = 5  # questions about a training person
+# A passage holds two cities, or two years, so that these questions are answered only by who reads the relation: that
+# takes more practice than finding the one instrument. Dev and test questions are drawn evenly.
+TRAINING_WEIGHTS = {"birthplace": 4, "university": 4, "retirement": 3, "residence": 2}
 TEST_QUESTIONS_PER_PERSON = 2
 HEAD_WORDINGS = 3  # questions about a training institution
 PRIVATE_SHARE = 0.6  # of people have a third passage
@@ -347,8 +350,12 @@ def ask_about(dice: Dice, person: Person, relation: str, wording: str | None = N
 
 
 def ask_training_person(dice: Dice, person: Person) -> list[Question]:
-    """Five questions, each about another relation."""
-    return [ask_about(dice, person, relation) for relation in dice.some(list(person.answers), FACTS_PER_PERSON)]
+    """Five questions, each about another relation, the harder ones more often."""
+    pool = [relation for relation in person.answers for _ in range(TRAINING_WEIGHTS.get(relation, 1))]
+    chosen: dict[str, None] = {}
+    while len(chosen) < min(FACTS_PER_PERSON, len(person.answers)):
+        chosen[dice.pick(pool)] = None
+    return [ask_about(dice, person, relation) for relation in chosen]
 
 
 def ask_institution(dice: Dice, institution: Institution, count: int) -> list[Question]:

@@ -9,6 +9,7 @@ to the starting weights put that within reach of a few hundred steps; none chang
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from transformers import (
     DPRContextEncoder,
     DPRQuestionEncoder,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 
 from rag.encoders import PassageEncoder, QuestionEncoder
@@ -27,7 +27,7 @@ from rag.generator import Generator
 
 
 def new_generator(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Any,  # a PreTrainedTokenizerFast
     width: int = 128,
     layers: int = 2,
     heads: int = 4,
@@ -67,7 +67,7 @@ def new_generator(
 
 
 def new_encoders(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Any,  # a PreTrainedTokenizerFast
     width: int = 128,
     layers: int = 1,
     heads: int = 4,
@@ -100,7 +100,8 @@ def new_encoders(
     bert = question_model.question_encoder.bert_model
     start_weights(bert, std, copy_strength, position_strength)
     with torch.no_grad():
-        bert.encoder.layer[-1].output.LayerNorm.weight.fill_(math.sqrt(score_scale))
+        last: Any = bert.encoder.layer[-1]
+        last.output.LayerNorm.weight.fill_(math.sqrt(score_scale))
     passage_model.ctx_encoder.bert_model.load_state_dict(bert.state_dict())
     return QuestionEncoder(question_model, tokenizer, positions), PassageEncoder(
         passage_model, tokenizer, positions
