@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 # How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
 LOGITS_AT_ONCE = 1 << 24
+# How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
+# in its caches, on an accelerator enough to keep it busy.
+ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 20, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,29 @@ class Generator(nn.Module):
     def encode(
         self, input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"]
     ) -> Float[Tensor, "rows length width"]:
-        """The encoder's states of each context."""
+        """The encoder's states of each context; whatever stands at padding is not to be read.
+
+        Without gradients contexts of like length are encoded together, so that little padding is.
+        """
+        at_once = ENCODED_AT_ONCE_ON_CPU if input_ids.device.type == "cpu" else ENCODED_AT_ONCE
+        rows_at_once = max(1, at_once // max(1, input_ids.shape[1] * self.model.config.hidden_size))
+        if torch.is_grad_enabled() or len(input_ids) <= rows_at_once:
+            return self._encode(input_ids, mask)
+        ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).clamp(min=1)
+        ends, order = ends.sort()
+        states = None
+        for rows, own in zip(order.split(rows_at_once), ends.split(rows_at_once), strict=True):
+            longest = int(own[-1])
+            encoded = self._encode(input_ids[rows, :longest], mask[rows, :longest])
+            if states is None:
+                states = encoded.new_zeros(*input_ids.shape, encoded.shape[-1])
+            states[rows, :longest] = encoded
+        assert states is not None
+        return states
+
+    def _encode(
+        self, input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length width"]:
         return self.model.get_encoder()(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
 
     def token_logprobs(
@@ -293,7 +318,7 @@ class Generator(nn.Module):
             hidden = hidden * config.d_model**-0.5
         logits = self.model.get_output_embeddings()(hidden)
         bias = getattr(self.model, "final_logits_bias", None)  # BART
-        return logits if bias is None else logits + bias
+        return logits if bias is None else logits.add_(bias)
 
 
 def token_rows(

@@ -28,8 +28,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import rag.decoding
+import rag.generator
 from rag import marginalize
-from rag.decoding import Answer, Decoding, generate
+from rag.decoding import Answer, Decoding, generate, generate_for_each
 from rag.errors import UserError
 from rag.generator import Generator, Ragged
 from rag.model import ClosedBook, Contexts, RagModel, RagSequence, RagToken
@@ -542,6 +543,42 @@ def test_an_empty_batch_has_no_answers() -> None:
     contexts = Contexts(torch.zeros(0, 4, 16), torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0, 3), None)
     assert generate(make(RagToken), contexts, GREEDY) == []
     assert generate(make(RagSequence), contexts, GREEDY) == []
+
+
+@pytest.mark.parametrize("n_docs", [[1, 2, 3, 5], [4, 1]])
+@pytest.mark.parametrize(("kind", "decoding"), MODES)
+def test_several_k_at_once_equal_each_by_itself(
+    kind: type[RagModel], decoding: Decoding, n_docs: list[int]
+) -> None:
+    model = make(kind)
+    model.retriever.rows[QUESTIONS[0]][2:] = -1  # two were found
+    model.retriever.rows[QUESTIONS[2]][:] = -1  # none
+    at_once = generate_for_each(model, read(model, n_docs=5), decoding, n_docs)
+    assert list(at_once) == n_docs
+    for docs, answers in at_once.items():
+        assert_same(answers, ask(model, decoding, n_docs=docs))
+    with pytest.raises(UserError, match="6 passages asked for, 5 were read"):
+        generate_for_each(model, read(model, n_docs=5), decoding, [1, 6])
+
+
+def test_a_passage_is_projected_once() -> None:
+    """Cross-attention's keys: in the search, once for each passage, and never for scoring."""
+    for kind in (RagToken, RagSequence):
+        model, rows = make(kind), []
+        for layer in model.generator.model.get_decoder().layers:
+            layer.encoder_attn.k_proj.register_forward_hook(
+                lambda _, args, __, rows=rows: rows.append(len(args[0]))
+            )
+        ask(model, GREEDY)
+        assert rows == [len(QUESTIONS) * 3] * 2  # two layers
+
+
+@pytest.mark.parametrize("kind", [RagToken, RagSequence])
+def test_encoding_in_chunks_changes_nothing(kind: type[RagModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(kind)
+    expected = ask(model, BEAM)
+    monkeypatch.setattr(rag.generator, "ENCODED_AT_ONCE_ON_CPU", 16 * 40)
+    assert_same(ask(model, BEAM), expected)
 
 
 @pytest.mark.parametrize("kind", [RagToken, RagSequence])
