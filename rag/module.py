@@ -21,6 +21,9 @@ from rag.model import Batch, Likelihood, RagModel
 from rag.optimization import Optimization
 from rag.tasks.example import Example
 
+# A retriever that gives every question of a batch the same passages, this many steps in a row, has collapsed.
+COLLAPSED_STEPS = 10
+
 
 class RagModule(pl.LightningModule):
     """Trains RAG-Sequence, RAG-Token or a closed-book generator; judges it on dev by exact match.
@@ -45,6 +48,7 @@ class RagModule(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.per_token = per_token
         self.seed = seed
+        self.collapsed = 0
         self.predictions: list[tuple[list[Example], list[str], np.ndarray | None]] = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -75,9 +79,11 @@ class RagModule(pl.LightningModule):
         entropy = torch.special.entr(prior).sum(dim=1).mean()
         distinct = len(np.unique(rows)) / rows.size
         self.log_dict({"train/retrieval_entropy": entropy, "train/distinct_passages": distinct})
-        if distinct * rows.size <= rows.shape[1] < rows.size and len({e.question for e in examples}) > 1:
+        same = (rows == rows[0]).all() and len({example.question for example in examples}) > 1
+        self.collapsed = self.collapsed + 1 if same else 0
+        if self.collapsed == COLLAPSED_STEPS:
             warnings.warn(
-                f"step {self.global_step}: all {len(rows)} questions of a batch retrieved the same "
+                f"step {self.global_step}: for {COLLAPSED_STEPS} steps all questions of a batch retrieved the same "
                 f"{rows.shape[1]} passages, the retriever has collapsed: lower optimization.question_encoder_lr",
                 stacklevel=2,
             )

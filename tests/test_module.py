@@ -1,0 +1,153 @@
+"""Section 2.4: the loss that is minimised, who learns at which rate, and the alarm of a collapsed retriever."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUESTIONS
+from torch.testing import assert_close
+
+from rag.datamodule import Shuffled, evaluation_batches
+from rag.decoding import Decoding
+from rag.model import ClosedBook, RagSequence, RagToken
+from rag.module import COLLAPSED_STEPS, RagModule
+from rag.optimization import Optimization
+from rag.retriever import DenseRetriever, Questions, Retrieved
+from rag.tasks.example import Example
+
+TARGETS = ["the town", "a river"]
+
+
+class Recorded(RagModule):
+    """The module outside a trainer: what it logs is kept."""
+
+    def log(self, name, value, **_):
+        self.__dict__.setdefault("logged", {})[name] = float(torch.as_tensor(value).detach())
+
+    def log_dict(self, values, **_):
+        for name, value in values.items():
+            self.log(name, value)
+
+
+def module(model, **settings) -> Recorded:
+    return Recorded(model, Optimization(), Decoding(max_new_tokens=4), **settings).eval()
+
+
+def batch(model, questions=None):
+    asked = list(questions or QUESTIONS[:2])
+    examples = [Example(question, (target,)) for question, target in zip(asked, TARGETS, strict=True)]
+    return examples, model.prepare(asked, TARGETS)
+
+
+@pytest.mark.parametrize("kind", [RagSequence, RagToken])
+def test_the_loss_is_the_mean_negative_log_likelihood(kind, retriever, bart):
+    model = kind(retriever, bart, n_docs=3)
+    examples, inputs = batch(model)
+    own = module(model)
+    loss = own.training_step((examples, inputs), 0)
+    assert_close(loss, -model(inputs).logprob.mean())
+    assert own.logged["train/nll_per_example"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    tokens = int(inputs.label_mask.sum())
+    assert own.logged["train/nll_per_token"] == pytest.approx(float(loss.detach()) * 2 / tokens, rel=1e-5)
+
+
+def test_label_smoothing_mixes_in_the_generators_uniform_term(retriever, bart):
+    model = RagToken(retriever, bart, n_docs=3)
+    examples, inputs = batch(model)
+    found = model(inputs, want_smoothing=True)
+    expected = (0.9 * -found.logprob + 0.1 * found.smoothing).mean()
+    assert_close(module(model, label_smoothing=0.1).training_step((examples, inputs), 0), expected)
+
+
+def test_per_token_divides_by_the_tokens_of_the_batch(bart):
+    model = ClosedBook(bart)
+    examples, inputs = batch(model)
+    loss = module(model, per_token=True).training_step((examples, inputs), 0)
+    assert_close(loss, -model(inputs).logprob.sum() / inputs.label_mask.sum())
+
+
+def test_entropy_and_distinct_passages_are_logged(retriever, bart):
+    model = RagToken(retriever, bart, n_docs=3)
+    examples, inputs = batch(model)
+    own = module(model)
+    own.training_step((examples, inputs), 0)
+    found = model(inputs)
+    prior = found.doc_logprobs.detach().exp().double().numpy()
+    assert own.logged["train/retrieval_entropy"] == pytest.approx(
+        -(prior * np.log(prior)).sum(1).mean(), rel=1e-5
+    )
+    distinct = len(set(found.retrieved.rows.flatten().tolist()))
+    assert own.logged["train/distinct_passages"] == pytest.approx(distinct / 6)
+
+
+class SamePassages(torch.nn.Module):
+    """A retriever that has collapsed: rows 0, 1, 2 for every question."""
+
+    trainable = False
+
+    def __init__(self, index):
+        super().__init__()
+        self.index = index
+
+    def prepare(self, questions):
+        return Questions(questions, {})
+
+    def forward(self, questions, n_docs):
+        rows = np.tile(np.arange(n_docs), (len(questions), 1))
+        return Retrieved(rows, torch.zeros(len(questions), n_docs))
+
+
+def test_a_collapsed_retriever_raises_the_alarm(index, bart):
+    model = RagToken(SamePassages(index), bart, n_docs=3)
+    own = module(model)
+    examples, inputs = batch(model)
+    for _ in range(COLLAPSED_STEPS - 1):
+        own.training_step((examples, inputs), 0)  # a warning here would be an error
+    with pytest.warns(
+        UserWarning, match="for 10 steps all questions of a batch retrieved the same 3 passages"
+    ):
+        own.training_step((examples, inputs), 0)
+
+
+def test_a_learning_rate_for_each_part(retriever, bart):
+    model = RagSequence(retriever, bart)
+    settings = Optimization(
+        lr=1e-3, question_encoder_lr=1e-5, weight_decay=0.1, warmup_steps=2, schedule="linear"
+    )
+    made = settings.configure(
+        [(model.generator, settings.lr), (retriever.question_encoder, 1e-5)], max_steps=10
+    )
+    groups = made["optimizer"].param_groups
+    assert [group["initial_lr"] for group in groups] == [1e-3, 1e-3, 1e-5, 1e-5]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0]
+    assert all(p.dim() > 1 for p in groups[0]["params"]) and all(p.dim() <= 1 for p in groups[1]["params"])
+    rates = []
+    for _ in range(10):
+        rates.append(groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    # Two steps up, eight down: (0, 1/2, 1, 7/8, …) of the rate.
+    assert rates == pytest.approx(
+        [1e-3 * r for r in (0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)]
+    )
+
+
+def test_a_frozen_encoder_has_no_group(question_encoder, index, bart):
+    frozen = DenseRetriever(question_encoder, index, trainable=False)
+    made = Optimization().configure([(bart, 1e-3), (frozen.question_encoder, 1e-3)], max_steps=10)
+    assert len(made["optimizer"].param_groups) == 2
+
+
+def test_every_pass_is_a_new_permutation_known_from_the_step_alone():
+    order = Shuffled(7, seed=3)
+    first, second = order.take(0, 7), order.take(7, 7)
+    assert sorted(first) == sorted(second) == list(range(7)) and first != second
+    assert Shuffled(7, seed=3).take(5, 4) == [*first[5:], *second[:2]]
+    assert Shuffled(7, seed=4).take(0, 7) != first
+
+
+def test_evaluation_batches_keep_every_example_in_order(bart):
+    model = ClosedBook(bart)
+    examples = [Example(f"question {n}", ("yes", "no")) for n in range(5)]
+    batches = evaluation_batches(examples, model.prepare, 2)
+    assert [e.question for n in range(len(batches)) for e in batches[n][0]] == [e.question for e in examples]
+    assert [len(batches[n][1]) for n in range(len(batches))] == [2, 2, 1]
