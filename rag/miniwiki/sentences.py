@@ -37,10 +37,10 @@ PEOPLE_SENTENCES = {
         "{name} grew up as the only child of {a_answer}.",
     ),
     "university": (
-        "{name} took a degree at the University of {answer}.",
-        "The University of {answer} admitted {him} at the age of {youth}.",
-        "A scholarship brought {him} to the University of {answer}.",
-        "{name} graduated with honours from the University of {answer}.",
+        "{name} took a degree at the {answer}.",
+        "The {answer} admitted {him} at the age of {youth}.",
+        "A scholarship brought {him} to the {answer}.",
+        "{name} graduated with honours from the {answer}.",
     ),
     "field": (
         "{name} wrote {his} thesis on a problem of {answer}.",
@@ -119,9 +119,9 @@ PEOPLE_QUESTIONS = {
     ),
     "university": (
         "Where did {name} study?",
-        "In which city was {name} a student?",
-        "Where did {name} attend university?",
-        "Which city was {name} educated in?",
+        "Which university was {name} educated at?",
+        "What was the university of {name}?",
+        "At which school of higher learning was {name} a student?",
     ),
     "field": (
         "What did {name} study?",

@@ -21,9 +21,9 @@ from rag.miniwiki.dice import Dice
 NAMING, PEOPLE, INSTITUTIONS, FACTS, SPLIT, ASKING = range(6)
 
 FACTS_PER_PERSON = 5  # questions about a training person
-# A passage holds two cities, or two years, so that these questions are answered only by who reads the relation: that
-# takes more practice than finding the one instrument. Dev and test questions are drawn evenly.
-TRAINING_WEIGHTS = {"birthplace": 4, "university": 4, "retirement": 3, "residence": 2}
+# A passage may hold two cities or two years, and only some people have a private life: these relations would be
+# practised too little otherwise. Dev and test questions are drawn evenly.
+TRAINING_WEIGHTS = dict.fromkeys(("birthplace", "retirement", "spouse", "sport", "language", "instrument"), 2)
 TEST_QUESTIONS_PER_PERSON = 2
 HEAD_WORDINGS = 3  # questions about a training institution
 PRIVATE_SHARE = 0.6  # of people have a third passage
@@ -163,7 +163,7 @@ def make_person(dice: Dice, draw_name: Callable[[bool], str]) -> Person:
         "birthplace": birthplace,
         "birth_year": str(birth_year),
         "father_trade": dice.pick(names.TRADES),
-        "university": university,
+        "university": f"University of {university}",
         "field": dice.pick(names.FIELDS),
         "employer": dice.pick(names.COMPANIES),
         "residence": residence,
