@@ -49,7 +49,8 @@ def one_sentence(error: Exception) -> str:
     Raises `error` again if its cause is no mistake of a user's.
     """
     if isinstance(error, OmegaConfBaseException):
-        return f"the configuration is wrong: {one_line(str(error))}"
+        wrong = "" if "Missing mandatory value" in str(error) else "the configuration is wrong: "
+        return wrong + explain_value(error)
     if isinstance(error, UserError):
         return str(error)
     cause: BaseException = error
@@ -218,7 +219,17 @@ def plain(node: Any) -> Any:
     try:
         return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(re.sub(r"\s+", " ", str(error).split("\n")[0])) from error
+        raise UserError(explain_value(error)) from error
+
+
+def explain_value(error: OmegaConfBaseException) -> str:
+    """One sentence for a value that cannot be resolved; one that has to be given is named as it is typed."""
+    missing = re.search(r"Missing mandatory value: (\S+)", str(error))
+    if missing is None:
+        return one_line(str(error).split("\n")[0])
+    key = re.search(r"full_key: (\S+)", str(error))
+    name = key[1] if key and key[1].endswith(f".{missing[1]}") else missing[1]
+    return f"{name} has no value and this run needs it: give {name}=…"
 
 
 def quieten() -> None:

@@ -140,6 +140,11 @@ def test_another_type_of_index_keeps_the_vectors(run: Command, files: list[str],
     assert vectors.stat().st_mtime_ns == embedded
 
 
+def test_a_file_that_was_not_given_is_named(run: Command, files: list[str], capsys):
+    assert run("train.py", "experiment=local/dpr", *files[1:]) == 2
+    assert "task.passages has no value and this run needs it: give task.passages=" in capsys.readouterr().err
+
+
 def test_a_stage_names_the_stage_that_is_missing(run: Command, files: list[str], tmp_path: Path, capsys):
     assert run("train.py", "experiment=local/rag_token", *files) == 2
     assert f"{tmp_path / 'local' / 'index'}" in capsys.readouterr().err
