@@ -49,8 +49,9 @@ def one_sentence(error: Exception) -> str:
     Raises `error` again if its cause is no mistake of a user's.
     """
     if isinstance(error, OmegaConfBaseException):
-        wrong = "" if "Missing mandatory value" in str(error) else "the configuration is wrong: "
-        return wrong + explain_value(error)
+        if "Missing mandatory value" in str(error):
+            return explain_value(error)
+        return f"the configuration is wrong: {one_line(str(error))}"
     if isinstance(error, UserError):
         return str(error)
     cause: BaseException = error
