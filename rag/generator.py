@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 LOGITS_AT_ONCE = 1 << 24
 # How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
 # in its caches, on an accelerator enough to keep it busy.
-ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 20, 1 << 26
+ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -244,23 +244,22 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "rows length width"]:
         """The encoder's states of each context; whatever stands at padding is not to be read.
 
-        Without gradients contexts of like length are encoded together, so that little padding is.
+        On the CPU, and wherever no gradient is wanted, contexts of like length are encoded together, so that little
+        padding is. A training step on a GPU is faster in one piece.
         """
-        at_once = ENCODED_AT_ONCE_ON_CPU if input_ids.device.type == "cpu" else ENCODED_AT_ONCE
+        on_cpu = input_ids.device.type == "cpu"
+        at_once = ENCODED_AT_ONCE_ON_CPU if on_cpu else ENCODED_AT_ONCE
         rows_at_once = max(1, at_once // max(1, input_ids.shape[1] * self.model.config.hidden_size))
-        if torch.is_grad_enabled() or len(input_ids) <= rows_at_once:
+        if (torch.is_grad_enabled() and not on_cpu) or len(input_ids) <= rows_at_once:
             return self._encode(input_ids, mask)
         ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).clamp(min=1)
         ends, order = ends.sort()
-        states = None
+        pieces = []
         for rows, own in zip(order.split(rows_at_once), ends.split(rows_at_once), strict=True):
             longest = int(own[-1])
             encoded = self._encode(input_ids[rows, :longest], mask[rows, :longest])
-            if states is None:
-                states = encoded.new_zeros(*input_ids.shape, encoded.shape[-1])
-            states[rows, :longest] = encoded
-        assert states is not None
-        return states
+            pieces.append(nn.functional.pad(encoded, (0, 0, 0, mask.shape[1] - longest)))
+        return torch.cat(pieces)[order.argsort()]
 
     def _encode(
         self, input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"]
