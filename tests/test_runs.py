@@ -1,0 +1,153 @@
+"""Run folders and files written aside: what is refused, what stays, what a run knows itself by."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rag import runs
+from rag.errors import UserError
+from rag.files import write_aside, write_json
+from rag.runs import Run, differences, fingerprint, portable
+
+
+def open_run(
+    folder: Path, lr: float = 0.1, inputs: tuple[Path, ...] = (), overwrite: bool | str = False
+) -> Run:
+    return Run.open(
+        folder, {"optimizer": {"lr": lr}}, f"lr: {lr}\n", [str(path) for path in inputs], overwrite
+    )
+
+
+def test_opening_writes_nothing_and_beginning_does(tmp_path):
+    run = open_run(tmp_path / "deep" / "run")
+    assert not run.finished and not run.resumable and not list(tmp_path.iterdir())
+    run.begin()
+    assert (run.folder / "config.yaml").read_text() == "lr: 0.1\n"
+    assert not open_run(run.folder).finished
+    run.finish({"em": 0.5})
+    assert open_run(run.folder).finished
+    assert json.loads((run.folder / "result.json").read_text())["em"] == 0.5
+
+
+def test_a_checkpoint_makes_it_resumable_until_it_is_finished(tmp_path):
+    run = open_run(tmp_path / "run")
+    run.begin()
+    (run.folder / "last.ckpt").touch()
+    assert open_run(run.folder).resumable
+    run.finish({})
+    assert not open_run(run.folder).resumable
+
+
+def test_another_run_is_refused_by_the_setting_that_changed_and_stays_until_the_new_one_begins(tmp_path):
+    old = open_run(tmp_path / "run")
+    old.begin()
+    old.finish({"em": 0.5})
+    with pytest.raises(UserError, match=r"made with other settings \(optimizer.lr: 0.1 → 0.2\)"):
+        open_run(tmp_path / "run", lr=0.2)
+    new = open_run(tmp_path / "run", lr=0.2, overwrite="changed")
+    assert (tmp_path / "run" / "result.json").exists()
+    new.begin()
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert open_run(tmp_path / "run", lr=0.2, overwrite="changed").begun
+    assert not open_run(tmp_path / "run", lr=0.2, overwrite=True).begun
+
+
+def test_other_peoples_files_are_never_replaced(tmp_path):
+    (tmp_path / "letter.txt").touch()
+    for overwrite in (False, True, "changed"):
+        with pytest.raises(UserError, match="holds files that are no run"):
+            open_run(tmp_path, overwrite=overwrite)
+
+
+def test_a_moved_checkout_knows_its_runs(tmp_path, monkeypatch):
+    """The same command, typed in /old and then in /new, with all files moved."""
+    for place in ("old", "new"):
+        (tmp_path / place / "data").mkdir(parents=True)
+        (tmp_path / place / "data" / "train.jsonl").write_text("same")
+
+    def begin(place: str) -> Run:
+        project = tmp_path / place
+        monkeypatch.setattr(runs, "PROJECT", project)
+        data = project / "data" / "train.jsonl"
+        return Run.open(project / "run", {"task": {"train": str(data)}}, f"train: {data}\n", [str(data)])
+
+    first = begin("old")
+    first.begin()
+    first.finish({})
+    assert (first.folder / "config.yaml").read_text() == "train: ${project:}/data/train.jsonl\n"
+    first.folder.rename(tmp_path / "new" / "run")
+    assert begin("new").finished
+    (tmp_path / "new" / "data" / "train.jsonl").write_text("other")
+    with pytest.raises(UserError, match=r"\$\{project:\}/data/train.jsonl has changed"):
+        begin("new")
+
+
+def test_only_the_projects_own_folder_is_replaced(monkeypatch):
+    monkeypatch.setattr(runs, "PROJECT", Path("/home/me/rag"))
+    before = ["/home/me/rag", "/home/me/rag/data", "/home/me/rag2/data", "/home/me/rag-old", "rag", 3, None]
+    after = ["${project:}", "${project:}/data", "/home/me/rag2/data", "/home/me/rag-old", "rag", 3, None]
+    assert portable({"paths": before}) == {"paths": after}
+
+
+def test_an_index_is_known_by_its_content_and_not_by_how_fast_it_was(tmp_path):
+    def manifest(vectors: str, seconds: float) -> str:
+        files = {"index.faiss": {"sha256": vectors}, "passages/store.json": {"sha256": str(seconds)}}
+        record = {
+            "files": files,
+            "search": {"refine": 1},
+            "encoder": {"weights": "w"},
+            "ms_per_query": seconds,
+        }
+        write_json(tmp_path / "manifest.json", record)
+        return fingerprint(tmp_path)
+
+    assert manifest("a", 1.0) == manifest("a", 2.0) != manifest("b", 1.0)
+
+
+def test_inputs_that_are_not_files():
+    assert fingerprint("hub://owner/name/config/split") == "hub://owner/name/config/split"
+    with pytest.raises(UserError, match="nowhere does not exist, and this run needs it"):
+        fingerprint("nowhere")
+
+
+def test_differences_name_settings_and_inputs():
+    before = {"config": {"a": {"b": 1, "c": 2}}, "inputs": {"x": "1", "y": "2"}}
+    after = {"config": {"a": {"b": 1, "c": 3}, "d": "text" * 40}, "inputs": {"x": "9", "z": "2"}}
+    assert differences(before, after) == [
+        "a.c: 2 → 3",
+        f"d: None → {('text' * 40)[:60]}…",
+        "x has changed",
+        "y is not needed any more",
+        "z was not there",
+    ]
+
+
+def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file" / "a.json", tmp_path / "file" / "deep" / "a.json", tmp_path / ("a" * 300)):
+        with pytest.raises(UserError, match="cannot be written"):
+            write_json(path, 1)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        write_json(tmp_path / "folder", 1)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_folders_made_for_a_file_go_with_it_if_it_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), write_aside(tmp_path / "a" / "b" / "file") as aside:
+        aside.write_text("half")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+    with write_aside(tmp_path / "a" / "b" / "file") as aside:
+        aside.write_text("whole")
+    assert (tmp_path / "a" / "b" / "file").read_text() == "whole"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for content in ("old", "new"):
+        with write_aside(tmp_path / "model") as aside:
+            aside.mkdir()
+            (aside / content).touch()
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
