@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	@$(VENV)/bin/python -m rag.demo
 
 test: $(VENV)/installed-dev
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -35,7 +35,8 @@ goes on after an interruption and does nothing when the index is already there.
 
 
 def build_index(cfg: DictConfig) -> None:
-    if cfg.needs and not Path(cfg.passage_encoder).exists():
+    encoder = Path(cfg.passage_encoder)
+    if cfg.needs and not encoder.exists() and encoder.is_relative_to(cfg.paths.demo):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     folder = Path(cfg.index.path)
     kind = instantiate(cfg.index.type)

@@ -14,6 +14,7 @@ from rag.errors import UserError
 from rag.evaluation import answer_questions, bm25_figures, retrieval_figures, write_predictions
 from rag.files import read_json
 from rag.index import Index
+from rag.retriever import check_depth
 from rag.runs import Run, digest, portable
 from rag.tasks.qa import read_examples
 
@@ -84,11 +85,8 @@ def evaluate(cfg: DictConfig) -> None:
         ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
         n_docs = 1 if closed_book else cfg.n_docs
         deepest = 0 if closed_book else min(max(cfg.recall_at), len(model.retriever.index))
-        if not closed_book and not 1 <= ks[0] <= ks[-1] <= len(model.retriever.index):
-            raise UserError(
-                f"K = {ks[0] if ks[0] < 1 else ks[-1]} passages cannot be read from an index of "
-                f"{len(model.retriever.index):,} ({cfg.index.path}): change n_docs or k_sweep"
-            )
+        for k in () if closed_book else ks:
+            check_depth(model.retriever.index, k)
         editions = {} if closed_book or cfg.hot_swap is None else cfg.hot_swap.editions
         indexes = {name: Index.open(Path(edition.index)) for name, edition in editions.items()}
         asked = {name: read_examples(cfg.hot_swap.questions, e.answers) for name, e in editions.items()}

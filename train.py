@@ -14,6 +14,8 @@ from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints
 from rag.cli import plain, run_script
 from rag.demo import ensure
 from rag.files import write_aside
+from rag.passages import PassageStore
+from rag.retriever import check_depth
 from rag.runs import Run
 
 USAGE = """
@@ -51,14 +53,22 @@ def train(cfg: DictConfig) -> None:
     datamodule = instantiate(cfg.datamodule, model=module.model)
     trainer = instantiate(
         cfg.trainer,
-        logger=list(instantiate(cfg.logger).values()),
+        logger=[instantiate(logger) for logger in cfg.logger.values()],
         callbacks=[
             TrainingProgress(cfg.name),
             StopsBetweenSteps(run.folder / "last.ckpt"),
             *checkpoints(run.folder, cfg.monitor, cfg.checkpoint_minutes),
         ],
     )
-    datamodule.setup("fit")  # what is wrong with the data is told before anything is written
+    # What is wrong with the data is told before anything is written.
+    datamodule.setup("fit")
+    retriever = getattr(module.model, "retriever", None)
+    if retriever is not None:
+        check_depth(retriever.index, module.model.n_docs)
+        if Path(cfg.corpus.path).exists():
+            PassageStore.prepare(
+                cfg.corpus.path, retriever.index.folder / "passages"
+            )  # refuses another corpus
     if trainer.is_global_zero:
         run.begin()
     start = time.perf_counter()

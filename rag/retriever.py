@@ -64,6 +64,15 @@ class Retriever(Protocol):
         ...
 
 
+def check_depth(index: Index, n_docs: int) -> None:
+    """UserError unless K = `n_docs` passages can be retrieved from the index."""
+    if not 1 <= n_docs <= len(index):
+        raise UserError(
+            f"K = {n_docs} passages cannot be retrieved from the {len(index):,} of {index.folder}: "
+            f"give n_docs (and k_sweep) from 1 to {len(index):,}"
+        )
+
+
 class DenseRetriever(nn.Module):
     """Maximum inner product search with a question encoder over an index of passage vectors.
 
