@@ -13,6 +13,7 @@ from rich.table import Table
 from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints
 from rag.cli import plain, run_script
 from rag.demo import ensure
+from rag.errors import UserError
 from rag.files import write_aside
 from rag.passages import PassageStore
 from rag.retriever import check_depth
@@ -35,6 +36,8 @@ The same command goes on after an interruption and does nothing when its result 
 
 
 def train(cfg: DictConfig) -> None:
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+        raise UserError(f"ckpt_path={cfg.ckpt_path} does not exist: give a last.ckpt that a run of train.py left")
     missing = [Path(path) for path in plain(cfg.inputs) if "://" not in path and not Path(path).exists()]
     made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
     if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
@@ -72,7 +75,7 @@ def train(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         run.begin()
     start = time.perf_counter()
-    resume = run.folder / "last.ckpt" if run.resumable else None
+    resume = run.folder / "last.ckpt" if run.resumable else cfg.ckpt_path
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
