@@ -1,0 +1,100 @@
+"""Every experiment composes for every script, and every `_target_` takes exactly the arguments that it is given.
+
+A constructor's signature is the schema of its config; nothing else would notice a misspelt key before a run starts.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from rag.cli import CONFIGS, choices, compose_config, plain
+
+SCRIPTS = ("train", "build_index", "evaluate")
+EXPERIMENTS = choices("experiment")
+GIVEN = {"datamodule": {"model"}, "trainer": {"logger", "callbacks"}}  # what train.py adds itself
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_` in plain containers, with its dotted name."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from targets(value, f"{path}.{number}")
+
+
+def bind(path: str, node: dict[str, Any]) -> None:
+    """Raise TypeError unless the target can be called with the node's keys."""
+    target = get_object(node["_target_"])
+    # Lightning's Trainer hides its arguments behind a decorator that keeps the original
+    function: Callable[..., Any] = inspect.unwrap(target.__init__) if inspect.isclass(target) else target
+    signature = inspect.signature(function)
+    keys = {key for key in node if key not in ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")}
+    arguments = dict.fromkeys(keys | GIVEN.get(path, set()))
+    receiver = [None] if inspect.isclass(target) else []
+    binder = signature.bind_partial if node.get("_partial_") else signature.bind
+    binder(*receiver, *node.get("_args_", []), **arguments)
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, str]:
+    """Run name → experiment, of the experiments that were looked at."""
+    return {}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_fits_every_script(experiment, names):
+    """An index's experiment leaves out what only training needs, and evaluate.py takes its model from a checkpoint."""
+    for script in SCRIPTS:
+        cfg = compose_config(script, [f"experiment={experiment}"])
+        for key in cfg.task:
+            if OmegaConf.is_missing(cfg.task, key):
+                cfg.task[key] = "given"  # a file of the user's
+        nodes = ["corpus", "task", "index", "decoding", "paths", "logger"]
+        if script == "train" and "index" not in experiment.rpartition("/")[2]:
+            nodes += ["module", "datamodule", "trainer", "inputs", "monitor", "needs"]
+        for key in nodes:
+            for path, node in targets(plain(cfg[key]), key):
+                try:
+                    bind(path, node)
+                except TypeError as error:
+                    pytest.fail(f"{script}.py experiment={experiment}, {path} ({node['_target_']}): {error}")
+    # two in one folder would take each other's runs for runs with other settings
+    assert names.setdefault(cfg.name, experiment) == experiment
+
+
+def test_every_choice_of_every_group_binds():
+    """Also those that no experiment takes."""
+    bound = 0
+    for file in sorted(CONFIGS.rglob("*.yaml")):
+        if file.relative_to(CONFIGS).parts[0] == "experiment":
+            continue
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        for path, node in targets(content):
+            if file.parent.name == "trainer":
+                path = "trainer"
+            bind(path, node)
+            bound += 1
+    assert bound >= 20
+
+
+@pytest.mark.parametrize(
+    ("node", "wrong"),
+    [
+        ({"_target_": "rag.model.RagToken", "retriever": None, "generator": None, "n_doc": 5}, "n_doc"),
+        ({"_target_": "rag.model.RagToken", "retriever": None}, "generator"),
+        ({"_target_": "pytorch_lightning.Trainer", "max_stepz": 5}, "max_stepz"),
+    ],
+)
+def test_a_wrong_key_is_noticed(node, wrong):
+    """The check above can fail."""
+    with pytest.raises(TypeError, match=wrong):
+        bind("", node)
