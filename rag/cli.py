@@ -55,7 +55,7 @@ def one_sentence(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     cause: BaseException = error
-    while cause.__cause__ is not None:
+    while cause.__cause__ is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
     if isinstance(cause, UserError):
         return str(cause)
@@ -108,7 +108,7 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
         mark = error.problem_mark
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
         raise UserError(f"{place} is not valid YAML ({error.problem})") from error
-    for override in overrides:
+    for override in {key_of(each): each for each in overrides}.values():  # the last of each key
         check_kind(override, cfg, default)
     return cfg
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
+
+from rag.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Optimization:
     weight_decay: float = 0.001
     warmup_steps: int = 500
     schedule: str = "polynomial"
+
+    def __post_init__(self) -> None:
+        known = [str(each.value) for each in SchedulerType]
+        if self.schedule not in known:
+            raise UserError(f"the schedule {self.schedule!r} does not exist: there are {', '.join(known)}")
 
     def configure(self, parts: Sequence[tuple[nn.Module, float]], max_steps: int) -> dict[str, Any]:
         """Lightning's optimiser dictionary for (module, learning rate) pairs over `max_steps` steps.

@@ -1,0 +1,541 @@
+"""The scripts from one end to the other, on a small mini-wiki with tiny models and a handful of steps.
+
+Everything runs in this process, as typed: the scripts' own functions with a command line. `Ctrl-C` is a real SIGINT,
+sent by a logger that the command line asks for.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning.loggers.logger import Logger
+
+from rag.cli import run_script
+from rag.index import Index
+from rag.miniwiki.world import write_world
+from rag.runs import PROJECT
+
+pytestmark = [
+    pytest.mark.xdist_group("scripts"),  # on one worker, so that the models are trained once
+    pytest.mark.filterwarnings("ignore:.*the retriever has collapsed"),  # it has hardly been trained
+]
+
+GENERATOR = ["generator.width=16", "generator.heads=2", "generator.layers=1", "generator.feedforward=16"]
+ENCODERS = ["encoders.width=16", "+encoders.heads=2", "+encoders.feedforward=16"]
+SHORT = ["trainer.max_steps=2", "datamodule.batch_size=4", "trainer.log_every_n_steps=1"]
+# Six steps with a look at dev after every second: the best checkpoint has to survive an interruption too.
+RAG = [
+    *(
+        "trainer.max_steps=6",
+        "datamodule.batch_size=4",
+        "trainer.val_check_interval=2",
+        "datamodule.dev_limit=4",
+    ),
+    *("datamodule.eval_batch_size=4", "trainer.log_every_n_steps=1", "n_docs=2", "decoding.max_new_tokens=3"),
+]
+
+
+class StopAfter(Logger):
+    """Sends this process a signal once `steps` steps are logged: Ctrl-C at a known place."""
+
+    name = "stop"
+    version = ""
+
+    def __init__(self, steps: int, number: int = signal.SIGINT):
+        super().__init__()
+        self.steps = steps
+        self.number = number
+        self.sent = False
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if step is not None and step + 1 == self.steps and not self.sent:
+            self.sent = True  # a second one would end training at once
+            os.kill(os.getpid(), self.number)
+
+    def log_hyperparams(self, *arguments: Any, **settings: Any) -> None:
+        pass
+
+
+class Scripts:
+    """Commands in a folder of their own; the result of one is its exit code, what it printed, and its error."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.places = [
+            f"paths.outputs={root / 'out'}",
+            f"paths.data={root / 'data'}",
+            f"paths.indexes={root / 'ix'}",
+        ]
+
+    def __call__(self, script: str, *arguments: str, places: bool = True) -> int:
+        module = importlib.import_module(script)
+        command = [*arguments, *(self.places if places else [])]
+        before = sys.argv
+        sys.argv = [f"{script}.py", *command]
+        try:
+            run_script(script, module.USAGE, getattr(module, script))
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+        finally:
+            sys.argv = before
+        return 0
+
+    def run(self, name: str) -> Path:
+        return self.root / "out" / "demo" / name
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file under a folder with the hash of its bytes."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def weights(run: Path) -> dict[str, str]:
+    return {name: value for name, value in contents(run / "model").items() if name.endswith(".safetensors")}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
+    """What every RAG run starts from: a mini-wiki, a generator, encoders, both indexes, a warmed-up reader."""
+    scripts = Scripts(tmp_path_factory.mktemp("demo"))
+    write_world(scripts.root / "data" / "miniwiki", seed=1, people=150, institutions=40)
+    assert scripts("train", "experiment=miniwiki/denoising", *GENERATOR, *SHORT) == 0
+    assert scripts("train", "experiment=miniwiki/dpr", *ENCODERS, *SHORT) == 0
+    assert scripts("build_index", "experiment=miniwiki/index_a") == 0
+    assert scripts("build_index", "experiment=miniwiki/index_b") == 0
+    quick = ["trainer.val_check_interval=2", "datamodule.dev_limit=2", "decoding.max_new_tokens=3"]
+    assert scripts("train", "experiment=miniwiki/warmup", *SHORT, *quick) == 0
+    assert scripts("train", "experiment=miniwiki/rag_sequence", *RAG) == 0
+    return scripts
+
+
+# -- the whole way -------------------------------------------------------------------------------
+
+
+def test_every_stage_leaves_its_files(demo):
+    for stage, parts in {
+        "denoising": ["generator"],
+        "dpr": ["question_encoder", "passage_encoder"],
+        "warmup": ["generator", "question_encoder"],
+        "rag_sequence": ["generator", "question_encoder"],
+    }.items():
+        folder = demo.run(stage)
+        for file in ("config.yaml", "run.json", "result.json", "metrics.csv"):
+            assert (folder / file).is_file(), (stage, file)
+        assert sorted(p.name for p in (folder / "model").iterdir()) == sorted(parts)
+        for part in parts:
+            assert (folder / "model" / part / "model.safetensors").is_file()
+    assert json.loads((demo.run("rag_sequence") / "result.json").read_text())["steps"] == 6
+    a, b = Index.open(demo.run("index_a")), Index.open(demo.run("index_b"))
+    assert len(a) == len(b) and a.passages.sha256 != b.passages.sha256
+    assert not list(demo.root.rglob("*.partial"))
+
+
+def test_the_question_encoder_learns_and_the_frozen_one_does_not(demo):
+    assert demo("train", "experiment=miniwiki/frozen", *RAG) == 0
+    start, trained, frozen = (weights(demo.run(name)) for name in ("dpr", "rag_sequence", "frozen"))
+    encoder, generator = "question_encoder/model.safetensors", "generator/model.safetensors"
+    assert trained[encoder] != start[encoder] == frozen[encoder]
+    assert len({trained[generator], frozen[generator], weights(demo.run("warmup"))[generator]}) == 3
+
+
+@pytest.mark.parametrize("experiment", ["rag_token", "bm25", "closed_book"])
+def test_the_other_models_train_and_are_evaluated(demo, experiment, capsys):
+    steps = SHORT if experiment == "closed_book" else RAG
+    assert demo("train", f"experiment=miniwiki/{experiment}", *steps) == 0
+    arguments = [
+        f"checkpoint={demo.run(experiment)}",
+        "limit=3",
+        "recall_at=[1,2]",
+        "hot_swap=null",
+        "k_sweep=[]",
+    ]
+    assert demo("evaluate", *arguments) == 0
+    result = read_result(demo.run(experiment) / "evaluation")
+    assert result["questions"] == 3 and {"em", "f1"} <= set(result)
+    assert ("recall" in result) is (experiment != "closed_book")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob("*/result.json")
+    return json.loads(file.read_text())
+
+
+def test_evaluation_says_what_was_retrieved_and_swaps_the_index(demo, capsys):
+    run = demo.run("rag_sequence")
+    command = [f"checkpoint={run}", "limit=4", "k_sweep=[1,3]", "n_docs=3", f"results={demo.root / 'found'}"]
+    assert demo("evaluate", *command) == 0
+    result = json.loads((demo.root / "found" / "result.json").read_text())
+    assert set(result["em_by_k"]) == {"1", "3"} and set(result["hot_swap"]) == {"AA", "AB", "BA", "BB"}
+    lines = (demo.root / "found" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    passages = json.loads(lines[0])["passages"]
+    assert len(passages) == 3
+    assert sum(p["prior"] for p in passages) == pytest.approx(1, abs=2e-3)
+    assert sum(p["posterior"] for p in passages) == pytest.approx(1, abs=2e-3)
+
+    before = contents(demo.root / "found")
+    capsys.readouterr()
+    assert demo("evaluate", *command) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert contents(demo.root / "found") == before
+
+    assert demo("evaluate", *command[:-1], f"index.path={demo.run('index_b')}", "hot_swap=null") == 0
+    other = read_result(run / "evaluation")
+    assert other["index"]["passages"] == result["index"]["passages"]
+
+
+# -- again, interrupted, changed -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["denoising", "dpr", "rag_sequence"])
+def test_a_second_call_finds_the_run_and_changes_nothing(demo, stage, capsys):
+    settings = {"denoising": GENERATOR + SHORT, "dpr": ENCODERS + SHORT, "rag_sequence": RAG}[stage]
+    before = contents(demo.run(stage))
+    assert demo("train", f"experiment=miniwiki/{stage}", *settings) == 0
+    assert "is there already" in capsys.readouterr().out
+    assert contents(demo.run(stage)) == before
+
+
+def test_a_second_build_finds_the_index_and_changes_nothing(demo, capsys):
+    before = contents(demo.run("index_a"))
+    assert demo("build_index", "experiment=miniwiki/index_a") == 0
+    assert "is there already" in capsys.readouterr().out
+    assert contents(demo.run("index_a")) == before
+
+
+# Stopped after step 3, between two looks at dev, and after step 4, when one is just due.
+@pytest.mark.parametrize(("steps", "number"), [(2, signal.SIGINT), (3, signal.SIGTERM)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(demo, steps, number, capsys):
+    """The signal arrives after `steps` steps and is obeyed one step later."""
+    command = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={demo.root / f'stopped{steps}'}"]
+    stop = ["+logger.stop._target_=test_scripts.StopAfter", f"+logger.stop.steps={steps}"]
+    assert demo("train", *command, *stop, f"+logger.stop.number={int(number)}") == 130
+    assert "goes on from here" in capsys.readouterr().err
+    run = demo.root / f"stopped{steps}"
+    assert (
+        (run / "last.ckpt").is_file() and not (run / "model").exists() and not (run / "result.json").exists()
+    )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    assert demo("evaluate", f"checkpoint={run}") == 2
+    assert "is an unfinished run" in capsys.readouterr().err
+    assert demo("train", *command) == 0
+    assert "going on with" in capsys.readouterr().out
+    assert weights(run) == weights(demo.run("rag_sequence"))
+    logged = [(run / name).read_text().splitlines()[1:] for name in ("metrics-1.csv", "metrics.csv")]
+    assert all(logged)  # the curve before the interruption is kept
+
+
+def test_an_interrupted_index_is_finished_by_the_same_command(demo):
+    """Shards that are there are kept, whatever is missing is made."""
+    folder = demo.root / "half_index"
+    shutil.copytree(demo.run("index_a"), folder)
+    for name in ("manifest.json", "index.faiss"):
+        (folder / name).unlink()
+    shard = folder / "vectors" / "00000.npy"
+    made = shard.stat().st_mtime_ns
+    assert demo("build_index", "experiment=miniwiki/index_a", f"index.path={folder}") == 0
+    assert shard.stat().st_mtime_ns == made
+    again, whole = contents(folder), contents(demo.run("index_a"))
+    assert again["index.faiss"] == whole["index.faiss"]
+
+
+def test_another_seed_gives_other_weights(demo):
+    run = demo.root / "seed2"
+    assert (
+        demo("train", "experiment=miniwiki/denoising", *GENERATOR, *SHORT, "seed=2", f"paths.run={run}") == 0
+    )
+    assert weights(run).keys() == weights(demo.run("denoising")).keys()
+    assert weights(run) != weights(demo.run("denoising"))
+
+
+def test_other_settings_are_refused_by_name_and_replaced_when_asked_to(demo, capsys):
+    run = demo.root / "changing"
+    command = ["experiment=miniwiki/denoising", *GENERATOR, *SHORT, f"paths.run={run}"]
+    assert demo("train", *command) == 0
+    first = contents(run)
+
+    assert demo("train", *command, "optimization.lr=1e-4") == 2
+    assert "module.optimization.lr: 0.002 → 0.0001" in refusal(capsys)
+    assert contents(run) == first
+
+    assert demo("train", *command, "overwrite=changed") == 0  # the same settings: nothing to replace
+    assert contents(run) == first
+    assert demo("train", *command, "optimization.lr=1e-4", "overwrite=changed") == 0
+    assert weights(run) != weights(demo.run("denoising"))
+    assert demo("train", *command, "overwrite=true") == 0
+    assert weights(run) == {n: first[f"model/{n}"] for n in weights(run)}
+
+
+def test_a_changed_input_is_noticed(demo, capsys):
+    """The second run may not pass for the first although its command is the same."""
+    corpus, run = demo.root / "corpus.tsv", demo.root / "of_corpus"
+    shutil.copy(demo.root / "data" / "miniwiki" / "edition_a.tsv", corpus)
+    command = [
+        "experiment=miniwiki/denoising",
+        *GENERATOR,
+        *SHORT,
+        f"paths.run={run}",
+        f"corpus.path={corpus}",
+    ]
+    assert demo("train", *command) == 0
+    with corpus.open("a") as file:
+        file.write('zz1\t"One more."\tNews\n')
+    before = contents(run)
+    assert demo("train", *command) == 2
+    assert f"{corpus} has changed" in refusal(capsys)
+    assert contents(run) == before
+
+
+# -- mistakes ------------------------------------------------------------------------------------
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence of the last command."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines and lines[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in lines)
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    return lines[-1]
+
+
+def write(text: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(text, encoding="utf-8")
+
+
+GOOD = '{"question": "who?", "answers": ["me"]}\n'
+QUESTIONS = {
+    "missing": (lambda path: None, "does not exist"),
+    "empty": (write(""), "holds no questions"),
+    "no JSON": (write(GOOD + GOOD + "{question\n"), "line 3: malformed JSON"),
+    "no answer": (write(GOOD + '{"question": "who?", "answers": []}\n'), "line 2: answers is an empty list"),
+    "no key": (write(GOOD + '{"question": "who?"}\n'), "line 2: no key 'answers', found question"),
+    "empty question": (write('{"question": " ", "answers": ["me"]}\n'), "line 1: the question is empty"),
+    "not text": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "line 1: not UTF-8"),
+    "a folder": (lambda path: path.mkdir(), "is a folder"),
+}
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_wrong_questions(demo, kind, tmp_path, capsys):
+    make, expected = QUESTIONS[kind]
+    make(tmp_path / "q.jsonl")
+    before = contents(demo.root)
+    for split in ("train", "dev"):
+        command = ["experiment=miniwiki/closed_book", *SHORT, f"paths.run={tmp_path / 'run'}"]
+        assert demo("train", *command, f"task.{split}={tmp_path / 'q.jsonl'}") == 2
+        sentence = refusal(capsys)
+        assert expected in sentence and str(tmp_path / "q.jsonl") in sentence
+    assert (
+        demo("evaluate", f"checkpoint={demo.run('rag_sequence')}", f"task.test={tmp_path / 'q.jsonl'}") == 2
+    )
+    assert expected in refusal(capsys)
+    assert not (tmp_path / "run").exists() and contents(demo.root) == before
+
+
+PASSAGES = {
+    "missing": (lambda path: None, "does not exist"),
+    "empty": (write(""), "is empty"),
+    "only a header": (write("id\ttext\ttitle\n"), "holds no passages"),
+    "no header": (write("1\tSome text.\tTitle\n"), "line 1: the header has no column"),
+    "too few columns": (write("id\ttext\ttitle\n1\tSome text.\tTitle\n2\tMore.\n"), "line 3: 2 columns"),
+    "empty text": (write("id\ttext\ttitle\n1\t\tTitle\n"), "line 2: the text of passage '1' is empty"),
+    "an id twice": (write("id\ttext\ttitle\n1\tA.\tT\n1\tB.\tT\n"), "line 3: the id '1' comes a second time"),
+    "not text": (lambda path: path.write_bytes(b"id\ttext\ttitle\n1\t\xff\tT\n"), "line 2: not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", PASSAGES)
+def test_wrong_passages(demo, kind, tmp_path, capsys):
+    make, expected = PASSAGES[kind]
+    make(tmp_path / "p.tsv")
+    given = [f"corpus.path={tmp_path / 'p.tsv'}"]
+    assert demo("build_index", "experiment=miniwiki/index_a", *given, f"index.path={tmp_path / 'index'}") == 2
+    sentence = refusal(capsys)
+    assert expected in sentence and str(tmp_path / "p.tsv") in sentence
+    command = ["experiment=miniwiki/denoising", *GENERATOR, *SHORT, f"paths.run={tmp_path / 'run'}"]
+    assert demo("train", *command, *given) == 2
+    assert expected in refusal(capsys)
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+    assert left == [tmp_path / "p.tsv"][: len(left)]
+
+
+def test_an_index_of_another_encoder_or_corpus(demo, tmp_path, capsys):
+    other = demo.root / "other_dpr"
+    assert demo("train", "experiment=miniwiki/dpr", *ENCODERS, *SHORT, "seed=2", f"paths.run={other}") == 0
+    edition_b = f"corpus.path={demo.root / 'data' / 'miniwiki' / 'edition_b.tsv'}"
+    rag = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={tmp_path / 'run'}"]
+    before = contents(demo.root)
+    capsys.readouterr()
+
+    assert demo("train", *rag, f"question_encoder={other / 'model' / 'question_encoder'}") == 2
+    assert "was embedded by" in refusal(capsys)
+    assert demo("train", *rag, edition_b) == 2
+    assert "holds the" in (sentence := refusal(capsys)) and "edition_b.tsv" in sentence
+    assert demo("train", *rag, f"index.path={tmp_path / 'none'}") == 2
+    assert "none does not exist" in refusal(capsys)
+    encoder = f"passage_encoder={other / 'model' / 'passage_encoder'}"
+    assert demo("build_index", "experiment=miniwiki/index_a", encoder) == 2
+    assert "holds vectors of another encoder" in refusal(capsys)
+    assert demo("build_index", "experiment=miniwiki/index_a", edition_b) == 2
+    assert "holds another corpus" in refusal(capsys)
+    assert demo("build_index", "experiment=miniwiki/index_a", f"passage_encoder={tmp_path / 'no'}") == 2
+    assert "holds no DPRContextEncoder" in refusal(capsys)
+    assert contents(demo.root) == before and not (tmp_path / "run").exists()
+
+    shutil.copytree(demo.run("index_a"), tmp_path / "index")
+    command = ["experiment=miniwiki/index_a", edition_b, f"index.path={tmp_path / 'index'}"]
+    assert demo("build_index", *command, "overwrite=changed") == 0
+    assert Index.open(tmp_path / "index").passages.sha256 == Index.open(demo.run("index_b")).passages.sha256
+
+
+def test_a_damaged_index_is_told_and_replaced(demo, tmp_path, capsys):
+    folder = tmp_path / "index"
+    shutil.copytree(demo.run("index_a"), folder)
+    os.truncate(folder / "index.faiss", 100)
+    rag = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={tmp_path / 'run'}", f"index.path={folder}"]
+    assert demo("train", *rag) == 2
+    assert "has 100 bytes instead of" in refusal(capsys)
+    build = ["experiment=miniwiki/index_a", f"index.path={folder}"]
+    assert demo("build_index", *build) == 2
+    assert "overwrite=true" in refusal(capsys)
+    assert demo("build_index", *build, "overwrite=true") == 0
+    assert contents(folder)["index.faiss"] == contents(demo.run("index_a"))["index.faiss"]
+
+
+def test_more_passages_than_there_are(demo, capsys):
+    """With overwrite=true, and still the run that is there stays."""
+    before = contents(demo.root)
+    assert demo("train", "experiment=miniwiki/rag_sequence", *RAG, "n_docs=99999", "overwrite=true") == 2
+    assert "K = 99999 passages cannot be retrieved" in refusal(capsys)
+    for wrong in ("n_docs=99999", "k_sweep=[1,99999]", "n_docs=0"):
+        assert demo("evaluate", f"checkpoint={demo.run('rag_sequence')}", wrong, "overwrite=true") == 2
+        assert f"K = {'0' if wrong == 'n_docs=0' else '99999'} passages" in refusal(capsys)
+    assert contents(demo.root) == before
+
+
+def test_places_that_cannot_be_written(demo, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    closed = ["experiment=miniwiki/closed_book", *SHORT]
+    for place, why in {
+        "file": "is a file",
+        "file/deep/run": "is a file",
+        "full": "holds files that are no run",
+    }.items():
+        assert demo("train", *closed, f"paths.run={tmp_path / place}", "overwrite=true") == 2
+        assert why in refusal(capsys)
+        assert demo("evaluate", f"checkpoint={demo.run('rag_sequence')}", f"results={tmp_path / place}") == 2
+        assert why in refusal(capsys)
+    assert (
+        demo("build_index", "experiment=miniwiki/index_a", f"index.path={tmp_path / 'file' / 'index'}") == 2
+    )
+    assert "is a file" in refusal(capsys)
+    assert contents(tmp_path).keys() == {"file", "full/letter.txt"}
+
+
+COMMANDS = {
+    "foo": "foo is not an override: write key=value",
+    "--verbose": "--verbose is not an override",
+    "experiment=miniwiki/rag_sequense": "did you mean miniwiki/rag_sequence",
+    "retriever=bm52": "retriever=bm52 does not exist: did you mean bm25?",
+    "index=nothing": "index=nothing does not exist: there is ",
+    "n_dosc=3": "the setting n_dosc does not exist: did you mean n_docs?",
+    "trainer.max_step=3": "did you mean trainer.max_steps?",
+    "max_steps=3": "did you mean trainer.max_steps?",
+    "index.pth=x": "the setting index.pth does not exist: did you mean index.path?",
+    "generator.path.x=3": "there is nothing under generator.path",
+    "paths.run=a=b": "needs quotes, as in 'paths.run=\"a=b\"'",
+    "n_docs=[1,": "n_docs=[1, cannot be read",
+    "n_docs=five": "n_docs=five: a whole number is expected, as in n_docs=5",
+    "retriever.trainable=maybe": "true or false is expected, as in retriever.trainable=true",
+    "overwrite=maybe": "overwrite=maybe does not exist",
+    "n_docs=${nothing}": "Interpolation key 'nothing' not found",
+    "+generator.pathh=x": "unexpected keyword argument",
+    "trainer.accelerator=abacus": "the setting trainer is wrong",
+    "trainer.precision=3": "the setting trainer is wrong",
+    "decoding.num_beams=0": "num_beams",
+    "optimization.schedule=zigzag": "zigzag",
+}
+
+
+@pytest.mark.parametrize("wrong", COMMANDS)
+def test_wrong_commands(demo, wrong, tmp_path, capsys):
+    command = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={tmp_path / 'run'}"]
+    if wrong.startswith("experiment="):
+        command.pop(0)
+    assert demo("train", *command, wrong) == 2
+    assert COMMANDS[wrong] in refusal(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_is_not_yaml(tmp_path, capsys):
+    """One's own experiment, with a slip in it."""
+    file = PROJECT / "configs" / "experiment" / f"_slip_{os.getpid()}.yaml"
+    file.write_text("# @package _global_\nname: [unclosed\n")
+    try:
+        assert Scripts(tmp_path)("train", f"experiment={file.stem}") == 2
+        assert f"{file}, line 3 is not valid YAML" in refusal(capsys)
+    finally:
+        file.unlink()
+
+
+def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys):
+    checkpoint = f"checkpoint={demo.run('rag_sequence')}"
+    before = contents(demo.root)
+    for wrong, sentence in {
+        "generator=bart_base": "generator=bart_base contradicts the checkpoint",
+        "seed=3": "seed=3 contradicts the checkpoint",
+        "model.n_docs=3": "evaluate.py takes corpus, task, index",
+        "experiment=miniwiki/rag_token": "was trained as demo/rag_sequence",
+        "~index": "contradicts the checkpoint",
+        "split=tset": "split=tset does not exist: there are train, dev and test",
+        "limit=0": "limit=0 leaves no question",
+        f"index.path={tmp_path}": "manifest.json is missing",
+    }.items():
+        assert demo("evaluate", checkpoint, wrong) == 2
+        assert sentence in refusal(capsys)
+    for wrong, sentence in {
+        f"checkpoint={tmp_path}": "is no run folder of train.py",
+        f"checkpoint={demo.run('dpr')}": "is a run without a generator",
+        "split=dev": "say which model to evaluate: checkpoint=RUN",
+    }.items():
+        assert demo("evaluate", wrong) == 2
+        assert sentence in refusal(capsys)
+    assert contents(demo.root) == before
+    agreed = [checkpoint, "experiment=miniwiki/rag_sequence", "limit=1", "hot_swap=null", "k_sweep=[]"]
+    assert demo("evaluate", *agreed, f"results={tmp_path / 'agreed'}") == 0
+
+
+@pytest.mark.parametrize("script", ["train", "build_index", "evaluate"])
+def test_help_is_short_and_has_examples(script, capsys):
+    run = Scripts(PROJECT)
+    for flag in ("-h", "--help"):
+        assert run(script, flag, places=False) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(f"python {script}.py") and len(lines) < 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train", "build_index", "evaluate"])
+def test_as_a_program(script, tmp_path):
+    """From another folder, in a process of its own: one line on standard error, exit code 2."""
+    command = [sys.executable, str(PROJECT / f"{script}.py"), "n_dosc=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the setting n_dosc does not exist: did you mean n_docs?\n"
+    assert not list(tmp_path.iterdir())
