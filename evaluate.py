@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -87,9 +88,10 @@ def evaluate(cfg: DictConfig) -> None:
         deepest = 0 if closed_book else min(max(cfg.recall_at), len(model.retriever.index))
         for k in () if closed_book else ks:
             check_depth(model.retriever.index, k)
-        editions = {} if closed_book or cfg.hot_swap is None else cfg.hot_swap.editions
+        swap: Any = None if closed_book else cfg.hot_swap
+        editions = {} if swap is None else swap.editions
         indexes = {name: Index.open(Path(edition.index)) for name, edition in editions.items()}
-        asked = {name: read_examples(cfg.hot_swap.questions, e.answers) for name, e in editions.items()}
+        asked = {name: read_examples(swap.questions, e.answers) for name, e in editions.items()}
         run.begin()
         found = answer_questions(model, examples, decoding, ks, cfg.batch_size, deepest)
         scores = {k: task.score(found.texts(k), examples) for k in ks}

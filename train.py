@@ -37,11 +37,13 @@ The same command goes on after an interruption and does nothing when its result 
 
 def train(cfg: DictConfig) -> None:
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-        raise UserError(f"ckpt_path={cfg.ckpt_path} does not exist: give a last.ckpt that a run of train.py left")
+        raise UserError(
+            f"ckpt_path={cfg.ckpt_path} does not exist: give a last.ckpt that a run of train.py left"
+        )
     missing = [Path(path) for path in plain(cfg.inputs) if "://" not in path and not Path(path).exists()]
     made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
     if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
-        ensure(plain(cfg.needs), *made, cfg.seed)
+        ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     decisive = {key: plain(cfg[key]) for key in ("module", "datamodule", "trainer", "seed", "monitor")}
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
     run = Run.open(cfg.paths.run, decisive, yaml, plain(cfg.inputs), cfg.overwrite)

@@ -218,7 +218,10 @@ def main(arguments: list[str]) -> None:
     usual = PROJECT / "outputs" / ("demo_quick" if quick else "demo")
     outputs = Path(settings["outputs"] or usual).resolve()
     # The built-in world of the usual run lies where the configs look for it; other runs keep theirs to themselves.
-    data = Path(settings["data"] or (PROJECT / "data" if outputs == PROJECT / "outputs" / "demo" else outputs / "data"))
+    data = Path(
+        settings["data"]
+        or (PROJECT / "data" if outputs == PROJECT / "outputs" / "demo" else outputs / "data")
+    )
     data = data.resolve()
     workers, threads = share_cores()
     plan = stages(seed, outputs, data, quick)
@@ -231,7 +234,8 @@ def main(arguments: list[str]) -> None:
     seconds = {stage.name: round(stage.seconds, 1) for stage in plan}
     seconds["total"] = round(time.perf_counter() - start, 1)
 
-    from rag.analysis.report import write_report  # imports matplotlib and pandas, which the stages do not need
+    # Imported here, because the stages do not need matplotlib.
+    from rag.analysis.report import write_report
 
     write_report(outputs, seed, seconds)
 

@@ -131,7 +131,7 @@ class DprData(StepDataModule):
         self.batch_size = batch_size
         self.question_file = questions
         self.questions: list[Example] = []
-        self.inverse_cloze = inverse_cloze
+        self.inverse_cloze: Any = inverse_cloze
         self.inverse_cloze_steps = inverse_cloze_steps
         self.hard_negatives = hard_negatives
         self.seed = seed

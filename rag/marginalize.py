@@ -80,9 +80,7 @@ def token_posterior(
 
     Sums to one over the passages; all zeros where no passage can explain the token.
     """
-    return _softmax_over_docs(
-        at_least_float32(doc_logprobs).unsqueeze(2) + at_least_float32(token_logprobs)
-    )
+    return _softmax_over_docs(at_least_float32(doc_logprobs).unsqueeze(2) + at_least_float32(token_logprobs))
 
 
 def _softmax_over_docs(logits: Float[Tensor, "batch docs *rest"]) -> Float[Tensor, "batch docs *rest"]:

@@ -1,4 +1,4 @@
-"""The demo's report: what the paper's comparisons (Tables 1 and 6, figure 3, section 4.5) look like on the mini-wiki."""
+"""The demo's report: the paper's comparisons (Tables 1 and 6, figure 3, section 4.5) on the mini-wiki."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,8 @@ TARGETS = [
 def gather(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
     """The contents of report.json, from the evaluations in `folder`."""
     results = {
-        name: read_json(folder / "evaluation" / name / "result.json") for name in (*NAMES, "closed_book_train")
+        name: read_json(folder / "evaluation" / name / "result.json")
+        for name in (*NAMES, "closed_book_train")
     }
     closed = {"train_em": results["closed_book_train"]["em"], "test_em": results["closed_book"]["em"]}
     report: dict[str, Any] = {"closed_book": closed}
@@ -129,7 +130,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
         [max(0.0, report["intervals"][n][1] - v) for n, v in zip(names, values, strict=True)],
     ]
     bars.barh(
-        [NAMES[n] for n in names], values, xerr=errors, capsize=3, color=[COLOURS[n] for n in names], height=0.65
+        [NAMES[n] for n in names],
+        values,
+        xerr=errors,
+        capsize=3,
+        color=[COLOURS[n] for n in names],
+        height=0.65,
     )
     for position, (value, error) in enumerate(zip(values, errors[1], strict=True)):
         bars.text(value + error + 0.02, position, f"{value:.2f}", va="center")
@@ -142,12 +148,16 @@ def plot(report: dict[str, Any], path: Path) -> None:
         places = [i + (offset - 1) * 0.27 for i in range(len(ks))]
         recall.bar(places, [by_k[k] for k in ks], 0.25, label=label, color=colour)
     recall.set_xticks(range(len(ks)), [f"recall@{k}" for k in ks])
-    recall.set(ylim=(0, 1.25), ylabel="gold passage found", title="Retrieval before and after end-to-end training")
+    recall.set(
+        ylim=(0, 1.25), ylabel="gold passage found", title="Retrieval before and after end-to-end training"
+    )
     recall.legend(loc="upper left", ncols=3, frameon=False)
 
     for name, marker in (("rag_sequence", "o"), ("rag_token", "s"), ("frozen", "^"), ("bm25", "v")):
         by_k = report[name]["em_by_k"]
-        sweep.plot([int(k) for k in by_k], list(by_k.values()), marker=marker, label=NAMES[name], color=COLOURS[name])
+        sweep.plot(
+            [int(k) for k in by_k], list(by_k.values()), marker=marker, label=NAMES[name], color=COLOURS[name]
+        )
     shown = [int(k) for k in report["rag_sequence"]["em_by_k"]]
     sweep.set_xscale("log")
     sweep.set_xticks(shown, [str(k) for k in shown])
@@ -176,20 +186,20 @@ def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
     """report.md."""
     lines = ["# The demo's report", ""]
     lines += [
-        f"Trained from scratch, answers only in the stages with retrieval; {report['questions']} questions about people "
-        f"who are never asked about in training. Seed {report['seed']}, commit {report['commit']}, "
+        f"Trained from scratch, answers only in the stages with retrieval; {report['questions']} questions about "
+        f"people who are never asked about in training. Seed {report['seed']}, commit {report['commit']}, "
         f"{report['seconds']['total']:,.0f} s in all.",
         "",
         *_table(HEADER, rows_of(report)),
         "",
-        f"Closed-book BART answers {report['closed_book']['train_em']:.1%} of its own training questions: it knows them by "
-        "heart and has nothing to say about anybody else.",
+        f"Closed-book BART answers {report['closed_book']['train_em']:.1%} of its own training questions: it knows them "
+        "by heart and has nothing to say about anybody else.",
         "",
         "![exact match, recall, K and hot-swap](report.png)",
         "",
-        "The bi-encoder's own training is deliberately short: it finds the person but not which passage of theirs answers "
-        'the question. That is the retriever of the row "frozen", and what end-to-end training improves on. All rows with '
-        "retrieval start from the same generator and get the same steps and K.",
+        "The bi-encoder's own training is deliberately short: it finds the person but not which passage of theirs "
+        'answers the question. That is the retriever of the row "frozen", and what end-to-end training improves on. All rows '
+        "with retrieval start from the same generator and get the same steps and K.",
         "",
         "## What was to be reached",
         "",
@@ -249,7 +259,9 @@ def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
             "",
         ]
     lines += ["## Seconds of each stage", ""]
-    lines += _table(["stage", "seconds"], [[name, f"{value:,.1f}"] for name, value in report["seconds"].items()])
+    lines += _table(
+        ["stage", "seconds"], [[name, f"{value:,.1f}"] for name, value in report["seconds"].items()]
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -274,12 +286,16 @@ def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str
     write_json(before, report)
 
     console = Console()
-    table = Table(*HEADER, title=f"{report['questions']} questions about people never asked about in training")
+    table = Table(
+        *HEADER, title=f"{report['questions']} questions about people never asked about in training"
+    )
     for row in rows_of(report):
         table.add_row(*row)
     console.print(table)
     for target in report["targets"]:
         if not target["reached"]:
-            console.print(f"not reached: {target['figure']} {target['value']:.3f}, {target['bound']} was to be shown")
+            console.print(
+                f"not reached: {target['figure']} {target['value']:.3f}, {target['bound']} was to be shown"
+            )
     print(f"{seconds['total']:,.0f} s; report in {folder / 'report.md'}")
     return report

@@ -23,7 +23,9 @@ NAMING, PEOPLE, INSTITUTIONS, FACTS, SPLIT, ASKING = range(6)
 FACTS_PER_PERSON = 5  # questions about a training person
 # A passage may hold two cities or two years, and only some people have a private life: these relations would be
 # practised too little otherwise. Dev and test questions are drawn evenly.
-TRAINING_WEIGHTS = dict.fromkeys(("birthplace", "retirement", "spouse", "sport", "language", "instrument"), 2)
+TRAINING_WEIGHTS: dict[str, int] = dict.fromkeys(
+    ("birthplace", "retirement", "spouse", "sport", "language", "instrument"), 2
+)
 TEST_QUESTIONS_PER_PERSON = 2
 HEAD_WORDINGS = 3  # questions about a training institution
 PRIVATE_SHARE = 0.6  # of people have a third passage

@@ -127,13 +127,12 @@ def start_weights(model: PreTrainedModel, std: float, copy_strength: float, posi
         )
         if not hasattr(module, names[0]):
             continue
-        query, key, value = (getattr(module, each) for each in names[:3])
+        attention: Any = module
+        query, key, value = (getattr(attention, each) for each in names[:3])
         key.weight.copy_(query.weight)
-        out = (
-            module.out_proj
-            if len(names) == 4
-            else model.get_submodule(name.removesuffix("self") + "output.dense")
-        )
+        out: Any = getattr(attention, "out_proj", None)
+        if out is None:  # BERT keeps it outside
+            out = model.get_submodule(name.removesuffix("self") + "output.dense")
         rotation = torch.linalg.qr(torch.randn_like(value.weight)).Q * math.sqrt(copy_strength)
         value.weight.copy_(rotation)
         out.weight.copy_(rotation.T)
