@@ -88,10 +88,10 @@ def evaluate(cfg: DictConfig) -> None:
         deepest = 0 if closed_book else min(max(cfg.recall_at), len(model.retriever.index))
         for k in () if closed_book else ks:
             check_depth(model.retriever.index, k)
-        swap: Any = None if closed_book else cfg.hot_swap
-        editions = {} if swap is None else swap.editions
+        swap: Any = (None if closed_book else cfg.hot_swap) or {"editions": {}, "questions": None}
+        editions, file = swap["editions"], swap["questions"]
         indexes = {name: Index.open(Path(edition.index)) for name, edition in editions.items()}
-        asked = {name: read_examples(swap.questions, e.answers) for name, e in editions.items()}
+        asked = {name: read_examples(file, e.answers) for name, e in editions.items()}
         run.begin()
         found = answer_questions(model, examples, decoding, ks, cfg.batch_size, deepest)
         scores = {k: task.score(found.texts(k), examples) for k in ks}

@@ -169,7 +169,7 @@ class DprData(StepDataModule):
         rows: list[int] = []  # of each passage
         right: list[set[int]] = []  # the rows that are right for each query
         positive: list[int] = []  # where in `passages` each query's own passage stands
-        if asked < self.batch_size:
+        if self.inverse_cloze is not None and asked < self.batch_size:
             for query, row, passage in self.inverse_cloze.make(random, self.batch_size - asked):
                 positive.append(len(passages))
                 queries.append(query)

@@ -192,14 +192,14 @@ def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         "",
         *_table(HEADER, rows_of(report)),
         "",
-        f"Closed-book BART answers {report['closed_book']['train_em']:.1%} of its own training questions: it knows them "
-        "by heart and has nothing to say about anybody else.",
+        f"Closed-book BART answers {report['closed_book']['train_em']:.1%} of its own training questions: it "
+        "knows them by heart and has nothing to say about anybody else.",
         "",
         "![exact match, recall, K and hot-swap](report.png)",
         "",
         "The bi-encoder's own training is deliberately short: it finds the person but not which passage of theirs "
-        'answers the question. That is the retriever of the row "frozen", and what end-to-end training improves on. All rows '
-        "with retrieval start from the same generator and get the same steps and K.",
+        'answers the question. That is the retriever of the row "frozen", and what end-to-end training improves on. '
+        "All rows with retrieval start from the same generator and get the same steps and K.",
         "",
         "## What was to be reached",
         "",
