@@ -222,13 +222,14 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(demo, steps, number, cap
     """The signal arrives after `steps` steps and is obeyed one step later."""
     command = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={demo.root / f'stopped{steps}'}"]
     stop = ["+logger.stop._target_=test_scripts.StopAfter", f"+logger.stop.steps={steps}"]
+    handler = signal.getsignal(signal.SIGINT)
     assert demo("train", *command, *stop, f"+logger.stop.number={int(number)}") == 130
     assert "goes on from here" in capsys.readouterr().err
     run = demo.root / f"stopped{steps}"
     assert (
         (run / "last.ckpt").is_file() and not (run / "model").exists() and not (run / "result.json").exists()
     )
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == handler  # put back as it was
 
     assert demo("evaluate", f"checkpoint={run}") == 2
     assert "is an unfinished run" in capsys.readouterr().err
