@@ -97,6 +97,9 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     for override in overrides:
         if not re.match(r"~\w[^=]*$|(~|\+{0,2})\w[^=]*=", override):
             raise UserError(f"{override} is not an override: write key=value, or --help for examples")
+    # Hydra's way of choosing nothing from a group is ~group; group=null is what one would type.
+    nothing = {f"{group}=null": f"~{group}" for group in GROUPS}
+    overrides = [nothing.get(override, override) for override in overrides]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose(name, overrides)

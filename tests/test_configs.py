@@ -98,3 +98,12 @@ def test_a_wrong_key_is_noticed(node, wrong):
     """The check above can fail."""
     with pytest.raises(TypeError, match=wrong):
         bind("", node)
+
+
+def test_no_experiment_leaves_the_papers_own_settings():
+    """What the README gives to whoever has the hub at hand."""
+    files = ["task=qa", "task.passages=a.tsv", "task.train=b.jsonl", "task.dev=c.jsonl", "corpus=local"]
+    cfg = compose_config("train", ["experiment=null", *files, "generator=bart_base", "name=mine"])
+    assert cfg.generator.path == "facebook/bart-base"
+    assert cfg.module.model.retriever.question_encoder == "facebook/dpr-question_encoder-single-nq-base"
+    assert cfg.corpus.path == "a.tsv" and cfg.inputs == [] and cfg.paths.run.endswith("outputs/mine")
