@@ -226,7 +226,7 @@ def main(arguments: list[str]) -> None:
     workers, threads = share_cores()
     plan = stages(seed, outputs, data, quick)
     print(
-        f"the demo: {len(plan)} stages, {workers} at a time, {'two or three' if quick else 'about ten'} minutes on two "
+        f"the demo: {len(plan)} stages, {workers} at a time, {'two or three' if quick else 'about twelve'} minutes on two "
         f"cores; results in {outputs}"
     )
     start = time.perf_counter()
