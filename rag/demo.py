@@ -225,9 +225,10 @@ def main(arguments: list[str]) -> None:
     data = data.resolve()
     workers, threads = share_cores()
     plan = stages(seed, outputs, data, quick)
+    minutes = "two or three" if quick else "about twelve"
     print(
-        f"the demo: {len(plan)} stages, {workers} at a time, {'two or three' if quick else 'about twelve'} minutes on two "
-        f"cores; results in {outputs}"
+        f"the demo: {len(plan)} stages, {workers} at a time, {minutes} minutes on two cores; "
+        f"results in {outputs}"
     )
     start = time.perf_counter()
     run_all(plan, outputs, workers, threads)
