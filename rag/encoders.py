@@ -7,8 +7,9 @@ A question is encoded alone, a passage as the pair (title, text), as DPR does.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from rag.errors import UserError
 from rag.passages import Passage
@@ -134,7 +136,12 @@ class PassageEncoder(Encoder):
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) -> None:
-    """UserError where a tokenizer knows tokens that a model has no embeddings for."""
+    """UserError where a tokenizer knows tokens that a model has no embeddings for, or no words at all."""
+    if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) <= 1:
+        raise UserError(  # transformers makes an empty one where a tokenizer's files are missing
+            f"the {what}'s tokenizer knows no words ({tokenizer.name_or_path or 'not from a folder'}): restore "
+            "its files, which belong beside the model's"
+        )
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise UserError(
@@ -146,7 +153,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) 
 def load_pretrained(model_class: Any, path: str | Path, what: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a Hugging Face model and its tokenizer from a folder or the hub. Raises UserError if it fails."""
     try:
-        model = model_class.from_pretrained(path, weights_only=True)
+        model = load_weights(model_class, path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -155,3 +162,39 @@ def load_pretrained(model_class: Any, path: str | Path, what: str) -> tuple[Any,
             "or the name of a model on the hub"
         ) from error
     return model, tokenizer
+
+
+def load_weights(model_class: Any, path: str | Path, **settings: Any) -> Any:
+    """`model_class.from_pretrained`, from safetensors or tensors alone, that leaves no weight to chance.
+
+    Raises UserError that names the weights a checkpoint lacks or holds in another shape; extra ones are named in
+    a warning.
+    """
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its own table of weights: one sentence says it below
+    try:
+        model, report = model_class.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, weights_only=True, **settings
+        )
+    except UnpicklingError as error:
+        raise UserError(
+            f"the weights of {path} hold more than tensors, and could run code when opened: give safetensors"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(before)
+    if wrong := {key for key, *_ in report["mismatched_keys"]}:
+        raise UserError(
+            f"{path} holds {_named(wrong)} in another shape than its config.json says: restore it"
+        )
+    if missing := report["missing_keys"]:
+        raise UserError(f"{path} lacks {_named(missing)}: restore it, or give another checkpoint")
+    # DPR's released encoders bring BERT's pooler, which DPR does not use.
+    if extra := {key for key in report["unexpected_keys"] if ".pooler." not in key}:
+        log.warning("%s holds %s, which the model has no place for: left out", path, _named(extra))
+    return model
+
+
+def _named(keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"the weight {shown}" if len(names) == 1 else f"{len(names)} weights ({shown})"

@@ -115,6 +115,7 @@ class Generator(nn.Module):
     max_context_length: tokens of title, text, question and separators together (300 in the released models).
     max_target_length: tokens of an answer in training, end-of-sequence included; longer ones are cut, with
         one warning.
+    prefix: stands before the title; a space in the released models.
     lowercase_questions: the generator reads questions in lower case, as the released models were trained to.
 
     Raises UserError where the tokenizer and the model do not belong together or lack a special token.
@@ -128,6 +129,7 @@ class Generator(nn.Module):
         max_target_length: int = 25,
         title_separator: str = " / ",
         passage_separator: str = " // ",
+        prefix: str = "",
         lowercase_questions: bool = False,
     ):
         super().__init__()
@@ -140,6 +142,7 @@ class Generator(nn.Module):
         self.max_target_length = min(max_target_length, limit)
         self.title_separator = title_separator
         self.passage_separator = passage_separator
+        self.prefix = prefix
         self.lowercase_questions = lowercase_questions
         check_vocabulary(tokenizer, self.model, "generator")
         if not isinstance(tokenizer.eos_token_id, int) or not isinstance(tokenizer.pad_token_id, int):

@@ -724,7 +724,7 @@ class Index:
         self.passages = passages
         self._vectors = vectors
         self._index = index
-        self._tokens: dict[tuple[int, int, str], tuple[Any, TokenStore]] = {}
+        self._tokens: dict[tuple[int, int, str, str], tuple[Any, TokenStore]] = {}
 
     @classmethod
     def open(cls, folder: Path | str) -> "Index":
@@ -808,23 +808,26 @@ class Index:
         """The true vectors d(z) of `rows`, whatever the index's compression; zeros where a row is -1."""
         return self._vectors.gather(rows)
 
-    def tokens(self, tokenizer: Any, title_separator: str = " / ", show_progress: bool = True) -> TokenStore:
-        """The generator's tokens of all passages: opened if `tokenizer` was used here before, otherwise
-        written.
+    def tokens(
+        self, tokenizer: Any, title_separator: str = " / ", prefix: str = "", show_progress: bool = True
+    ) -> TokenStore:
+        """The generator's tokens of all passages, `prefix` + title + `title_separator` + text.
 
-        Processes that ask at the same time wait for the one that writes.
+        Opened if they were asked for here before, otherwise written. Processes that ask at the same time wait
+        for the one that writes.
         """
-        key = (id(tokenizer), len(tokenizer), title_separator)
+        key = (id(tokenizer), len(tokenizer), title_separator, prefix)
         if key not in self._tokens:
             name = f"tokens-{tokenizer_fingerprint(tokenizer)}"
-            if title_separator != " / ":
-                name += "-" + hashlib.sha256(title_separator.encode()).hexdigest()[:6]
-            tokens = self._open_or_write_tokens(self.folder / name, tokenizer, title_separator, show_progress)
+            if (title_separator, prefix) != (" / ", ""):
+                name += "-" + hashlib.sha256(repr((title_separator, prefix)).encode()).hexdigest()[:6]
+            folder = self.folder / name
+            tokens = self._open_or_write_tokens(folder, tokenizer, title_separator, prefix, show_progress)
             self._tokens[key] = (tokenizer, tokens)  # held, so that its id stays its own
         return self._tokens[key][1]
 
     def _open_or_write_tokens(
-        self, folder: Path, tokenizer: Any, title_separator: str, show_progress: bool
+        self, folder: Path, tokenizer: Any, title_separator: str, prefix: str, show_progress: bool
     ) -> TokenStore:
         if not folder.is_dir():
             try:
@@ -837,7 +840,7 @@ class Index:
             with lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not folder.is_dir():
-                    TokenStore.write(self.passages, tokenizer, folder, title_separator, show_progress)
+                    TokenStore.write(self.passages, tokenizer, folder, title_separator, show_progress, prefix)
         tokens = TokenStore.open(folder, tokenizer)
         if tokens.corpus_sha256 != self.passages.sha256:
             raise UserError(

@@ -7,16 +7,19 @@ question ──retriever──▶ K passages, log p_η(z|x) ──┐
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rag import marginalize
+from rag import checkpoint, marginalize
+from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.generator import Generator, Ragged
-from rag.retriever import Questions, Retrieved, Retriever
+from rag.index import Index
+from rag.retriever import DenseRetriever, Questions, Retrieved, Retriever
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ class RagModel(nn.Module):
     """What RAG-Sequence and RAG-Token share; they differ in `marginal` alone."""
 
     retriever: Any
+    architecture: ClassVar[str]  # transformers' class for the same model
 
     def __init__(self, retriever: Retriever, generator: Generator, n_docs: int = 5):
         super().__init__()
@@ -96,6 +100,66 @@ class RagModel(nn.Module):
         self.generator = generator
         self.n_docs = n_docs
         self._warned = False
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        index: Index | str | Path,
+        n_docs: int | None = None,
+        trainable: bool = True,
+        **generator: Any,
+    ) -> Self:
+        """Load a folder or hub id in the format of facebook/rag-token-nq and rag-sequence-nq, over an index.
+
+        n_docs: K; None: the checkpoint's. trainable: False freezes the question encoder. generator: settings of
+        the Generator that go before the checkpoint's, such as max_target_length.
+
+        Raises UserError where there is no such checkpoint, its weights are not all there, or the index does not
+        fit. A checkpoint of the other model is loaded with a warning.
+        """
+        saved = checkpoint.load(path, **generator)
+        if saved.architecture not in ("", cls.architecture):
+            log.warning("%s was trained as %s and is used as %s", path, saved.architecture, cls.architecture)
+        retriever = DenseRetriever(saved.question_encoder, _opened(index), trainable)
+        return cls(retriever, saved.generator, saved.n_docs if n_docs is None else n_docs)
+
+    @classmethod
+    def from_parts(
+        cls,
+        question_encoder: str | Path,
+        generator: str | Path,
+        index: Index | str | Path,
+        n_docs: int = 5,
+        trainable: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """Assemble a model that was not fine-tuned yet, as facebook/dpr-question_encoder-single-nq-base and
+        facebook/bart-large. `settings` are the Generator's."""
+        encoder = QuestionEncoder.from_pretrained(question_encoder)
+        retriever = DenseRetriever(encoder, _opened(index), trainable)
+        return cls(retriever, Generator.from_pretrained(generator, **settings), n_docs)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the question encoder and the generator in the format `from_pretrained` and transformers read."""
+        checkpoint.save(self._checkpoint(), folder)
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Upload what `save_pretrained` writes as `name` ("user/model") and return its address."""
+        return checkpoint.push(self._checkpoint(), name, private)
+
+    def _checkpoint(self) -> checkpoint.Checkpoint:
+        encoder = getattr(self.retriever, "question_encoder", None)
+        if encoder is None:
+            raise UserError(
+                "a model without a question encoder does not fit this format: save its generator alone, with "
+                "generator.save_pretrained"
+            )
+        return checkpoint.Checkpoint(encoder, self.generator, self.n_docs, self.architecture)
+
+    # -- the likelihood -----------------------------------------------------------------------
 
     @staticmethod
     def marginal(
@@ -133,13 +197,14 @@ class RagModel(nn.Module):
 
     def read_retrieved(self, batch: Batch, retrieved: Retrieved) -> Contexts:
         """Encode the contexts of passages that were already retrieved."""
-        tokens = self.retriever.index.tokens(self.generator.tokenizer)
+        generator = self.generator
+        tokens = self.retriever.index.tokens(generator.tokenizer, generator.title_separator, generator.prefix)
         passages = Ragged(*tokens.gather(retrieved.rows.reshape(-1)))
         questions = batch.generator_questions.repeat(retrieved.rows.shape[1])
-        ids, mask = self.generator.assemble(questions, passages)
-        device = self.generator.model.device
+        ids, mask = generator.assemble(questions, passages)
+        device = generator.model.device
         mask = mask.to(device, non_blocking=True)
-        states = self.generator.encode(ids.to(device, non_blocking=True), mask)
+        states = generator.encode(ids.to(device, non_blocking=True), mask)
         return Contexts(states, mask, retrieved.doc_logprobs.to(device), retrieved)
 
     def forward(self, batch: Batch, n_docs: int | None = None, want_smoothing: bool = False) -> Likelihood:
@@ -171,12 +236,14 @@ class RagModel(nn.Module):
 class RagSequence(RagModel):
     """One passage explains the whole answer: p(y|x) ≈ Σ_z p_η(z|x) Π_i p_θ(y_i|x,z,y_<i)."""
 
+    architecture = "RagSequenceForGeneration"
     marginal = staticmethod(marginalize.sequence_logprob)
 
 
 class RagToken(RagModel):
     """Each token may come from another passage: p(y|x) ≈ Π_i Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i)."""
 
+    architecture = "RagTokenForGeneration"
     marginal = staticmethod(marginalize.token_logprob)
 
 
@@ -203,6 +270,10 @@ class ClosedBook(RagModel):
         mask = mask.to(device)
         states = self.generator.encode(ids.to(device), mask)
         return Contexts(states, mask, states.new_zeros(len(batch), 1), None)
+
+
+def _opened(index: Index | str | Path) -> Index:
+    return index if isinstance(index, Index) else Index.open(Path(index))
 
 
 def _checked(questions: Sequence[str], targets: Sequence[str] | None) -> list[str]:

@@ -578,9 +578,10 @@ class TokenStore:
         folder: Path | str,
         title_separator: str = " / ",
         show_progress: bool = False,
+        prefix: str = "",
     ) -> "TokenStore":
-        """Tokenise every passage as title + `title_separator` + text, without special tokens, and open the
-        result.
+        """Tokenise every passage as `prefix` + title + `title_separator` + text, without special tokens, and
+        open the result.
 
         The folder appears when it is complete. Numbers take 2 bytes if the vocabulary allows, else 4.
         """
@@ -598,7 +599,7 @@ class TokenStore:
                 passages = iter(store)
                 while block := list(islice(passages, 1024)):
                     encoded = tokenizer(
-                        [p.title + title_separator + p.text for p in block],
+                        [prefix + p.title + title_separator + p.text for p in block],
                         add_special_tokens=False,
                         padding=False,
                         truncation=False,

@@ -49,7 +49,7 @@ ALL = 200
 class TinyIndex:
     """The part of an index that reading passages needs."""
 
-    def tokens(self, tokenizer: object) -> "TinyIndex":
+    def tokens(self, tokenizer: object, *_: str) -> "TinyIndex":
         return self
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,141 @@
+"""Whole models on disk and on the hub, in the format of facebook/rag-token-nq and rag-sequence-nq.
+
+    config.json                   RagConfig: both parts' configs, n_docs, separators, max_combined_length
+    model.safetensors             weights, named rag.question_encoder.… and rag.generator.…
+    generation_config.json        the generator's own
+    question_encoder_tokenizer/   generator_tokenizer/
+
+transformers' RagTokenForGeneration and RagSequenceForGeneration read what is written here, and the other way
+round. The index is no part of it. Two keys of config.json are ours: `lowercase_questions` and
+`max_target_length`. Where the first is missing, transformers wrote the checkpoint, whose generator was
+trained on questions as the question encoder's tokenizer decodes them: in lower case, if that tokenizer knows
+no other.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi, save_torch_state_dict
+from transformers import PreTrainedConfig, RagConfig, RagTokenForGeneration, RagTokenizer
+
+from rag.encoders import QuestionEncoder, load_weights
+from rag.errors import UserError
+from rag.files import write_aside
+from rag.generator import Generator
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder in this format holds: the two trained parts, the K they were trained with, whose they are."""
+
+    question_encoder: QuestionEncoder
+    generator: Generator
+    n_docs: int
+    architecture: str  # RagTokenForGeneration or RagSequenceForGeneration, "" if the checkpoint does not say
+
+
+def load(path: str | Path, **settings: Any) -> Checkpoint:
+    """Read a folder or hub id. `settings` are the Generator's and go before those of the checkpoint.
+
+    Weights are read from safetensors, or from a .bin file as tensors and nothing else. Raises UserError where
+    there is no such checkpoint, or its weights do not fit its config; weights that no part has are named in a
+    warning.
+    """
+    path = str(path)
+    what = "RAG checkpoint in the format of facebook/rag-token-nq"
+    advice = (
+        "give one, or a question encoder and a generator to from_parts (a generator alone is opened by "
+        "Generator.from_pretrained)"
+    )
+    try:
+        found = PreTrainedConfig.get_config_dict(path)[0]
+        if (kind := found.get("model_type")) != "rag":
+            held = f"a model of type {kind}" if kind else "no model"
+            raise UserError(f"{path} holds {held}, not a {what}: {advice}")
+        config = RagConfig.from_pretrained(path)
+        model = load_weights(RagTokenForGeneration, path, config=config)
+        tokenizers = RagTokenizer.from_pretrained(path, config=config)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} holds no complete {what} ({reason}): {advice}") from error
+    saved = {
+        "max_context_length": config.max_combined_length,
+        "title_separator": config.title_sep,
+        "passage_separator": config.doc_sep,
+        "prefix": config.prefix or getattr(config.generator, "prefix", None) or "",
+        "lowercase_questions": getattr(config, "lowercase_questions", None),
+        "max_target_length": getattr(config, "max_target_length", None),
+    }
+    if saved["lowercase_questions"] is None:
+        saved["lowercase_questions"] = _lower_cases(tokenizers.question_encoder)
+    saved = {name: value for name, value in saved.items() if value is not None}
+    parts = model.rag
+    parts.generator.generation_config = model.generation_config
+    return Checkpoint(
+        QuestionEncoder(parts.question_encoder, tokenizers.question_encoder),
+        Generator(parts.generator, tokenizers.generator, **(saved | settings)),
+        config.n_docs,
+        (config.architectures or [""])[0],
+    )
+
+
+def save(checkpoint: Checkpoint, folder: str | Path) -> None:
+    """Write a checkpoint; the folder appears, or is replaced, when it is complete.
+
+    Raises UserError if it cannot be written.
+    """
+    encoder, generator = checkpoint.question_encoder, checkpoint.generator
+    special = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id")
+    config = RagConfig.from_question_encoder_generator_configs(
+        encoder.model.config,
+        generator.model.config,
+        **{name: getattr(generator.model.config, name, None) for name in special},
+        n_docs=checkpoint.n_docs,
+        max_combined_length=generator.max_context_length,
+        title_sep=generator.title_separator,
+        doc_sep=generator.passage_separator,
+        prefix=generator.prefix or None,
+        retrieval_vector_size=encoder.dim,
+        lowercase_questions=generator.lowercase_questions,
+        max_target_length=generator.max_target_length,
+        architectures=[checkpoint.architecture],
+    )
+    parts = {"rag.question_encoder": encoder.model, "rag.generator": generator.model}
+    weights = {
+        f"{name}.{key}": weight.detach()
+        for name, part in parts.items()
+        for key, weight in part.state_dict().items()
+    }
+    with write_aside(folder) as aside:
+        aside.mkdir()
+        config.save_pretrained(aside)
+        generator.model.generation_config.save_pretrained(aside)
+        save_torch_state_dict(weights, aside, safe_serialization=True)  # tied weights are written once
+        RagTokenizer(encoder.tokenizer, generator.tokenizer).save_pretrained(str(aside))
+
+
+def push(checkpoint: Checkpoint, name: str, private: bool = False) -> str:
+    """Upload a checkpoint to the hub as `name` ("user/model"); returns its address.
+
+    Uses the token of `hf auth login` or HF_TOKEN. Raises UserError if the hub refuses or cannot be reached.
+    """
+    api = HfApi()
+    with TemporaryDirectory() as folder:
+        save(checkpoint, Path(folder) / "model")
+        try:
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=Path(folder) / "model")
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{name} was not uploaded ({reason}): log in with `hf auth login`, and see that the hub can be "
+                "reached and HF_HUB_OFFLINE is not set"
+            ) from error
+    return str(address)
+
+
+def _lower_cases(tokenizer: Any) -> bool:
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return normalizer is not None and normalizer.normalize_str("A") == "a"
