@@ -306,6 +306,11 @@ def from_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         if "question_encoder" in model.retriever:
             model.retriever.question_encoder = str(folder / "model" / "question_encoder")
             model.retriever.trainable = False
+        if null := model.retriever.get("null_document"):
+            model.retriever.null_document = {
+                "_target_": f"{null._target_}.from_pretrained",
+                "file": str(folder / "model" / "null_document.safetensors"),
+            }
     return saved
 
 

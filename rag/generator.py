@@ -23,8 +23,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from rag import marginalize
 from rag.encoders import check_vocabulary, load_pretrained
 from rag.errors import UserError
+from rag.files import read_json, write_json
 
 log = logging.getLogger(__name__)
+
+SETTINGS = "rag_generator.json"
 
 # How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
 LOGITS_AT_ONCE = 1 << 24
@@ -156,13 +159,25 @@ class Generator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
-        """Load a folder or hub id, such as facebook/bart-large."""
+        """Load a folder or hub id, such as facebook/bart-large.
+
+        `settings` are the constructor's; those not given are as they were when the folder was written here.
+        """
         model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model")
-        return cls(model, tokenizer, **settings)
+        saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
+        return cls(model, tokenizer, **(saved | settings))
 
     def save_pretrained(self, folder: str | Path) -> None:
+        """Write model, tokenizer and settings; transformers reads the first two."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        write_json(Path(folder) / SETTINGS, self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the constructor was given, beside model and tokenizer."""
+        names = ("max_context_length", "max_target_length", "title_separator", "passage_separator", "prefix")
+        return {name: getattr(self, name) for name in (*names, "lowercase_questions")}
 
     @property
     def start_token(self) -> int:

@@ -157,6 +157,11 @@ class RagModel(nn.Module):
                 "a model without a question encoder does not fit this format: save its generator alone, with "
                 "generator.save_pretrained"
             )
+        if getattr(self.retriever, "null_document", None) is not None:
+            raise UserError(
+                "a null document (appendix F) does not fit this format: save the parts alone, each with its own "
+                "save_pretrained"
+            )
         return checkpoint.Checkpoint(encoder, self.generator, self.n_docs, self.architecture)
 
     # -- the likelihood -----------------------------------------------------------------------

@@ -123,14 +123,11 @@ class RagModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.optimization
         parts: list[tuple[Any, float]] = [(self.model.generator, settings.lr)]
-        encoder = getattr(self.model.retriever, "question_encoder", None)
-        if encoder is not None:
-            parts.append(
-                (
-                    encoder,
-                    settings.lr if settings.question_encoder_lr is None else settings.question_encoder_lr,
-                )
-            )
+        retriever_lr = settings.lr if settings.question_encoder_lr is None else settings.question_encoder_lr
+        for name in ("question_encoder", "null_document"):
+            part = getattr(self.model.retriever, name, None)
+            if part is not None:
+                parts.append((part, retriever_lr))
         return settings.configure(parts, self.trainer.max_steps)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -138,8 +135,11 @@ class RagModule(pl.LightningModule):
         return examples, inputs.to(device)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write generator/ and, if the retriever has a question encoder, question_encoder/."""
+        """Write generator/ and, where the retriever has them, question_encoder/ and null_document.safetensors."""
         self.model.generator.save_pretrained(folder / "generator")
         encoder = getattr(self.model.retriever, "question_encoder", None)
         if encoder is not None:
             encoder.save_pretrained(folder / "question_encoder")
+        null = getattr(self.model.retriever, "null_document", None)
+        if null is not None:
+            null.save_pretrained(folder / "null_document.safetensors")

@@ -20,6 +20,7 @@ from rag import marginalize
 from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.index import Index
+from rag.null_document import NullDocument
 from rag.passages import PassageStore
 
 
@@ -39,7 +40,10 @@ class Questions:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The K passages of each of B questions: rows of the passage store (−1: none) and scores (−inf: none)."""
+    """The K passages of each of B questions: rows of the passage store and scores, the logits of p_η(z|x).
+
+    Row −1 is no passage: with a score of −inf one that was not found, with another the null document.
+    """
 
     rows: Int64[np.ndarray, "batch docs"]
     scores: Float[Tensor, "batch docs"]
@@ -77,9 +81,16 @@ class DenseRetriever(nn.Module):
     """Maximum inner product search with a question encoder over an index of passage vectors.
 
     trainable: False freezes the question encoder ("frozen" in Table 6) and spends nothing on its gradient.
+    null_document: an empty passage that stands after the K of each question, row −1 with a score (appendix F).
     """
 
-    def __init__(self, question_encoder: QuestionEncoder, index: Index, trainable: bool = True):
+    def __init__(
+        self,
+        question_encoder: QuestionEncoder,
+        index: Index,
+        trainable: bool = True,
+        null_document: NullDocument | None = None,
+    ):
         super().__init__()
         if question_encoder.dim != index.dim:
             raise UserError(
@@ -92,12 +103,20 @@ class DenseRetriever(nn.Module):
         self.question_encoder = question_encoder
         self.index = index
         self.trainable = trainable
+        self.null_document = null_document
         self.question_encoder.requires_grad_(trainable)
 
     @classmethod
-    def from_pretrained(cls, question_encoder: str | Path, index: str | Path, trainable: bool = True) -> Self:
+    def from_pretrained(
+        cls,
+        question_encoder: str | Path,
+        index: str | Path,
+        trainable: bool = True,
+        null_document: NullDocument | None = None,
+    ) -> Self:
         """Load the question encoder from a folder or the hub and open the index folder."""
-        return cls(QuestionEncoder.from_pretrained(question_encoder), Index.open(Path(index)), trainable)
+        encoder = QuestionEncoder.from_pretrained(question_encoder)
+        return cls(encoder, Index.open(Path(index)), trainable, null_document)
 
     def swap(self, index: Index) -> None:
         """Exchange the non-parametric memory (hot-swap, section 4.5). Raises UserError if it does not fit."""
@@ -116,7 +135,11 @@ class DenseRetriever(nn.Module):
         vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
         scores = torch.einsum("bd,bkd->bk", queries, vectors)
         missed = torch.from_numpy(rows < 0).to(scores.device)
-        return Retrieved(rows, scores.masked_fill(missed, -torch.inf))
+        scores = scores.masked_fill(missed, -torch.inf)
+        if self.null_document is not None:
+            scores = torch.cat([scores, self.null_document(queries).unsqueeze(1)], dim=1)
+            rows = np.pad(rows, ((0, 0), (0, 1)), constant_values=-1)
+        return Retrieved(rows, scores)
 
 
 class LexicalRetriever(nn.Module):

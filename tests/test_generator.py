@@ -315,3 +315,20 @@ def test_save_and_load(tmp_path, generator):
 def test_a_folder_that_holds_no_model(tmp_path):
     with pytest.raises(UserError, match="holds no sequence-to-sequence model with its tokenizer"):
         Generator.from_pretrained(tmp_path)
+
+
+def test_settings_travel_with_the_folder(tmp_path):
+    tokenizer = byte_tokenizer()
+    settings = {
+        "max_target_length": 11,
+        "passage_separator": " ? ",
+        "prefix": " ",
+        "lowercase_questions": True,
+    }
+    plain(tokenizer, 77, **settings).save_pretrained(tmp_path / "generator")
+    loaded = Generator.from_pretrained(tmp_path / "generator", max_target_length=12)
+    assert loaded.settings == settings | {
+        "max_context_length": 77,
+        "max_target_length": 12,
+        "title_separator": " / ",
+    }
