@@ -39,6 +39,7 @@ from transformers import Cache, EncoderDecoderCache, GenerationConfig, Generatio
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from rag import marginalize
+from rag.classify import Classifier
 from rag.errors import UserError
 from rag.generator import CrossKeys, Generator
 from rag.model import Contexts, RagModel, RagSequence
@@ -151,12 +152,39 @@ def generate_for_each(
         raise UserError(f"{', '.join(clash)} given beside the decoding settings: change those instead")
     if len(contexts.doc_logprobs) == 0:
         return {docs: [] for docs in n_docs}
+    if isinstance(model, Classifier):
+        return {docs: _classify(model, contexts.first(docs)) for docs in n_docs}
     if isinstance(model, RagSequence):
         return _generate_sequence(model.generator, contexts, decoding, n_docs, generate_kwargs)
     return {
         docs: _generate_token(model.generator, contexts.first(docs), decoding, generate_kwargs)
         for docs in n_docs
     }
+
+
+def _classify(model: Classifier, contexts: Contexts) -> list[list[Answer]]:
+    """The classes as answers, the likeliest first: nothing is searched for, whatever the decoding settings."""
+    by_passage = model.class_logprobs(contexts).cpu()
+    prior = contexts.doc_logprobs.float().cpu()
+    logprobs = marginalize.next_token_logprobs(prior, by_passage)
+    posteriors = marginalize.token_posterior(prior, by_passage)
+    rows = np.full(prior.shape, -1) if contexts.retrieved is None else contexts.retrieved.rows
+    return [
+        [
+            Answer(
+                text=model.classes[each],
+                tokens=(),
+                logprob=float(logprobs[of, each]),
+                doc_logprobs=prior[of],
+                doc_scores=by_passage[of, :, each],
+                posterior=posteriors[of, :, each],
+                token_posterior=None,
+                rows=rows[of],
+            )
+            for each in order
+        ]
+        for of, order in enumerate(logprobs.argsort(dim=1, descending=True, stable=True).tolist())
+    ]
 
 
 class MarginalForGeneration(PreTrainedModel, GenerationMixin):

@@ -215,7 +215,7 @@ class Generator(nn.Module):
                 longest,
                 self.max_target_length,
             )
-        return self._pad(Ragged.of([[*row[: self.max_target_length - 1], self.end_token] for row in rows]))
+        return self.pad(Ragged.of([[*row[: self.max_target_length - 1], self.end_token] for row in rows]))
 
     def assemble(
         self, questions: Ragged, passages: Ragged | None = None
@@ -247,9 +247,10 @@ class Generator(nn.Module):
         for part, length in parts:
             tokens[positions(start, length)] = part
             start = start + length
-        return self._pad(Ragged(tokens, lengths))
+        return self.pad(Ragged(tokens, lengths))
 
-    def _pad(self, rows: Ragged) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
+    def pad(self, rows: Ragged) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
+        """Rows of tokens padded to the longest, and the mask of real tokens."""
         mask = np.arange(rows.lengths.max(initial=0)) < rows.lengths[:, None]
         ids = np.full(mask.shape, self.pad_token, np.int64)
         ids[mask] = rows.tokens

@@ -123,6 +123,8 @@ class RagModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         settings = self.optimization
         parts: list[tuple[Any, float]] = [(self.model.generator, settings.lr)]
+        if (head := getattr(self.model, "head", None)) is not None:  # classification, rag/classify.py
+            parts.append((head, settings.lr))
         retriever_lr = settings.lr if settings.question_encoder_lr is None else settings.question_encoder_lr
         for name in ("question_encoder", "null_document"):
             part = getattr(self.model.retriever, name, None)
