@@ -15,11 +15,12 @@ from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.files import read_json, replace_folder
-from rag.index import EncoderInfo, Index, IndexType, Manifest, build, embed, filled_factory, prepare
+from rag.index import Index, IndexType, Manifest, build, filled_factory
 from rag.passages import FORMATS, PassageStore, tokenizer_fingerprint
 from rag.processes import processes, wait_for_all
 from rag.runs import check_place
 from rag.tasks.qa import read_examples
+from rag.vectors import EncoderInfo, embed, prepare
 
 USAGE = """
 python build_index.py [experiment=NAME] [key=value …]

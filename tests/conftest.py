@@ -42,9 +42,10 @@ from transformers import (
 
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.generator import Generator
-from rag.index import EncoderInfo, Index, IndexType, build, embed
+from rag.index import Index, IndexType, build
 from rag.passages import Passage, PassageStore, tokenizer_fingerprint
 from rag.retriever import DenseRetriever
+from rag.vectors import EncoderInfo, embed
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()

@@ -1,68 +1,17 @@
-import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
+from clustered import ENCODER, D, bytes_of, corpus, edit_json, encode, make, random_queries
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rag import index as index_module
 from rag.errors import UserError
-from rag.index import (
-    EncoderInfo,
-    Index,
-    IndexType,
-    Vectors,
-    build,
-    embed,
-    exact_search,
-    prepare,
-)
+from rag.index import Index, IndexType, build
 from rag.passages import Passage, PassageStore
-
-ENCODER = EncoderInfo("tiny-dpr", "w-hash", "t-hash")
-D = 16
-
-
-def vector_of(passage: Passage) -> np.ndarray:
-    """A vector that depends on the passage alone: around one of 20 centres, chosen by its title."""
-    seed = hashlib.sha256(f"{passage.id} {passage.text}".encode()).digest()
-    centre = hashlib.sha256(passage.title.encode()).digest()
-    normal = [np.random.default_rng(list(s)).standard_normal(D, np.float32) for s in (seed, centre)]
-    return 0.5 * normal[0] + normal[1]
-
-
-def encode(passages: list[Passage]) -> np.ndarray:
-    return np.stack([vector_of(p) for p in passages])
-
-
-def corpus(count: int) -> list[Passage]:
-    return [
-        Passage(str(i + 1), f"title {i % 20}", f"number {i}" + " and more" * (i * 7 % 11))
-        for i in range(count)
-    ]
-
-
-def make(
-    folder: Path, count: int = 50, kind: IndexType | str = "Flat", shard_size: int = 20, **options
-) -> Index:
-    store = PassageStore.write(corpus(count), folder / "passages")
-    embed(store, encode, folder, ENCODER, shard_size, batch_size=7, show_progress=False)
-    return build(folder, kind, show_progress=False, **options)
-
-
-def random_queries(count: int) -> np.ndarray:
-    return np.random.default_rng(5).standard_normal((count, D), np.float32)
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".lock"))
-    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
-
 
 # ---------------------------------------------------------------------------------- search
 
@@ -79,27 +28,6 @@ def test_flat_index_equals_argsort(tmp_path):
     assert (len(index), index.dim, scores.dtype, rows.dtype) == (50, D, np.float32, np.int64)
     assert index.manifest.recall == {"1": 1.0, "5": 1.0, "20": 1.0, "50": 1.0}
     assert index.passages[3] == corpus(4)[3]
-
-
-def test_vectors_are_the_encoders_own_and_zero_for_nothing_found(tmp_path):
-    index = make(tmp_path)
-    rows = np.array([[49, -1, 0], [20, 19, 20]])
-    truth = encode(corpus(50))
-    expected = np.array([[truth[r] if r >= 0 else np.zeros(D) for r in line] for line in rows])
-    np.testing.assert_array_equal(index.vectors(rows), expected.astype(np.float32))
-    assert index.vectors(np.array([], np.int64)).shape == (0, D)
-    assert index.vectors(np.array(7)).shape == (D,)
-    with pytest.raises(IndexError):
-        index.vectors(np.array([50]))
-
-
-def test_exact_search_merges_blocks(tmp_path):
-    index = make(tmp_path)
-    products = random_queries(4) @ encode(corpus(50)).T
-    scores, rows = exact_search(Vectors(tmp_path / "vectors", 50, D, 20), random_queries(4), 30)
-    np.testing.assert_array_equal(rows, np.argsort(-products, axis=1)[:, :30])
-    np.testing.assert_allclose(scores, -np.sort(-products, axis=1)[:, :30], rtol=1e-5)
-    assert len(index) == 50
 
 
 @pytest.fixture(scope="module")
@@ -215,121 +143,6 @@ def test_wrong_questions_to_an_index(tmp_path):
         index.check_encoder("other")
 
 
-# ---------------------------------------------------------------------------------- embedding
-
-
-def test_little_is_padding_and_each_passage_is_encoded_once(tmp_path):
-    store = PassageStore.write(corpus(50), tmp_path / "passages")
-    batches: list[list[Passage]] = []
-    count = embed(
-        store, lambda b: (batches.append(b), encode(b))[1], tmp_path, ENCODER, 30, 4, show_progress=False
-    )
-    assert count == 50
-    assert sorted(int(p.id) for b in batches for p in b) == list(range(1, 51))
-    spread = [max(lengths) - min(lengths) for b in batches if (lengths := [len(p.text) for p in b])]
-    assert np.mean(spread) < 20  # of texts that are 8 to 98 characters long
-
-
-def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path):
-    for name in ("whole", "stopped"):
-        PassageStore.write(corpus(50), tmp_path / name / "passages")
-    whole, stopped = (PassageStore.open(tmp_path / name / "passages") for name in ("whole", "stopped"))
-    embed(whole, encode, tmp_path / "whole", ENCODER, 15, 4, show_progress=False)
-
-    calls = 0
-
-    def killed(passages: list[Passage]) -> np.ndarray:
-        nonlocal calls
-        calls += 1
-        if calls > 6:
-            raise KeyboardInterrupt
-        return encode(passages)
-
-    with pytest.raises(KeyboardInterrupt):
-        embed(stopped, killed, tmp_path / "stopped", ENCODER, 15, 4, show_progress=False)
-    with pytest.raises(UserError, match="15 vectors for 50 passages: .* to embed the missing 35"):
-        build(tmp_path / "stopped", show_progress=False)
-    (tmp_path / "stopped/vectors/00001.npy").write_bytes(b"\x93NUMPY cut short")  # not by us, but it happens
-    assert embed(stopped, encode, tmp_path / "stopped", ENCODER, 15, 4, show_progress=False) == 35
-    assert bytes_of(tmp_path / "stopped/vectors") == bytes_of(tmp_path / "whole/vectors")
-    assert embed(stopped, killed, tmp_path / "stopped", ENCODER, 15, 4, show_progress=False) == 0
-
-
-def test_two_processes_share_the_shards(tmp_path):
-    whole, shared = tmp_path / "whole", tmp_path / "shared"
-    make(whole, 70, shard_size=10)
-    PassageStore.write(corpus(70), shared / "passages")
-    script = f"""
-import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-from test_index import ENCODER, PassageStore, embed, encode
-from pathlib import Path
-folder = Path({str(shared)!r})
-store = PassageStore.open(folder / "passages")
-print(embed(store, encode, folder, ENCODER, 10, 7, int(sys.argv[1]), 2, False))
-"""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(i)], stdout=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    assert [p.communicate(timeout=120)[0].strip() for p in processes] == ["40", "30"]
-    build(shared, show_progress=False)
-    assert bytes_of(shared / "vectors") == bytes_of(whole / "vectors")
-
-
-def test_another_corpus_encoder_or_shard_size_is_refused(tmp_path):
-    index = make(tmp_path)
-    before = bytes_of(tmp_path)
-    other = PassageStore.write(corpus(49), tmp_path.with_name("other") / "passages")
-    with pytest.raises(UserError, match=r"begun with another corpus \(50 passages, hash .*; now 49"):
-        embed(other, encode, tmp_path, ENCODER, 20, show_progress=False)
-    with pytest.raises(UserError, match=r"encoder tiny-dpr \(weights w-hash\), not with new \(weights w2\)"):
-        embed(index.passages, encode, tmp_path, EncoderInfo("new", "w2", "t-hash"), 20, show_progress=False)
-    with pytest.raises(UserError, match="begun with shard_size=20, not 30"):
-        embed(index.passages, encode, tmp_path, ENCODER, 30, show_progress=False)
-    assert bytes_of(tmp_path) == before
-
-
-def test_an_encoder_that_gives_nonsense_is_refused(tmp_path):
-    store = PassageStore.write(corpus(5), tmp_path / "passages")
-    with pytest.raises(UserError, match=r"array of shape \(1, 16\) for 5 passages"):
-        embed(store, lambda b: encode(b[:1]), tmp_path, ENCODER, show_progress=False)
-
-    def broken(passages: list[Passage]) -> np.ndarray:
-        return np.stack([vector_of(p) * (np.inf if p.id == "4" else 1) for p in passages])
-
-    with pytest.raises(UserError, match="not finite for passage '4'"):
-        embed(store, broken, tmp_path, ENCODER, show_progress=False)
-    assert not list((tmp_path / "vectors").glob("*.npy"))
-
-
-def test_a_second_build_in_one_folder_is_refused(tmp_path):
-    index = make(tmp_path)
-    with index_module._lock(tmp_path):
-        with pytest.raises(UserError, match=r"another build \(process \d+\) is at work"):
-            build(tmp_path, show_progress=False)
-        with pytest.raises(UserError, match="another build"):
-            embed(index.passages, encode, tmp_path, ENCODER, 20, process_index=1, process_count=2)
-    with index_module._lock(tmp_path, 0, 2), index_module._lock(tmp_path, 1, 2):  # two processes of one build
-        with pytest.raises(UserError, match="another build"):
-            build(tmp_path, show_progress=False)
-    build(tmp_path, show_progress=False)  # the locks went with their holders
-
-
-def test_prepare_keeps_to_one_corpus_and_holds_the_lock(tmp_path):
-    path = tmp_path / "corpus.jsonl"
-    path.write_text('{"id": 1, "text": "x"}\n')
-    folder = tmp_path / "index"
-    with pytest.raises(UserError, match="none.tsv does not exist"):
-        prepare(tmp_path / "none.tsv", folder)
-    assert not folder.exists()
-    assert list(prepare(path, folder, show_progress=False)) == [Passage("1", "", "x")]
-    path.write_text('{"id": 1, "text": "x"}\n{"id": 2, "text": "y"}\n')
-    with pytest.raises(UserError, match="holds the 1 passages of"):
-        prepare(path, folder)
-    with index_module._lock(folder), pytest.raises(UserError, match="another build"):
-        prepare(path, folder)
-
-
 def test_what_a_killed_build_left_half_written_is_removed(tmp_path):
     make(tmp_path)
     before = set(bytes_of(tmp_path))
@@ -356,33 +169,7 @@ def test_a_full_disk_leaves_the_old_index_as_it_was(tmp_path, monkeypatch):
     assert Index.open(tmp_path).manifest.factory == "Flat"
 
 
-def test_a_full_disk_while_embedding_is_told_and_leaves_no_half_shard(tmp_path, monkeypatch):
-    store = PassageStore.write(corpus(5), tmp_path / "passages")
-
-    def full(file, array, **_):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(UserError, match="00000.npy cannot be written .No space left on device"):
-        embed(store, encode, tmp_path, ENCODER, show_progress=False)
-    assert [f.name for f in (tmp_path / "vectors").iterdir()] == ["plan.json"]
-
-
-def test_a_path_that_is_a_file_is_refused(tmp_path):
-    store = PassageStore.write(corpus(5), tmp_path / "passages")
-    (tmp_path / "file").write_text("mine")
-    for path in (tmp_path / "file", tmp_path / "file" / "index"):
-        with pytest.raises(UserError, match="is not a folder"):
-            embed(store, encode, path, ENCODER, show_progress=False)
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 # ---------------------------------------------------------------------------------- opening
-
-
-def edit_json(path: Path, **changes) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def put_faiss(folder: Path, count: int, dim: int) -> None:

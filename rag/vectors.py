@@ -1,0 +1,331 @@
+"""Section 2.2: the vectors d(z) of all passages, made once by the passage encoder and kept on disk.
+
+    passages/ ──embed──▶ vectors/00000.npy, 00001.npy, … and plan.json
+
+d(z) = BERT_d(z) is never trained again (section 2.4), so that every index is made from these vectors, and the
+loss takes its q(x)ᵀd(z) from them. They stand in shards of equally many rows, float32, N in all and of D
+dimensions each; a shard appears when it is complete. plan.json says which encoder and which passages they are
+of. They are read by mapping the shards.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from rag.errors import UserError
+from rag.files import read_json, write_aside, write_json
+from rag.passages import FORMATS, Passage, PassageStore
+from rag.progress import progress_bar
+
+_PLAN_FORMAT = 1
+_BLOCK = 16_384  # rows held in memory at a time
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """Whose vectors these are: the passage encoder's name, the hash of its weights, its tokenizer's
+    fingerprint.
+
+    question_encoder: the weights' hash of the question encoder that it was trained with, if known.
+    """
+
+    name: str
+    weights: str
+    tokenizer: str
+    question_encoder: str | None = None
+
+
+# ---------------------------------------------------------------------------------- vectors on disk
+
+
+class Vectors:
+    """The true vectors of all passages, float32, over memory-mapped shards of `shard_size` rows."""
+
+    def __init__(self, folder: Path, passages: int, dim: int, shard_size: int):
+        self.folder = folder
+        self.dim = dim
+        self.shard_size = shard_size
+        self._length = passages
+        self._shards: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _shard(self, number: int) -> np.ndarray:
+        if number not in self._shards:
+            self._shards[number] = np.asarray(np.load(shard_file(self.folder, number), mmap_mode="r"))
+        return self._shards[number]
+
+    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
+        """All vectors in order, as (first row, views of at most `rows` rows)."""
+        for number in range(-(-self._length // self.shard_size)):
+            shard = self._shard(number)
+            for start in range(0, len(shard), rows):
+                yield number * self.shard_size + start, shard[start : start + rows]
+
+    def gather(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
+        """The vectors of `rows`; zeros where a row is -1 (nothing found)."""
+        flat = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if flat.size and not (-1 <= flat.min() and flat.max() < self._length):
+            raise IndexError(f"rows from {flat.min()} to {flat.max()} of {self._length} vectors")
+        vectors = np.zeros((flat.size, self.dim), np.float32)
+        shard_of = flat // self.shard_size  # -1 for a row of -1
+        for number in np.unique(shard_of):
+            if number >= 0:
+                here = np.flatnonzero(shard_of == number)
+                vectors[here] = self._shard(int(number))[flat[here] - number * self.shard_size]
+        return vectors.reshape(*np.shape(rows), self.dim)
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.npy"
+
+
+def _shard_shape(file: Path) -> tuple[int, int] | None:
+    """Rows and dimensions of a shard; None if it is missing, damaged or cut short."""
+    try:
+        array = np.load(file, mmap_mode="r")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return array.shape if array.dtype == np.float32 and array.ndim == 2 else None
+
+
+def open_vectors(folder: Path, store: PassageStore) -> tuple[dict[str, Any], Vectors]:
+    path = folder / "vectors" / "plan.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no vectors yet: embed the passages first")
+    plan = read_json(path)
+    if plan.get("corpus_sha256") != store.sha256:
+        raise UserError(
+            f"the vectors in {folder} are of another corpus than its passages (hashes "
+            f"{str(plan.get('corpus_sha256'))[:12]} and {store.sha256[:12]}): delete {path.parent} and "
+            "embed again"
+        )
+    size = plan["shard_size"]
+    rows, dims = 0, set()
+    for number in range(-(-len(store) // size)):
+        shape = _shard_shape(shard_file(path.parent, number))
+        if shape and shape[0] == min(size, len(store) - number * size):
+            rows += shape[0]
+            dims.add(shape[1])
+    if rows != len(store):
+        raise UserError(
+            f"{folder}: {rows:,} vectors for {len(store):,} passages: run build_index.py with this "
+            "index.path again "
+            f"to embed the missing {len(store) - rows:,}"
+        )
+    if len(dims) > 1:
+        raise UserError(
+            f"the vectors in {folder} are of {' and '.join(map(str, sorted(dims)))} dimensions: "
+            f"delete {path.parent} and embed again"
+        )
+    return plan, Vectors(path.parent, len(store), dims.pop(), size)
+
+
+# ---------------------------------------------------------------------------------- exact search
+
+
+def exact_search(
+    vectors: Vectors, queries: Float32[np.ndarray, "B D"], k: int
+) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
+    """The k largest inner products with all vectors and their rows, best first: what every index is judged
+    by."""
+    queries = np.ascontiguousarray(queries, np.float32)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    rows = np.full((len(queries), k), -1, np.int64)
+    for start, block in vectors.blocks():
+        block_scores, block_rows = faiss.knn(
+            queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        scores = np.concatenate([scores, block_scores], axis=1)
+        rows = np.concatenate([rows, block_rows + start], axis=1)
+        scores, rows = best(scores, rows, k)
+    return scores, rows
+
+
+def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+# ---------------------------------------------------------------------------------- embedding
+
+
+def prepare(corpus: Path | str, folder: Path | str, show_progress: bool = True) -> PassageStore:
+    """The first step: the passages of `corpus`, a file or folder that `read_passages` reads, in
+    `folder`/passages.
+
+    A store that is already there is opened. One process calls this, before all of them embed. Raises
+    UserError if the corpus is malformed or is not the one that the folder was begun with, or if another build
+    is at work in the folder.
+    """
+    folder = Path(folder)
+    if not Path(corpus).exists():
+        raise UserError(f"{corpus} does not exist: give the path of a corpus ({FORMATS})")
+    with lock_folder(folder):
+        return PassageStore.prepare(corpus, folder / "passages", show_progress)
+
+
+def embed(
+    store: PassageStore,
+    encode: Callable[[list[Passage]], Float32[np.ndarray, "N D"]],
+    folder: Path | str,
+    encoder: EncoderInfo,
+    shard_size: int = 50_000,
+    batch_size: int = 64,
+    process_index: int = 0,
+    process_count: int = 1,
+    show_progress: bool = True,
+) -> int:
+    """Write the vectors of all passages as shards of `shard_size` rows into `folder`/vectors; return how many
+    now.
+
+    Passages of like length are encoded together, so that little is padding. A shard appears when it is
+    complete; a second run goes on at the first missing one and gives the same bytes. Of `process_count`
+    processes, on one machine or several with a common disk, number `process_index` takes every
+    `process_count`-th shard.
+
+    Raises UserError if the folder was begun with another corpus, encoder or shard size, if another build is
+    at work in it, if it cannot be written, or if `encode` gives something else than one finite vector a
+    passage.
+    """
+    folder = Path(folder)
+    plan = {
+        "format": _PLAN_FORMAT,
+        "encoder": asdict(encoder),
+        "corpus_sha256": store.sha256,
+        "passages": len(store),
+        "shard_size": shard_size,
+    }
+    with lock_folder(folder, process_index, process_count):
+        _agree(folder, plan)
+        starts = {
+            n: n * shard_size for n in range(process_index, -(-len(store) // shard_size), process_count)
+        }
+        sizes = {n: min(shard_size, len(store) - start) for n, start in starts.items()}
+        missing = [
+            n for n in starts if (_shard_shape(shard_file(folder / "vectors", n)) or (0,))[0] != sizes[n]
+        ]
+        done = sum(sizes[n] for n in starts if n not in missing)
+        with progress_bar("embedding passages", sum(sizes.values()), "passages", done, show_progress) as bar:
+            for number in missing:
+                shard = _encode_rows(store, encode, starts[number], sizes[number], batch_size, bar)
+                with write_aside(shard_file(folder / "vectors", number)) as aside, open(aside, "wb") as file:
+                    np.save(file, shard, allow_pickle=False)
+    return sum(sizes[n] for n in missing)
+
+
+def _agree(folder: Path, plan: dict[str, Any]) -> None:
+    """Write down whose vectors these will be; refuse to mix them with those of an earlier, other plan."""
+    path = folder / "vectors" / "plan.json"
+    if not path.is_file():
+        write_json(path, plan)
+        return
+    begun = read_json(path)
+    instead = f"choose another index.path, or delete {path.parent} to begin again"
+    if begun.get("corpus_sha256") != plan["corpus_sha256"]:
+        raise UserError(
+            f"{folder} was begun with another corpus ({begun.get('passages', 0):,} passages, hash "
+            f"{str(begun.get('corpus_sha256'))[:12]}; now {plan['passages']:,}, "
+            f"{plan['corpus_sha256'][:12]}): {instead}"
+        )
+    was, now = begun.get("encoder", {}), plan["encoder"]
+    if (was.get("weights"), was.get("tokenizer")) != (now["weights"], now["tokenizer"]):
+        raise UserError(
+            f"{folder} was begun with the passage encoder {was.get('name')} (weights "
+            f"{was.get('weights')}), not with "
+            f"{now['name']} (weights {now['weights']}): {instead}"
+        )
+    if begun.get("shard_size") != plan["shard_size"]:
+        raise UserError(
+            f"{folder} was begun with shard_size={begun.get('shard_size')}, not {plan['shard_size']}: "
+            "give that one, or "
+            f"delete {path.parent} to begin again"
+        )
+
+
+def _encode_rows(
+    store: PassageStore,
+    encode: Callable[[list[Passage]], np.ndarray],
+    start: int,
+    count: int,
+    batch_size: int,
+    bar: Callable[[int], None],
+) -> Float32[np.ndarray, "count D"]:
+    shard: np.ndarray | None = None
+    for begin in range(start, start + count, _BLOCK):
+        passages = store.slice(begin, min(begin + _BLOCK, start + count))
+        # the longest first: a batch that does not fit into memory fails at once
+        by_length = sorted(
+            range(len(passages)), key=lambda i: -len(passages[i].title) - len(passages[i].text)
+        )
+        for first in range(0, len(passages), batch_size):
+            chosen = by_length[first : first + batch_size]
+            vectors = np.asarray(encode([passages[i] for i in chosen]), dtype=np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(chosen):
+                raise UserError(
+                    f"the encoder gave an array of shape {vectors.shape} for {len(chosen)} passages"
+                )
+            if not np.isfinite(vectors).all():
+                bad = passages[chosen[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]]
+                raise UserError(
+                    f"the encoder gave a vector that is not finite for passage {bad.id!r}: use a higher "
+                    "precision"
+                )
+            if shard is None:
+                shard = np.empty((count, vectors.shape[1]), np.float32)
+            shard[np.asarray(chosen) + (begin - start)] = vectors
+            bar(len(chosen))
+    assert shard is not None
+    return shard
+
+
+# ---------------------------------------------------------------------------------- one build at a time
+
+
+@contextmanager
+def lock_folder(folder: Path, process_index: int = 0, process_count: int = 1) -> Iterator[None]:
+    """Keep a second build out of `folder`, apart from the other processes of this one.
+
+    The system drops the lock when the process ends, however it ends; the file's content only names the
+    process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = folder / f".lock-{process_index}-of-{process_count}"
+        with open(mine, "a+") as file:
+            _take(file, folder)
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            for path in folder.glob(".lock-*-of-*"):
+                if not path.name.endswith(f"-of-{process_count}"):
+                    with open(path, "a+") as other:
+                        _take(other, folder)
+            yield
+    except PermissionError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): choose another index.path"
+        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is not a folder: choose another index.path") from error
+
+
+def _take(file: Any, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"another build (process {file.read() or 'unknown'}) is at work in {folder}: wait until it "
+            "has ended, or "
+            "choose another index.path"
+        ) from None

@@ -1,0 +1,54 @@
+"""A corpus of any size with vectors that depend on its passages alone, so that tests know what has to be found."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rag.index import Index, IndexType, build
+from rag.passages import Passage, PassageStore
+from rag.vectors import EncoderInfo, embed
+
+ENCODER = EncoderInfo("tiny-dpr", "w-hash", "t-hash")
+D = 16
+
+
+def vector_of(passage: Passage) -> np.ndarray:
+    """A vector that depends on the passage alone: around one of 20 centres, chosen by its title."""
+    seed = hashlib.sha256(f"{passage.id} {passage.text}".encode()).digest()
+    centre = hashlib.sha256(passage.title.encode()).digest()
+    normal = [np.random.default_rng(list(s)).standard_normal(D, np.float32) for s in (seed, centre)]
+    return 0.5 * normal[0] + normal[1]
+
+
+def encode(passages: list[Passage]) -> np.ndarray:
+    return np.stack([vector_of(p) for p in passages])
+
+
+def corpus(count: int) -> list[Passage]:
+    return [
+        Passage(str(i + 1), f"title {i % 20}", f"number {i}" + " and more" * (i * 7 % 11))
+        for i in range(count)
+    ]
+
+
+def make(
+    folder: Path, count: int = 50, kind: IndexType | str = "Flat", shard_size: int = 20, **options
+) -> Index:
+    store = PassageStore.write(corpus(count), folder / "passages")
+    embed(store, encode, folder, ENCODER, shard_size, batch_size=7, show_progress=False)
+    return build(folder, kind, show_progress=False, **options)
+
+
+def random_queries(count: int) -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((count, D), np.float32)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".lock"))
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
