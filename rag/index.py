@@ -182,52 +182,67 @@ def build(
                 index.add(block)
                 bar(len(block))
 
-        with _timed(seconds, "measure"):
-            if queries is None:
-                described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
-                queries = _perturbed(vectors, recall_queries, seed)
-            else:
-                described = "{n} held-out questions"
-                queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
-            if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
-                raise UserError(
-                    f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
-                    "embed them with the question encoder that belongs to the passages' encoder"
-                )
-            trial = _Trial(index, vectors, queries)
-            search = _tune(kind, trial)
-            recall = {str(k): round(trial.recall(k, search), 4) for k in RECALL_AT if k <= len(vectors)}
-            ms_per_query = round(trial.milliseconds(search), 3)
-
-        with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
-            _write_faiss(index, aside)
-            names = ["passages/passages.arrow", "passages/store.json"]
-            names += [
-                f"vectors/{shard_file(Path(), n)}" for n in range(-(-len(store) // vectors.shard_size))
-            ]
-            files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
-        Manifest(
-            encoder=EncoderInfo(**plan["encoder"]),
-            corpus=CorpusInfo(str((store.source or {}).get("path", "")), store.sha256, len(store)),
-            dim=vectors.dim,
-            shard_size=vectors.shard_size,
-            factory=factory,
-            metric="inner product",
-            search=search,
-            recall=recall,
-            recall_queries=described.format(n=len(queries)),
-            ms_per_query=ms_per_query,
-            threads=faiss.omp_get_max_threads(),
-            seconds={name: round(value, 3) for name, value in seconds.items()},
-            versions={
-                "python": platform.python_version(),
-                "faiss": faiss.__version__,
-                "numpy": np.__version__,
-                "pyarrow": pa.__version__,
-            },
-            files=files,
-        ).write(folder / "manifest.json")
+        _finish(folder, store, plan, vectors, kind, factory, index, queries, recall_queries, seed, seconds)
     return Index.open(folder)
+
+
+def _finish(
+    folder: Path,
+    store: PassageStore,
+    plan: dict[str, Any],
+    vectors: Vectors,
+    kind: IndexType,
+    factory: str,
+    index: Any,
+    queries: Float32[np.ndarray, "Q D"] | None,
+    recall_queries: int,
+    seed: int,
+    seconds: dict[str, float],
+) -> None:
+    """Measure an index that holds all vectors, choose its search parameters, write it and its manifest."""
+    with _timed(seconds, "measure"):
+        if queries is None:
+            described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
+            queries = _perturbed(vectors, recall_queries, seed)
+        else:
+            described = "{n} held-out questions"
+            queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
+        if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
+            raise UserError(
+                f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
+                "embed them with the question encoder that belongs to the passages' encoder"
+            )
+        trial = _Trial(index, vectors, queries)
+        search = _tune(kind, trial)
+        recall = {str(k): round(trial.recall(k, search), 4) for k in RECALL_AT if k <= len(vectors)}
+        ms_per_query = round(trial.milliseconds(search), 3)
+
+    with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
+        _write_faiss(index, aside)
+        names = ["passages/passages.arrow", "passages/store.json"]
+        names += [f"vectors/{shard_file(Path(), n)}" for n in range(-(-len(store) // vectors.shard_size))]
+        files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
+    Manifest(
+        encoder=EncoderInfo(**plan["encoder"]),
+        corpus=CorpusInfo(str((store.source or {}).get("path", "")), store.sha256, len(store)),
+        dim=vectors.dim,
+        shard_size=vectors.shard_size,
+        factory=factory,
+        metric="inner product",
+        search=search,
+        recall=recall,
+        recall_queries=described.format(n=len(queries)),
+        ms_per_query=ms_per_query,
+        threads=faiss.omp_get_max_threads(),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        versions={
+            "python": platform.python_version(),
+            "faiss": faiss.__version__,
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+        },
+        files=files,
+    ).write(folder / "manifest.json")
 
 
 def _reserve(index: Any, passages: int) -> None:
