@@ -6,7 +6,7 @@ with the very batches it would have seen, with any number of loader workers, and
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,6 +19,7 @@ from rag.model import Batch, RagModel
 from rag.tasks.example import Example
 
 Prepare = Callable[..., Batch]  # RagModel.prepare
+Item = TypeVar("Item")
 
 
 class Task(Protocol):
@@ -43,6 +44,17 @@ class Shuffled:
     def take(self, start: int, count: int) -> list[int]:
         """The items at positions start, …, start + count − 1 of the endless order."""
         return [int(self._permutation(i // self.size)[i % self.size]) for i in range(start, start + count)]
+
+
+def sample(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item]:
+    """`limit` of the items, drawn without repetition by `seed`, in their order; all of them where there are no more.
+
+    Files of questions are ordered, by article for instance, so that their first few hundred ask about one thing.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    chosen = np.random.default_rng([seed, 2_000_003]).permutation(len(items))[:limit]
+    return [items[number] for number in np.sort(chosen)]
 
 
 class StepDataModule(pl.LightningDataModule):
@@ -109,7 +121,7 @@ class _Listed(Dataset):
 class RagDataModule(StepDataModule):
     """Question–answer examples of a task, for training on answers alone (section 2.4).
 
-    batch_size: examples a step and rank. dev_limit: the first so many dev examples judge the checkpoints.
+    batch_size: examples a step and rank. dev_limit: so many dev examples, a seeded sample, judge the checkpoints.
     """
 
     def __init__(
@@ -137,7 +149,7 @@ class RagDataModule(StepDataModule):
             self.pairs = self.task.training_pairs()
             if not self.pairs:
                 raise UserError("the task has no training example: look at task.train and task.train_sets")
-            self.dev = self.task.examples("dev")[: self.dev_limit]
+            self.dev = sample(self.task.examples("dev"), self.dev_limit, self.seed)
             self.order = Shuffled(len(self.pairs), self.seed)
 
     def make_batch(self, step: int) -> tuple[list[Example], Batch]:

@@ -6,7 +6,7 @@ import torch
 from conftest import QUESTIONS
 from torch.testing import assert_close
 
-from rag.datamodule import Shuffled, evaluation_batches
+from rag.datamodule import Shuffled, evaluation_batches, sample
 from rag.decoding import Decoding
 from rag.model import ClosedBook, RagSequence, RagToken
 from rag.module import COLLAPSED_STEPS, RagModule
@@ -143,6 +143,15 @@ def test_every_pass_is_a_new_permutation_known_from_the_step_alone():
     assert sorted(first) == sorted(second) == list(range(7)) and first != second
     assert Shuffled(7, seed=3).take(5, 4) == [*first[5:], *second[:2]]
     assert Shuffled(7, seed=4).take(0, 7) != first
+
+
+def test_a_sample_is_drawn_from_the_whole_file_by_its_seed():
+    """Ten of a thousand ordered items: in order, none twice, not all from the beginning, another seed others."""
+    chosen = sample(range(1000), 10, seed=1)
+    assert len(set(chosen)) == 10 and chosen == sorted(chosen)
+    assert chosen[-1] > 500
+    assert sample(range(1000), 10, seed=1) == chosen != sample(range(1000), 10, seed=2)
+    assert sample(range(4), None) == sample(range(4), 9) == [0, 1, 2, 3]
 
 
 def test_evaluation_batches_keep_every_example_in_order(bart):
