@@ -111,8 +111,11 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> None:
     with write_aside(folder) as aside:
         aside.mkdir()
         config.save_pretrained(aside)
-        generator.model.generation_config.save_pretrained(aside)
-        save_torch_state_dict(weights, aside, safe_serialization=True)  # tied weights are written once
+        if (own := getattr(generator.model, "generation_config", None)) is not None:
+            own.save_pretrained(aside)
+        # Tied weights are written once, by the name that transformers ties the others to.
+        tied = [f"rag.generator.{key}" for key in generator.model.all_tied_weights_keys]
+        save_torch_state_dict(weights, aside, safe_serialization=True, shared_tensors_to_discard=tied)
         RagTokenizer(encoder.tokenizer, generator.tokenizer).save_pretrained(str(aside))
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCach
 from transformers.cache_utils import DynamicLayer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+import rag.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
 from rag import marginalize
 from rag.encoders import check_vocabulary, load_pretrained
 from rag.errors import UserError

@@ -1,4 +1,4 @@
-"""Small BART and DPR models with starting weights that learn to copy from a passage within minutes.
+"""Small BART, LSTM and DPR models; BART's and DPR's starting weights learn to copy from a passage within minutes.
 
 A reader from scratch has to discover that equal words match and that what follows a match can be copied. Three changes
 to the starting weights put that within reach of a few hundred steps; none changes what the model can express:
@@ -24,6 +24,7 @@ from transformers import (
 
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.generator import Generator
+from rag.lstm import new_model as new_lstm_model
 
 
 def new_generator(
@@ -64,6 +65,20 @@ def new_generator(
     model = BartForConditionalGeneration(config)
     start_weights(model, std, copy_strength, position_strength)
     return Generator(model, tokenizer, max_context_length, max_target_length)
+
+
+def new_lstm(
+    tokenizer: Any,  # a PreTrainedTokenizerFast
+    width: int = 512,
+    layers: int = 2,
+    dropout: float = 0.1,
+    max_context_length: int = 300,
+    max_target_length: int = 25,
+) -> Generator:
+    """The generator from before the Transformer (rag/lstm.py), which needs no starting weights of its own."""
+    return Generator(
+        new_lstm_model(tokenizer, width, layers, dropout), tokenizer, max_context_length, max_target_length
+    )
 
 
 def new_encoders(
