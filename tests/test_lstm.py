@@ -134,7 +134,9 @@ def test_it_learns(retriever):
     model = RagToken(retriever, generator, 2)
     batch = model.prepare(QUESTIONS, ANSWERS)
     examples = [Example(q, (a,)) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
-    settings = Optimization(lr=0.01, warmup_steps=0, schedule="constant", weight_decay=0.0)
+    settings = Optimization(
+        lr=0.01, question_encoder_lr=1e-4, warmup_steps=0, schedule="constant", weight_decay=0.0
+    )
     before = -model(batch).logprob.sum().item()
     trainer = pl.Trainer(
         max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
