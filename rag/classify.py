@@ -15,14 +15,18 @@ and are trained, decoded and evaluated like it: their targets are class names.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rag import marginalize
 from rag.errors import UserError
+from rag.files import write_aside
 from rag.generator import Ragged, token_rows
 from rag.model import Batch, Contexts, Likelihood, RagModel
 
@@ -125,6 +129,24 @@ class HeadClassifier(Classifier):
             nn.Dropout(dropout),
             nn.Linear(width, len(classes)),
         )
+
+    @classmethod
+    def from_pretrained(cls, file: str | Path, model: RagModel, classes: Sequence[str]) -> Self:
+        """A head that `save_head` wrote, on a model of the same width; UserError if it is of another."""
+        classifier = cls(model, classes)
+        try:
+            classifier.head.load_state_dict(load_file(file))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(
+                f"{file} holds no head for {len(classes)} classes of this model ({reason})"
+            ) from error
+        return classifier
+
+    def save_head(self, file: str | Path) -> None:
+        """Write the head's weights as safetensors; the rest of the model has files of its own."""
+        with write_aside(file) as aside:
+            save_file(self.head.state_dict(), aside)
 
     def _with_claims(self, batch: Batch, contexts: Contexts) -> Claims:
         generator = self.generator

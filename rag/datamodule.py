@@ -6,7 +6,8 @@ with the very batches it would have seen, with any number of loader workers, and
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,17 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from rag.errors import UserError
 from rag.model import Batch, RagModel
 from rag.tasks.example import Example
+from rag.tasks.preparation import training_pairs
+from rag.tasks.task import Task
 
 Prepare = Callable[..., Batch]  # RagModel.prepare
 Item = TypeVar("Item")
-
-
-class Task(Protocol):
-    """What training and evaluation need of a task (rag/tasks)."""
-
-    def examples(self, split: str) -> list[Example]: ...
-
-    def training_pairs(self) -> list[tuple[Example, str]]: ...
 
 
 class Shuffled:
@@ -122,6 +117,8 @@ class RagDataModule(StepDataModule):
     """Question–answer examples of a task, for training on answers alone (section 2.4).
 
     batch_size: examples a step and rank. dev_limit: so many dev examples, a seeded sample, judge the checkpoints.
+    target_retriever: finds the passages that decide the training targets of TriviaQA and CuratedTREC (appendix D);
+    None: the model's own, as it is before training. prepared: the folder where such targets are kept.
     """
 
     def __init__(
@@ -133,9 +130,13 @@ class RagDataModule(StepDataModule):
         dev_limit: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        target_retriever: Any = None,
+        prepared: str | Path = "data/prepared",
     ):
         super().__init__(num_workers)
         self.task = task
+        self.target_retriever = model.retriever if target_retriever is None else target_retriever
+        self.prepared = prepared
         self.prepare_batch = model.prepare
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -146,10 +147,10 @@ class RagDataModule(StepDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not self.pairs:
-            self.pairs = self.task.training_pairs()
+            self.dev = sample(self.task.examples("dev"), self.dev_limit, self.seed)
+            self.pairs = training_pairs(self.task, self.target_retriever, self.prepared)
             if not self.pairs:
                 raise UserError("the task has no training example: look at task.train and task.train_sets")
-            self.dev = sample(self.task.examples("dev"), self.dev_limit, self.seed)
             self.order = Shuffled(len(self.pairs), self.seed)
 
     def make_batch(self, step: int) -> tuple[list[Example], Batch]:

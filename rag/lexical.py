@@ -63,6 +63,11 @@ class _TermMatrix:
         """N, the number of passages."""
         return int(self.terms.shape[1])
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its scores beside the passages, as plain containers."""
+        raise NotImplementedError
+
     def _similar(self, questions: list[str]) -> Any:
         """(B, N), sparse: a score wherever a question and a passage share a term."""
         raise NotImplementedError
@@ -122,6 +127,11 @@ class BM25(_TermMatrix):
         scorer.index(_tokenize(_texts(store), stop_words, stemmer, return_ids=True), show_progress=False)
         return cls(scorer, stop_words, stemmer)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        words = {"stop_words": self.stop_words, "stemmer": self.stemmer}
+        return {"kind": "BM25", "k1": self.scorer.k1, "b": self.scorer.b, **words}
+
     def _similar(self, questions: list[str]) -> Any:
         tokens = _tokenize(questions, self.stop_words, self.stemmer, return_ids=False)
         # the last number may be bm25s's empty token, which no passage has
@@ -168,6 +178,10 @@ class _Counted(_TermMatrix):
     def __init__(self, vectorizer: Any, terms: Any):
         super().__init__(terms)
         self.vectorizer = vectorizer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"kind": type(self).__name__, "stop_words": self.vectorizer.stop_words}
 
     @classmethod
     def _vectorizer(cls, stop_words: str | None, vocabulary: list[str] | None = None) -> Any:

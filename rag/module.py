@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from rag.classify import HeadClassifier
 from rag.datamodule import torch_seed
 from rag.decoding import Decoding, generate
 from rag.metrics.qa import exact_match, token_f1
@@ -137,7 +138,7 @@ class RagModule(pl.LightningModule):
         return examples, inputs.to(device)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write generator/ and, where the retriever has them, question_encoder/ and null_document.safetensors."""
+        """Write generator/ and, where the model has them, question_encoder/, null_document and head .safetensors."""
         self.model.generator.save_pretrained(folder / "generator")
         encoder = getattr(self.model.retriever, "question_encoder", None)
         if encoder is not None:
@@ -145,3 +146,5 @@ class RagModule(pl.LightningModule):
         null = getattr(self.model.retriever, "null_document", None)
         if null is not None:
             null.save_pretrained(folder / "null_document.safetensors")
+        if isinstance(self.model, HeadClassifier):
+            self.model.save_head(folder / "head.safetensors")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import PASSAGES, t5_tokenizer, tiny_bart, tiny_t5, word_tokenizer
+from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import BartForSequenceClassification
 
@@ -166,6 +167,22 @@ def test_t5_and_a_forced_first_token(retriever):
     likelihood = head(head.prepare(CLAIMS, TARGETS))
     expected = by_formula(head, 0, CLAIMS[0])[CLASSES.index(TARGETS[0])]
     assert_close(likelihood.logprob[0].item(), math.log(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_head_comes_back(retriever, bart, tmp_path):
+    model = RagSequence(retriever, bart, 2)
+    HeadClassifier(model, CLASSES).save_head(tmp_path / "head.safetensors")
+    classifier = HeadClassifier.from_pretrained(tmp_path / "head.safetensors", model, CLASSES)
+    file = load_file(tmp_path / "head.safetensors")
+    assert file and all(
+        torch.equal(value, file[name]) for name, value in classifier.head.state_dict().items()
+    )
+    with pytest.raises(
+        UserError, match=r"head.safetensors holds no head for 2 classes of this model \(size mismatch"
+    ):
+        HeadClassifier.from_pretrained(tmp_path / "head.safetensors", model, CLASSES[:2])
+    with pytest.raises(UserError, match="none.safetensors holds no head"):
+        HeadClassifier.from_pretrained(tmp_path / "none.safetensors", model, CLASSES)
 
 
 def test_what_a_user_can_get_wrong(retriever, bart):

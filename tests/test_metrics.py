@@ -369,8 +369,13 @@ def test_rouge_l_takes_the_best_reference():
 
 
 def test_distinct_trigrams_by_hand():
-    assert distinct_trigrams(["a b c d", "a b c", "x y"]) == pytest.approx(2 / 3)  # abc, bcd, abc
-    assert math.isnan(distinct_trigrams(["a b"]))
+    ratio = distinct_trigrams(["a b c d", "a b c", "x y"])  # abc, bcd, abc
+    assert ratio.value == pytest.approx(2 / 3) and ratio.count == 3
+    # without the first abc, without the second abc and bcd, without the third all three: 1/1, 2/2, 2/3
+    spread = np.array([1, 1, 2 / 3])
+    error = math.sqrt(2 / 3 * ((spread - spread.mean()) ** 2).sum())
+    assert (ratio.low, ratio.high) == (pytest.approx(2 / 3 - 1.96 * error), 1.0)
+    assert math.isnan(distinct_trigrams(["a b"]).value)
 
 
 # Q-BLEU

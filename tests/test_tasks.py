@@ -13,8 +13,9 @@ import pytest
 
 from rag.errors import UserError
 from rag.metrics.qa import regex_match
+from rag.passages import Passage
 from rag.tasks import records
-from rag.tasks.curated_trec import CuratedTREC, most_frequent_match, spellings, targets
+from rag.tasks.curated_trec import CuratedTREC, all_spellings, most_frequent_match, spellings
 from rag.tasks.dialogue import Dialogue
 from rag.tasks.example import Example
 from rag.tasks.fever import TWO_WAY, Fever
@@ -24,7 +25,7 @@ from rag.tasks.natural_questions import NaturalQuestions
 from rag.tasks.qa import QuestionAnswering, read_examples
 from rag.tasks.records import read_records
 from rag.tasks.text_to_text import TextToText
-from rag.tasks.trivia_qa import TriviaQA, found_answers, keep_found_answers
+from rag.tasks.trivia_qa import TriviaQA, found_answers
 from rag.tasks.web_questions import WebQuestions
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -432,12 +433,12 @@ def test_a_wrong_trivia_qa_file_is_told(tmp_path, content, expected):
 def test_trivia_qas_targets_are_the_answers_that_were_retrieved():
     texts = ["He lived in Chi-Town, they say.", "Chicagoland is wider."]
     assert found_answers(("Chicago", "Chi-Town", "chi"), texts) == ("Chi-Town", "chi")
-    examples = [Example("q1", ("Chicago", "Chi-Town")), Example("q2", ("Rome",)), Example("q3", ("wider",))]
-    kept = keep_found_answers(examples, lambda asked: [texts] * len(asked))
-    assert [(example.question, example.answers) for example in kept] == [
-        ("q1", ("Chi-Town",)),
-        ("q3", ("wider",)),
-    ]
+    assert TriviaQA().targets(Example("q", ("Chicago", "Chi-Town")), texts) == ("Chi-Town",)
+    assert (
+        TriviaQA().targets(Example("q", ("Rome",)), texts)
+        == ()
+        == TriviaQA().targets_without(Example("q", ("R",)))
+    )
 
 
 def test_curated_trec_is_judged_by_its_expressions(tmp_path):
@@ -454,7 +455,10 @@ def test_curated_trec_is_judged_by_its_expressions(tmp_path):
 
 def test_curated_trecs_target_is_the_most_frequent_match():
     passages = ["In September it rains, in Sept. too.", "Sept. and FEB"]
-    assert targets(["Sept?(ember)?|Feb(ruary)?"], passages) == ("Sept",)
+    example = Example("q", ("Sept?(ember)?|Feb(ruary)?",))
+    assert CuratedTREC().targets(example, passages) == ("Sept",)
+    assert CuratedTREC().targets(example, ["May"]) == ()
+    assert CuratedTREC().targets_without(example)[:2] == ("September", "Sept")
     assert most_frequent_match(["x*"], ["aaa"]) is None  # an expression that matches nothing at all
 
 
@@ -474,7 +478,7 @@ def test_curated_trecs_target_is_the_most_frequent_match():
 )
 def test_what_an_expression_spells_out(pattern, expected):
     assert spellings(pattern) == expected
-    assert set(targets([pattern], [])) == set(expected)
+    assert all_spellings([pattern, pattern]) == tuple(expected)
 
 
 def test_an_expression_spells_out_no_more_than_the_limit():
@@ -486,7 +490,7 @@ def test_curated_trec_on_real_questions():
         "train"
     )
     assert len(examples) == 1758
-    spelt = [targets(example.answers, []) for example in examples]
+    spelt = [all_spellings(example.answers) for example in examples]
     matching = sum(
         any(regex_match([one], [example.answers])[0] for one in some)
         for some, example in zip(spelt, examples, strict=True)
@@ -517,6 +521,7 @@ def test_ms_marco_keeps_questions_with_well_formed_answers(tmp_path):
             "bleu_1": pytest.approx(1.0),
             "rouge_l": 1.0,
             "distinct_trigrams": pytest.approx(math.nan, nan_ok=True),
+            "distinct_trigrams_gold": 1.0,  # "Yes, it is.", one trigram
         }
 
 
@@ -592,9 +597,10 @@ def test_fever_in_the_original_format(tmp_path):
         ("Sleep",),
     ]
     assert three.score(["true", "true", "false"], examples)["accuracy"].value == pytest.approx(2 / 3)
-    hits = three.score_titles([["a", "Oliver Stone"], ["a", "b"], ["Sleep", "b"]], examples, ks=(1, 2))
-    assert (hits["title_hit@1"].value, hits["title_hit@2"].value) == (0.5, 1.0)
-    assert hits["title_hit@1"].count == 2
+    right = [three.right_passages(example) for example in examples]
+    assert [set(one) for one in right] == [{"title_hit"}, set(), {"title_hit"}]  # the second has no evidence
+    titles = [Passage("7", "Savages (2012 film)", "…"), Passage("8", "Savages", "Oliver Stone")]
+    assert [right[0]["title_hit"](one) for one in titles] == [True, False]
     two = Fever(dev=str(path), labels=TWO_WAY, skip=["NOT ENOUGH INFO"])
     assert [example.id for example in two.examples("dev")] == ["1", "3"]
     assert two.classes == ["true", "false"]
@@ -663,4 +669,5 @@ def test_dialogue_of_the_wizard_of_wikipedia(tmp_path):
     own = Dialogue(dev=str(write(tmp_path / "d.jsonl", {"history": ["Hi.", "Hello."], "reply": "Bye."})))
     assert own.examples("dev") == [Example("Hi.\nHello.", ("Bye.",), id="1")]
     scores = own.score(["bye"], own.examples("dev"))
-    assert scores["f1"].value == 1.0 and set(scores) == {"f1", "bleu_1", "rouge_l", "distinct_trigrams"}
+    assert scores["f1"].value == 1.0
+    assert set(scores) == {"f1", "bleu_1", "rouge_l", "distinct_trigrams", "distinct_trigrams_gold"}

@@ -75,6 +75,13 @@ def mean_with_interval(scores: ArrayLike) -> Metric:
     return Metric(value, low, high, len(judged), scores)
 
 
-def without_interval(value: float, count: int) -> Metric:
-    """A figure of a whole set of `count` predictions, of which no single one has a share: the rest is NaN."""
-    return Metric(value, np.nan, np.nan, count, np.full(count, np.nan))
+def jackknife(value: float, without: ArrayLike) -> tuple[float, float]:
+    """(low, high), 95 %, of a figure whose resampling would be wrong, by the jackknife (Efron 1982).
+
+    For a figure that counts what is distinct: a bootstrap draws examples twice, and what they hold is then no longer
+    distinct. without: (N,) the figure with each example left out, N ≥ 2.
+    """
+    left_out = np.asarray(without, dtype=np.float64)
+    count = len(left_out)
+    error = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean()).sum())
+    return float(value - 1.96 * error), float(value + 1.96 * error)

@@ -7,13 +7,14 @@ whose figures differ from these.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from rag.metrics.bootstrap import Metric, bootstrap, mean_with_interval
+from rag.metrics.bootstrap import Metric, bootstrap, jackknife, mean_with_interval
 
 
 def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]], lowercase: bool = True) -> Metric:
@@ -55,15 +56,29 @@ def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     )
 
 
-def distinct_trigrams(predictions: Sequence[str]) -> float:
+def distinct_trigrams(predictions: Sequence[str]) -> Metric:
     """The number of distinct trigrams of white-space separated words over that of all trigrams (Table 5).
 
-    It is a property of the whole set of predictions, and depends on how many there are: compare equal sets.
-    NaN if no prediction has three words. Case counts.
+    It is a property of the whole set of predictions, of which no single one has a share (`per_example` is NaN), and
+    depends on how many there are: compare equal sets. The interval is the jackknife's. NaN if no prediction has three
+    words. Case counts.
     """
-    trigrams = [
-        triple
+    own = [
+        Counter(zip(words, words[1:], words[2:], strict=False))
         for words in (prediction.split() for prediction in predictions)
-        for triple in zip(words, words[1:], words[2:], strict=False)
     ]
-    return len(set(trigrams)) / len(trigrams) if trigrams else math.nan
+    nan = np.full(len(own), np.nan)
+    everywhere: Counter[tuple[str, str, str]] = Counter()
+    for trigrams in own:
+        everywhere.update(trigrams)
+    total = everywhere.total()
+    if total == 0:
+        return Metric(math.nan, math.nan, math.nan, len(own), nan)
+    value = len(everywhere) / total
+    # with a prediction left out, the trigrams that stand nowhere else are gone too
+    alone = np.array([sum(n == everywhere[trigram] for trigram, n in trigrams.items()) for trigrams in own])
+    left = total - np.array([trigrams.total() for trigrams in own])
+    if len(own) < 2 or (left == 0).any():
+        return Metric(value, math.nan, math.nan, len(own), nan)
+    low, high = jackknife(value, (len(everywhere) - alone) / left)
+    return Metric(value, max(0.0, low), min(1.0, high), len(own), nan)

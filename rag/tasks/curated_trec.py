@@ -7,7 +7,7 @@ no licence). The paper starts this task from the model trained on Natural Questi
 
 Preparation: a generator cannot be trained on a regular expression, so each becomes the string that matches it
 most often in the question's 1000 best passages; where nothing matches, all strings the expression spells out,
-with a space for whatever it leaves open (`targets`).
+with a space for whatever it leaves open.
 """
 
 from collections import Counter
@@ -31,6 +31,9 @@ SPELLINGS = 64  # at most so many strings for one expression
 
 class CuratedTREC(QuestionAnswering):
     """CuratedTREC; answers are regular expressions, and `em` is whether one matches (see metrics/qa.py)."""
+
+    depth = TOP
+    regular = True
 
     def __init__(
         self,
@@ -58,27 +61,30 @@ class CuratedTREC(QuestionAnswering):
         """{"em": …} alone: words shared with a regular expression would mean nothing."""
         return {"em": super().score(predictions, examples)["em"]}
 
+    def targets(self, example: Example, texts: Iterable[str]) -> tuple[str, ...]:
+        best = most_frequent_match(example.answers, texts)
+        return () if best is None else (best,)
 
-def targets(patterns: Sequence[str], passages: Iterable[str]) -> tuple[str, ...]:
-    """What to train on for a question: its best match, or the expressions' spellings if none matches.
-
-    The best match is the string that the expressions match most often in the passages (the texts of the 1000
-    best, best first); of equally frequent ones the first found.
-    """
-    best = most_frequent_match(patterns, passages)
-    if best is not None:
-        return (best,)
-    return tuple(dict.fromkeys(spelling for pattern in patterns for spelling in spellings(pattern)))
+    def targets_without(self, example: Example) -> tuple[str, ...]:
+        return all_spellings(example.answers)
 
 
 def most_frequent_match(patterns: Sequence[str], passages: Iterable[str]) -> str | None:
-    """The string that the patterns match most often in the passages; None if nothing matches."""
+    """The string that the patterns match most often in the passages; None if nothing matches.
+
+    The passages are the texts of the 1000 best, best first; of equally frequent strings the first found counts.
+    """
     compiled = [compile_answer(pattern) for pattern in patterns]
     found = Counter(
         match.group().strip() for text in passages for one in compiled for match in one.finditer(text)
     )
     found.pop("", None)
     return found.most_common(1)[0][0] if found else None
+
+
+def all_spellings(patterns: Sequence[str]) -> tuple[str, ...]:
+    """What the patterns of a question spell out, each string once."""
+    return tuple(dict.fromkeys(spelling for pattern in patterns for spelling in spellings(pattern)))
 
 
 def spellings(pattern: str, limit: int = SPELLINGS) -> list[str]:

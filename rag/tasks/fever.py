@@ -9,14 +9,15 @@ The class is one token (section 2.1), by default "true", "false", "unknown": cho
 splits these. The gold evidence is not trained on: it only shows whether retrieval finds the right articles.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rag.errors import UserError
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.classification import label_accuracy
-from rag.metrics.retrieval import plain_title, title_hits_at
+from rag.metrics.retrieval import plain_title
+from rag.passages import Passage
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, read_records, text_field
 from rag.tasks.task import Task
@@ -80,15 +81,11 @@ class Fever(Task):
         right = [example.answers[0] for example in examples]
         return {"accuracy": mean_with_interval(label_accuracy([one.strip() for one in predictions], right))}
 
-    def score_titles(
-        self, titles: Sequence[Sequence[str]], examples: Sequence[Claim], ks: Sequence[int] = (1, 10)
-    ) -> dict[str, Metric]:
-        """{"title_hit@1": …, "title_hit@10": …}: a top passage is from a gold article (section 4.4).
-
-        Claims without gold evidence are not judged.
-        """
-        hits = title_hits_at(titles, [example.titles for example in examples], ks)
-        return {f"title_hit@{k}": mean_with_interval(scores) for k, scores in hits.items()}
+    def right_passages(self, example: Example) -> dict[str, Callable[[Passage], bool]]:
+        """ "title_hit": it is from an article of the gold evidence (section 4.4); claims without are not judged."""
+        gold = frozenset(example.titles) if isinstance(example, Claim) else frozenset()
+        known = super().right_passages(example)
+        return known | {"title_hit": lambda passage: plain_title(passage.title) in gold} if gold else known
 
 
 def evidence_titles(record: Record, where: str) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ come with them are not used. The answers of eval are not public: its examples ha
 are sent in, and the paper's test figures can only be compared with dev's.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ class MsMarco(TextToText):
         limit: int | None = None,
     ):
         super().__init__(train, dev, test, limit=limit)
+
+    def submission(self, predictions: Sequence[str], examples: Sequence[Example]) -> Mapping[str, str]:
+        """The leaderboard's JSON lines of {"query_id", "answers": [one]}, where an example has no public answer."""
+        if all(example.answers for example in examples):
+            return {}
+        pairs = zip(examples, predictions, strict=True)
+        rows = [
+            {"query_id": int(one.id) if one.id.isdecimal() else one.id, "answers": [text]}
+            for one, text in pairs
+        ]
+        return {"submission.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)}
 
     def read(self, source: str) -> Iterator[Example]:
         for where, record in _rows(source):

@@ -6,7 +6,7 @@ A file holds questions in JSON lines (`question`, `answers`: a list of strings o
 `psg_id`); see records.py for what may be read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy as np
 from rag.errors import UserError
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match, token_f1
+from rag.metrics.retrieval import answer_matcher
+from rag.passages import Passage
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, not_empty, read_records, text_field, texts
 from rag.tasks.task import Task
@@ -75,7 +77,11 @@ class QuestionAnswering(Task):
         train_sets: train on the examples of these sets alone (the key `set` of the files); all by default.
         report_sets: count only the examples of these sets in `score`; all by default.
         limit: read only the first so many examples of every split.
+
+    `regular`: the answers are regular expressions.
     """
+
+    regular: bool = False
 
     def __init__(
         self,
@@ -108,6 +114,13 @@ class QuestionAnswering(Task):
             wanted = ", ".join(self.train_sets)
             raise UserError(f"{self.source(split)}: no question of the sets {wanted}, found {found}")
         return chosen
+
+    def right_passages(self, example: Example) -> dict[str, Callable[[Passage], bool]]:
+        """ "recall" as for every task, and "answer_recall": its text, without the title, contains an answer."""
+        if not example.answers:
+            return super().right_passages(example)
+        contains = answer_matcher(example.answers, self.regular)
+        return super().right_passages(example) | {"answer_recall": lambda passage: contains(passage.text)}
 
     def match(self, predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
         """(N,) scores of what counts as right in this task: exact match, unless a subclass says otherwise."""

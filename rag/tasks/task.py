@@ -1,10 +1,11 @@
 """What all tasks share: splits that are read from sources, and training pairs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rag.errors import UserError
 from rag.metrics.bootstrap import Metric
+from rag.passages import Passage
 from rag.tasks.example import Example
 from rag.tasks.records import not_empty
 
@@ -15,7 +16,12 @@ class Task(ABC):
     Args:
         train, dev, test: sources as in records.py; a split may be left out.
         limit: read only the first so many examples of every split.
+
+    `depth`: so many passages are searched for each training question before its targets are known (appendix D,
+    preparation.py); 0 where the answers themselves are the targets.
     """
+
+    depth: int = 0
 
     def __init__(
         self,
@@ -35,8 +41,23 @@ class Task(ABC):
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:
         """The task's measures of predictions (N,) for its examples, by name."""
 
+    def right_passages(self, example: Example) -> dict[str, Callable[[Passage], bool]]:
+        """What makes a retrieved passage right for an example, by the name of the measure.
+
+        A measure is left out where nothing is known to judge by. Here "recall": it is a gold passage, by its id.
+        """
+        gold = frozenset(example.positive_ids)
+        return {"recall": lambda passage: passage.id in gold} if gold else {}
+
+    def submission(self, predictions: Sequence[str], examples: Sequence[Example]) -> Mapping[str, str]:
+        """{file name: content} of what is sent in where the answers are not public; {} where nothing is."""
+        return {}
+
     def examples(self, split: str) -> list[Example]:
-        """The examples of "train", "dev" or "test", read anew; UserError if the split has no source."""
+        """The examples of a split ("train", "dev", "test" or another of the task's), read anew.
+
+        Raises UserError if the split has no source, or there is nothing in it.
+        """
         source = self.source(split)
         return not_empty(source, self.read(source), self.limit)
 
@@ -45,9 +66,22 @@ class Task(ABC):
         source = self.sources.get(split)
         if source is None:
             known = ", ".join(name for name, one in self.sources.items() if one is not None)
+            if split not in self.sources:
+                raise UserError(
+                    f"split={split} does not exist: there are {', '.join(self.sources)} "
+                    f"(with a file: {known or 'none'})"
+                )
             raise UserError(f"the task has no {split} file: give task.{split}=… (it has: {known or 'none'})")
         return source
 
     def training_pairs(self) -> list[tuple[Example, str]]:
         """One (example, target) for each answer of each training example, as in section 3.1."""
         return [(example, answer) for example in self.examples("train") for answer in example.answers]
+
+    def targets(self, example: Example, texts: Iterable[str]) -> tuple[str, ...]:
+        """The training targets that the texts of an example's `depth` best passages hold; () if they hold none."""
+        return example.answers
+
+    def targets_without(self, example: Example) -> tuple[str, ...]:
+        """The training targets of an example whose passages hold none; () leaves the example out."""
+        return ()

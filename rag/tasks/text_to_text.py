@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rag.metrics.bootstrap import Metric, without_interval
+from rag.metrics.bootstrap import Metric
 from rag.metrics.generation import bleu_1, distinct_trigrams, rouge_l
 from rag.tasks.example import Example
 from rag.tasks.records import field, read_records, text_field, texts
@@ -45,9 +45,10 @@ class TextToText(Task):
             yield Example(question, answers, id=str(record.get("id", number)))
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:
-        """{"bleu_1", "rouge_l", "distinct_trigrams"}.
+        """{"bleu_1", "rouge_l", "distinct_trigrams", "distinct_trigrams_gold"}.
 
-        BLEU and ROUGE are over the examples that have answers; in `per_example` the others are NaN.
+        BLEU and ROUGE are over the examples that have answers; in `per_example` the others are NaN. The last is the
+        ratio of the first answers instead of the predictions (the row "gold" of Table 5).
         """
         judged = np.array([bool(example.answers) for example in examples], dtype=bool)
         answered = [one for one, counts in zip(predictions, judged, strict=True) if counts]
@@ -55,7 +56,8 @@ class TextToText(Task):
         return {
             "bleu_1": _spread(bleu_1(answered, references), judged),
             "rouge_l": _spread(rouge_l(answered, references), judged),
-            "distinct_trigrams": without_interval(distinct_trigrams(predictions), len(predictions)),
+            "distinct_trigrams": distinct_trigrams(predictions),
+            "distinct_trigrams_gold": distinct_trigrams([right[0] for right in references]),
         }
 
 

@@ -13,8 +13,8 @@ Preparation: an answer is a training target only if it occurs in one of the 1000
 question (`found_answers`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,31 @@ from rag.tasks.records import HUB, Record, field, kind, read_object, read_record
 
 HUB_TRAIN = "hub://mandarjoshi/trivia_qa/unfiltered.nocontext/train"
 HUB_DEV = "hub://mandarjoshi/trivia_qa/unfiltered.nocontext/validation"
+HUB_WIKIPEDIA_DEV = "hub://mandarjoshi/trivia_qa/rc.wikipedia.nocontext/validation"
+HUB_WIKIPEDIA_TEST = "hub://mandarjoshi/trivia_qa/rc.wikipedia.nocontext/test"
 
 TOP = 1000  # passages searched for each question (appendix D)
 
 
 class TriviaQA(QuestionAnswering):
-    """TriviaQA in DPR's, the hub's or the original form."""
+    """TriviaQA in DPR's, the hub's or the original form.
+
+    Its splits are train, dev, test (open-domain), wikipedia_dev and wikipedia_test; `limit` as for every task.
+    """
+
+    depth = TOP
 
     def __init__(
         self,
         train: str | None = HUB_TRAIN,
         dev: str | None = HUB_DEV,
         test: str | None = None,
+        wikipedia_dev: str | None = HUB_WIKIPEDIA_DEV,
+        wikipedia_test: str | None = HUB_WIKIPEDIA_TEST,
         limit: int | None = None,
     ):
         super().__init__(train, dev, test, limit=limit)
+        self.sources |= {"wikipedia_dev": wikipedia_dev, "wikipedia_test": wikipedia_test}
 
     def read(self, source: str) -> Iterator[Example]:
         for number, (where, record) in enumerate(_records(source), start=1):
@@ -51,23 +61,15 @@ class TriviaQA(QuestionAnswering):
             else:
                 yield example_of(record, where, str(number), "answer" if "answer" in record else "answers")
 
+    def submission(self, predictions: Sequence[str], examples: Sequence[Example]) -> Mapping[str, str]:
+        """The leaderboard's {question id: answer}, where an example has no public answer."""
+        if all(example.answers for example in examples):
+            return {}
+        answers = {example.id: text for example, text in zip(examples, predictions, strict=True)}
+        return {"submission.json": json.dumps(answers, ensure_ascii=False, indent=1) + "\n"}
 
-def keep_found_answers(
-    examples: Sequence[Example], retrieve: Callable[[Sequence[Example]], Iterable[Sequence[str]]]
-) -> list[Example]:
-    """The training examples with those answers alone that their retrieved passages hold (appendix D).
-
-    Args:
-        retrieve: yields for each example the texts of its 1000 best passages, in the examples' order.
-    Returns:
-        The examples that keep an answer, in their order.
-    """
-    passages = retrieve(examples)
-    kept = (
-        replace(example, answers=found_answers(example.answers, texts))
-        for example, texts in zip(examples, passages, strict=True)
-    )
-    return [example for example in kept if example.answers]
+    def targets(self, example: Example, texts: Iterable[str]) -> tuple[str, ...]:
+        return found_answers(example.answers, texts)
 
 
 def found_answers(answers: Sequence[str], passages: Iterable[str]) -> tuple[str, ...]:
