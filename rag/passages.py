@@ -10,11 +10,13 @@ A passage is known by its `id` (the corpus's own, a string) and by its `row` (0 
 which is also its number in the index). N is the number of passages.
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
 import json
 import lzma
+import os
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +38,8 @@ FORMATS = ".tsv, .jsonl (each also .gz or .xz), .parquet, or a folder of .parque
 WORDS_PER_PASSAGE = 100
 _STORE_FORMAT = 1
 _TOKENS_FORMAT = 1
-_ROWS_PER_BATCH = 16_384
+_ROWS_PER_BATCH = 4096
+_LONGEST_LINE = 1 << 20  # bytes of a text file that are held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,41 +274,68 @@ def _read_parquet(path: Path) -> Iterator[_Row]:
 
 
 def _read_folder(folder: Path) -> Iterator[Passage]:
-    files = _text_files(folder)
-    if not files:
-        raise UserError(f"{folder} has nothing to read: expected .parquet, .txt or .md files in it")
-    number = 0
-    for file in files:
+    number = files = 0
+    for file in _text_files(folder):
+        files += 1
         title, heading_line = _title(file)
-        words = (word for line, text in _lines(file) if line != heading_line for word in text.split())
-        for piece in _pieces(words, WORDS_PER_PASSAGE):
+        for piece in _pieces(_words(file, heading_line), WORDS_PER_PASSAGE):
             number += 1
             yield Passage(str(number), title, piece)
+    if not files:
+        raise UserError(f"{folder} has nothing to read: expected .parquet, .txt or .md files in it")
     if not number:
-        raise UserError(f"{folder} holds no text: all of its {len(files)} files are empty")
+        raise UserError(f"{folder} holds no text: all of its {files} files are empty")
 
 
-def _text_files(folder: Path) -> list[Path]:
-    return sorted(
-        file for file in folder.rglob("*") if file.suffix.lower() in (".txt", ".md") and file.is_file()
-    )
+def _text_files(folder: Path) -> Iterator[Path]:
+    """All .txt and .md files of a folder and those in it, by name, without a list of them all."""
+    with os.scandir(folder) as entries:
+        inside = sorted(
+            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries
+        )
+    for name, is_folder, is_file in inside:
+        if is_folder:
+            yield from _text_files(folder / name)
+        elif is_file and Path(name).suffix.lower() in (".txt", ".md"):
+            yield folder / name
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield number, line.decode()
-            except UnicodeDecodeError as error:
-                raise UserError(f"{file}, line {number}: not UTF-8 ({error.reason})") from error
+    """The lines of a file with their numbers; a line that is longer than a megabyte comes in several parts."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    number = 1
+    with open(file, "rb") as data:
+        try:
+            while part := data.readline(_LONGEST_LINE):
+                if text := decoder.decode(part):
+                    yield number, text
+                number += part.endswith(b"\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}, line {number}: not UTF-8 ({error.reason})") from error
+
+
+def _words(file: Path, left_out: int) -> Iterator[str]:
+    """The words of a file, without those of the line `left_out`."""
+    cut = ""  # what may be the first half of a word
+    for line, text in _lines(file):
+        if line == left_out:
+            continue
+        words = (cut + text).split()
+        cut = "" if text[-1].isspace() or not words else words.pop()
+        yield from words
+    yield from cut.split()
 
 
 def _title(file: Path) -> tuple[str, int]:
     """The first Markdown heading and its line, or the file's name and line 0."""
+    begun = 0  # the line whose beginning was seen
     for number, line in _lines(file):
         marks = len(line) - len(line.lstrip("#"))
-        if 1 <= marks <= 6 and line[marks] in " \t" and (title := line.strip("# \t\r\n")):
-            return title, number
+        if number > begun and 1 <= marks <= 6 and line[marks : marks + 1] in (" ", "\t"):
+            if title := line.strip("# \t\r\n"):
+                return title, number
+        begun = number
     return file.stem, 0
 
 
@@ -316,20 +346,14 @@ def describe_corpus(path: Path | str) -> dict[str, Any]:
     """What a corpus file (or folder of files) is now: path, bytes, time of change in ns, SHA-256 of its
     bytes."""
     path = Path(path)
-    if path.is_file():
-        files = [path]
-    else:
-        files = sorted(path.glob("*.parquet")) or _text_files(path)
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or _text_files(path)
     digest = hashlib.sha256()
+    size = changed = 0
     for file in files:
         digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode())
-    stats = [file.stat() for file in files]
-    return {
-        "path": str(path),
-        "bytes": sum(stat.st_size for stat in stats),
-        "changed_ns": max((stat.st_mtime_ns for stat in stats), default=0),
-        "sha256": digest.hexdigest(),
-    }
+        stat = file.stat()
+        size, changed = size + stat.st_size, max(changed, stat.st_mtime_ns)
+    return {"path": str(path), "bytes": size, "changed_ns": changed, "sha256": digest.hexdigest()}
 
 
 class PassageStore:
@@ -357,10 +381,12 @@ class PassageStore:
         folder: Path | str,
         source: dict[str, Any] | None = None,
         show_progress: bool = False,
+        unique: bool = False,
     ) -> "PassageStore":
         """Write `passages`, streaming, into `folder`, which appears when it is complete, and open it.
 
-        `source` is kept as it is (see `describe_corpus`). Raises UserError for an id that comes twice, no
+        `source` is kept as it is (see `describe_corpus`). unique: the ids are known to be, as those of
+        `read_passages`, and are not looked at again. Raises UserError for an id that comes twice, no
         passages at all, or a place that cannot be written.
         """
         folder = Path(folder)
@@ -378,7 +404,7 @@ class PassageStore:
                 stream = iter(passages)
                 while block := list(islice(stream, _ROWS_PER_BATCH)):
                     columns = [p.id for p in block], [p.title for p in block], [p.text for p in block]
-                    for id in columns[0]:
+                    for id in () if unique else columns[0]:
                         if not seen.add(id):
                             raise UserError(f"the passage id {id!r} comes twice: ids must be unique")
                     framed = (
@@ -446,7 +472,7 @@ class PassageStore:
         folder = Path(folder)
         if not (folder / "store.json").is_file():
             passages = read_passages(corpus)
-            return cls.write(passages, folder, describe_corpus(corpus), show_progress)
+            return cls.write(passages, folder, describe_corpus(corpus), show_progress, unique=True)
         store = cls.open(folder)
         was = store.source or {}
         path = Path(corpus)
@@ -514,6 +540,17 @@ class PassageStore:
                 (column, _, _), place = self._locate(row)
                 ids.append(column[place].as_py())
         return ids
+
+    def ids_from(self, row: int, count: int) -> list[str]:
+        """The ids of at most `count` passages from `row` on, quicker than by `ids`."""
+        found: list[str] = []
+        stop = min(row + count, self._length)
+        while row < stop:
+            number, place = divmod(row, self._rows_per_batch)
+            part = self._batch(number)[0].slice(place, min(stop - row, self._rows_per_batch - place))
+            found += part.to_pylist()
+            row += len(part)
+        return found
 
     def row_of(self, id: str) -> int:
         """The row of the passage `id`. Raises KeyError if there is none."""

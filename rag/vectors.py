@@ -14,17 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.passages import FORMATS, Passage, PassageStore
 from rag.progress import progress_bar
 
+UNKNOWN = "unknown"
 _PLAN_FORMAT = 1
 _BLOCK = 16_384  # rows held in memory at a time
 
@@ -32,7 +33,7 @@ _BLOCK = 16_384  # rows held in memory at a time
 @dataclass(frozen=True)
 class EncoderInfo:
     """Whose vectors these are: the passage encoder's name, the hash of its weights, its tokenizer's
-    fingerprint.
+    fingerprint; both are UNKNOWN where vectors were taken over and their encoder was not at hand.
 
     question_encoder: the weights' hash of the question encoder that it was trained with, if known.
     """
@@ -174,9 +175,26 @@ def prepare(corpus: Path | str, folder: Path | str, show_progress: bool = True) 
         return PassageStore.prepare(corpus, folder / "passages", show_progress)
 
 
+class Known(Protocol):
+    """Vectors that exist already, of all passages or of some: a file's, or those of an earlier edition.
+
+    origin: where they are from, for the manifest.
+    """
+
+    dim: int
+    origin: str
+
+    def fill(self, start: int, vectors: Float32[np.ndarray, "rows D"]) -> Bool[np.ndarray, " rows"]:
+        """Put the vectors of the passages from row `start` on into `vectors`, and say of which there are some."""
+        ...
+
+
+Encode = Callable[[list[Passage]], Float32[np.ndarray, "N D"]]
+
+
 def embed(
     store: PassageStore,
-    encode: Callable[[list[Passage]], Float32[np.ndarray, "N D"]],
+    encode: Encode | None,
     folder: Path | str,
     encoder: EncoderInfo,
     shard_size: int = 50_000,
@@ -184,9 +202,13 @@ def embed(
     process_index: int = 0,
     process_count: int = 1,
     show_progress: bool = True,
+    known: Known | None = None,
 ) -> int:
     """Write the vectors of all passages as shards of `shard_size` rows into `folder`/vectors; return how many
     now.
+
+    encode: may be None where all vectors are known. known: vectors that are taken as they are; what it lacks is
+    encoded.
 
     Passages of like length are encoded together, so that little is padding. A shard appears when it is
     complete; a second run goes on at the first missing one and gives the same bytes. Of `process_count`
@@ -194,13 +216,14 @@ def embed(
     `process_count`-th shard.
 
     Raises UserError if the folder was begun with another corpus, encoder or shard size, if another build is
-    at work in it, if it cannot be written, or if `encode` gives something else than one finite vector a
-    passage.
+    at work in it, if it cannot be written, or if `encode` or `known` gives something else than one finite
+    vector a passage.
     """
     folder = Path(folder)
     plan = {
         "format": _PLAN_FORMAT,
         "encoder": asdict(encoder),
+        "origin": "encoded" if known is None else known.origin,
         "corpus_sha256": store.sha256,
         "passages": len(store),
         "shard_size": shard_size,
@@ -217,7 +240,7 @@ def embed(
         done = sum(sizes[n] for n in starts if n not in missing)
         with progress_bar("embedding passages", sum(sizes.values()), "passages", done, show_progress) as bar:
             for number in missing:
-                shard = _encode_rows(store, encode, starts[number], sizes[number], batch_size, bar)
+                shard = _shard(store, encode, known, starts[number], sizes[number], batch_size, bar)
                 with write_aside(shard_file(folder / "vectors", number)) as aside, open(aside, "wb") as file:
                     np.save(file, shard, allow_pickle=False)
     return sum(sizes[n] for n in missing)
@@ -252,40 +275,71 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _encode_rows(
+def _shard(
     store: PassageStore,
-    encode: Callable[[list[Passage]], np.ndarray],
+    encode: Encode | None,
+    known: Known | None,
     start: int,
     count: int,
     batch_size: int,
     bar: Callable[[int], None],
 ) -> Float32[np.ndarray, "count D"]:
-    shard: np.ndarray | None = None
+    """The vectors of `count` passages from row `start` on."""
+    shard = None if known is None else np.empty((count, known.dim), np.float32)
     for begin in range(start, start + count, _BLOCK):
-        passages = store.slice(begin, min(begin + _BLOCK, start + count))
-        # the longest first: a batch that does not fit into memory fails at once
-        by_length = sorted(
-            range(len(passages)), key=lambda i: -len(passages[i].title) - len(passages[i].text)
-        )
-        for first in range(0, len(passages), batch_size):
-            chosen = by_length[first : first + batch_size]
-            vectors = np.asarray(encode([passages[i] for i in chosen]), dtype=np.float32)
-            if vectors.ndim != 2 or len(vectors) != len(chosen):
+        rows = np.arange(begin, min(begin + _BLOCK, start + count))
+        if shard is not None and known is not None:
+            part = shard[begin - start : begin - start + len(rows)]
+            have = known.fill(begin, part)
+            if not np.isfinite(part[have]).all():
+                bad = rows[have][~np.isfinite(part[have]).all(axis=1)][0]
                 raise UserError(
-                    f"the encoder gave an array of shape {vectors.shape} for {len(chosen)} passages"
+                    f"the vector of passage {store[bad].id!r} {known.origin} is not finite: fetch the vectors again"
                 )
-            if not np.isfinite(vectors).all():
-                bad = passages[chosen[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]]
-                raise UserError(
-                    f"the encoder gave a vector that is not finite for passage {bad.id!r}: use a higher "
-                    "precision"
-                )
+            bar(int(have.sum()))
+            rows = rows[~have]
+        if not len(rows):
+            continue
+        if encode is None:
+            raise UserError(
+                f"passage {store[rows[0]].id!r} has no vector, and there is no encoder to make one"
+            )
+        for chosen, vectors in _encoded(store, encode, rows, batch_size):
             if shard is None:
                 shard = np.empty((count, vectors.shape[1]), np.float32)
-            shard[np.asarray(chosen) + (begin - start)] = vectors
+            if vectors.shape[1] != shard.shape[1]:
+                raise UserError(
+                    f"the encoder makes vectors of {vectors.shape[1]} dimensions and the others have "
+                    f"{shard.shape[1]}: give the encoder that made them"
+                )
+            shard[chosen - start] = vectors
             bar(len(chosen))
     assert shard is not None
     return shard
+
+
+def _encoded(
+    store: PassageStore, encode: Encode, rows: Int64[np.ndarray, " N"], batch_size: int
+) -> Iterator[tuple[Int64[np.ndarray, " B"], Float32[np.ndarray, "B D"]]]:
+    """The vectors of `rows`, batch by batch, passages of like length together."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        passages = store.slice(int(rows[0]), int(rows[-1]) + 1)
+    else:
+        passages = [store[row] for row in rows]
+    # the longest first: a batch that does not fit into memory fails at once
+    by_length = sorted(range(len(rows)), key=lambda i: -len(passages[i].title) - len(passages[i].text))
+    for first in range(0, len(rows), batch_size):
+        chosen = by_length[first : first + batch_size]
+        vectors = np.asarray(encode([passages[i] for i in chosen]), dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(chosen):
+            raise UserError(f"the encoder gave an array of shape {vectors.shape} for {len(chosen)} passages")
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            bad = passages[chosen[int(np.flatnonzero(~finite)[0])]]
+            raise UserError(
+                f"the encoder gave a vector that is not finite for passage {bad.id!r}: use a higher precision"
+            )
+        yield rows[chosen], vectors
 
 
 # ---------------------------------------------------------------------------------- one build at a time
