@@ -8,6 +8,7 @@ result is already there takes no time, and an interrupted one goes on.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -139,10 +140,16 @@ def _reported(logs: Path, stage: Stage) -> dict:
 
 @contextmanager
 def _children(running: dict) -> Iterator[None]:
-    """End the stages that are still running when something else ends the run."""
+    """End the stages that are still running when something ends the run: a failure, Ctrl-C, a scheduler's SIGTERM."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         for _, process, _ in running.values():
             process.terminate()
         for _, process, _ in running.values():
@@ -225,7 +232,7 @@ def main(arguments: list[str]) -> None:
     data = data.resolve()
     workers, threads = share_cores()
     plan = stages(seed, outputs, data, quick)
-    minutes = "two or three" if quick else "about twelve"
+    minutes = "two or three" if quick else "about nine"
     print(
         f"the demo: {len(plan)} stages, {workers} at a time, {minutes} minutes on two cores; "
         f"results in {outputs}"
