@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from rag.analysis.run_report import write_run_report
 from rag.cli import plain, run_script
 from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
@@ -86,7 +87,8 @@ def build_index(cfg: DictConfig) -> None:
             build(work, kind, queries)
             if work != folder:
                 replace_folder(work, folder)
-            show(Index.open(folder), f"index in {folder}")
+            write_run_report(folder)
+            show(Index.open(folder), f"index and report.md in {folder}")
 
 
 def difference(folder: Path, corpus: str, encoder: EncoderInfo) -> str | None:

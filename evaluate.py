@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rag.analysis.hot_swap import hot_swap
+from rag.analysis.run_report import write_run_report
 from rag.cli import from_checkpoint, plain, run_script
 from rag.errors import UserError
 from rag.evaluation import answer_questions, bm25_figures, retrieval_figures, write_predictions
@@ -116,8 +117,9 @@ def evaluate(cfg: DictConfig) -> None:
             result["hot_swap"] = hot_swap(model, indexes, asked, decoding, n_docs, cfg.batch_size)
         write_predictions(run.folder / "predictions.jsonl", model, found, n_docs)
         run.finish(result)
+        write_run_report(run.folder)
     show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cfg.split)
-    print(f"predictions and figures in {run.folder}")
+    print(f"predictions, figures and report.md in {run.folder}")
 
 
 def show(result: dict, checkpoint: str, split: str) -> None:

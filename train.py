@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from rag.analysis.run_report import write_run_report
 from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints
 from rag.cli import plain, run_script
 from rag.demo import ensure
@@ -97,7 +98,7 @@ def train(cfg: DictConfig) -> None:
         for name, value in figures.items():
             table.add_row(name, f"{value:.4f}")
         Console().print(table)
-        print(f"model in {run.folder / 'model'}")
+        print(f"model in {run.folder / 'model'}, report in {write_run_report(run.folder)}")
 
 
 if __name__ == "__main__":

@@ -95,14 +95,14 @@ def retrieval_figures(
     """{"recall": {K: …}} where gold ids are known, and {"answer_recall": {K: …}}: two different things."""
     ks = [k for k in ks if k <= rows.shape[1]]
     ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
-    texts = ([_text(store, row) for row in own] for own in rows[:, : max(ks)].tolist())
+    texts = ([passage_text(store, row) for row in own] for own in rows[:, : max(ks)].tolist())
     figures = {"answer_recall": answer_recall_at(texts, [e.answers for e in examples], ks)}
     if any(example.positive_ids for example in examples):
         figures["recall"] = recall_at(ids, [e.positive_ids for e in examples], ks)
     return {name: {str(k): float(np.nanmean(v)) for k, v in by_k.items()} for name, by_k in figures.items()}
 
 
-def _text(store: PassageStore, row: int) -> str:
+def passage_text(store: PassageStore, row: int) -> str:
     """ "title text" of a passage; nothing for a row of −1 (not found)."""
     if row < 0:
         return ""

@@ -1,34 +1,18 @@
 """The demo's report: the paper's comparisons (Tables 1 and 6, figure 3, section 4.5) on the mini-wiki."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from rich.console import Console
 from rich.table import Table
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+from rag.analysis import plots
+from rag.analysis.page import table
+from rag.analysis.plots import COLOURS, NAMES
+from rag.analysis.run_report import answers
+from rag.files import read_json, write_aside, write_json
+from rag.runs import git_commit, versions
 
-from rag.files import read_json, write_aside, write_json  # noqa: E402
-from rag.runs import git_commit, versions  # noqa: E402
-
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = {
-    "closed_book": "#999999",
-    "bm25": "#E69F00",
-    "frozen": "#56B4E9",
-    "rag_token": "#009E73",
-    "rag_sequence": "#0072B2",
-}
-NAMES = {
-    "closed_book": "closed-book BART",
-    "bm25": "RAG-Sequence, BM25",
-    "frozen": "RAG-Sequence, frozen",
-    "rag_token": "RAG-Token",
-    "rag_sequence": "RAG-Sequence",
-}
 # What the demo is expected to reach: (figure, at least or at most, bound).
 TARGETS = [
     ("closed-book EM on its own training questions", "≥", 0.95),
@@ -119,70 +103,34 @@ HEADER = ["model", "EM", "95 %", "F1", "recall@1", "recall@5", "recall@20"]
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Four panels: EM of each model, recall@1 before and after, EM against K, hot-swap."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 8), constrained_layout=True)
+    """Four panels: EM of each model, recall before and after, EM against K, hot-swap."""
+    figure, axes = plots.new_figure(11, 8, 2, 2)
     bars, recall, sweep, swap = axes.flat
 
     names = list(NAMES)
     values = [report[n]["test_em"] if n == "closed_book" else report[n]["em"] for n in names]
-    errors = [
-        [max(0.0, v - report["intervals"][n][0]) for n, v in zip(names, values, strict=True)],
-        [max(0.0, report["intervals"][n][1] - v) for n, v in zip(names, values, strict=True)],
-    ]
-    bars.barh(
-        [NAMES[n] for n in names],
-        values,
-        xerr=errors,
-        capsize=3,
-        color=[COLOURS[n] for n in names],
-        height=0.65,
-    )
-    for position, (value, error) in enumerate(zip(values, errors[1], strict=True)):
-        bars.text(value + error + 0.02, position, f"{value:.2f}", va="center")
-    bars.set(xlim=(0, 1.15), xlabel="exact match (95 % interval)", title="Questions about unseen people")
+    intervals = [report["intervals"][n] for n in names]
+    plots.interval_bars(bars, [NAMES[n] for n in names], values, intervals, [COLOURS[n] for n in names])
+    bars.set(xlabel="exact match (95 % interval)", title="Questions about unseen people")
 
     ks = ["1", "5", "20"]
-    trained = [("before", report["recall_before"], "#999999")]
-    trained += [(NAMES[n], report[n]["recall"], COLOURS[n]) for n in ("rag_token", "rag_sequence")]
-    for offset, (label, by_k, colour) in enumerate(trained):
-        places = [i + (offset - 1) * 0.27 for i in range(len(ks))]
-        recall.bar(places, [by_k[k] for k in ks], 0.25, label=label, color=colour)
-    recall.set_xticks(range(len(ks)), [f"recall@{k}" for k in ks])
-    recall.set(
-        ylim=(0, 1.25), ylabel="gold passage found", title="Retrieval before and after end-to-end training"
-    )
-    recall.legend(loc="upper left", ncols=3, frameon=False)
+    trained = {"before": report["recall_before"]}
+    trained |= {NAMES[n]: report[n]["recall"] for n in ("rag_token", "rag_sequence")}
+    shown = {label: [by_k[k] for k in ks] for label, by_k in trained.items()}
+    colours = [plots.GREY, COLOURS["rag_token"], COLOURS["rag_sequence"]]
+    plots.grouped_bars(recall, [f"recall@{k}" for k in ks], shown, colours)
+    recall.set(ylabel="gold passage found", title="Retrieval before and after end-to-end training")
 
-    for name, marker in (("rag_sequence", "o"), ("rag_token", "s"), ("frozen", "^"), ("bm25", "v")):
-        by_k = report[name]["em_by_k"]
-        sweep.plot(
-            [int(k) for k in by_k], list(by_k.values()), marker=marker, label=NAMES[name], color=COLOURS[name]
-        )
-    shown = [int(k) for k in report["rag_sequence"]["em_by_k"]]
-    sweep.set_xscale("log")
-    sweep.set_xticks(shown, [str(k) for k in shown])
-    sweep.minorticks_off()
-    sweep.set(ylim=(0, 1.02), xlabel="passages retrieved at test time, K", ylabel="exact match")
-    sweep.set_title("More passages at test time (figure 3)")
-    sweep.legend(loc="lower right", frameon=False)
+    with_retrieval = ("rag_sequence", "rag_token", "frozen", "bm25")
+    plots.against_k(sweep, {name: report[name]["em_by_k"] for name in with_retrieval})
+    sweep.set(ylabel="exact match", title="More passages at test time (figure 3)")
 
-    cells = report["hot_swap"]["rag_sequence"]
-    grid = [[cells[asked + indexed] for indexed in "AB"] for asked in "AB"]
-    swap.imshow(grid, vmin=0, vmax=1, cmap="Blues")
-    for row in range(2):
-        for column in range(2):
-            value = grid[row][column]
-            colour = "white" if value > 0.5 else "black"
-            swap.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=16)
-    swap.set_xticks([0, 1], ["edition A indexed", "edition B indexed"])
-    swap.set_yticks([0, 1], ["asked about A", "asked about B"])
+    plots.swap_grid(swap, plots.cells_of(report["hot_swap"]["rag_sequence"], "AB"))
     swap.set_title("Hot-swap: EM of RAG-Sequence (section 4.5)")
-    with write_aside(path) as aside:
-        figure.savefig(aside, dpi=120, format="png")
-    plt.close(figure)
+    plots.save(figure, path)
 
 
-def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
+def markdown(report: dict[str, Any], predictions: Path) -> str:
     """report.md."""
     lines = ["# The demo's report", ""]
     lines += [
@@ -190,7 +138,7 @@ def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         f"people who are never asked about in training. Seed {report['seed']}, commit {report['commit']}, "
         f"{report['seconds']['total']:,.0f} s in all.",
         "",
-        *_table(HEADER, rows_of(report)),
+        *table(HEADER, rows_of(report)),
         "",
         f"Closed-book BART answers {report['closed_book']['train_em']:.1%} of its own training questions: it "
         "knows them by heart and has nothing to say about anybody else.",
@@ -203,7 +151,7 @@ def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         "",
         "## What was to be reached",
         "",
-        *_table(
+        *table(
             ["figure", "bound", "value", "reached"],
             [
                 [t["figure"], t["bound"], f"{t['value']:.3f}", "yes" if t["reached"] else "**no**"]
@@ -215,7 +163,7 @@ def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         "",
         "Exact match on institutions that are never asked about in training; every head differs between the editions.",
         "",
-        *_table(
+        *table(
             ["model", "A asked, A indexed", "A asked, B indexed", "B asked, A indexed", "B asked, B indexed"],
             [
                 [NAMES[n], *(f"{cells[c]:.3f}" for c in ("AA", "AB", "BA", "BB"))]
@@ -225,49 +173,20 @@ def markdown(report: dict[str, Any], examples: list[dict[str, Any]]) -> str:
         "",
         "## Exact match against K",
         "",
-        *_table(
+        *table(
             ["model", *(f"K = {k}" for k in report["rag_sequence"]["em_by_k"])],
             [
                 [NAMES[n], *(f"{v:.3f}" for v in report[n]["em_by_k"].values())]
                 for n in ("rag_sequence", "rag_token", "frozen", "bm25")
             ],
         ),
-        "",
-        "## Ten questions, RAG-Sequence",
-        "",
     ]
-    for example in examples:
-        right = "✓" if example["prediction"].lower() in [a.lower() for a in example["answers"]] else "✗"
-        lines += [
-            f"**{example['question']}** {right}",
-            "",
-            f"answered *{example['prediction']}* (log p = {example['logprob']:.2f}), expected "
-            f"*{' or '.join(example['answers'])}*",
-            "",
-            *_table(
-                ["p(z\\|x)", "p(z\\|x,y)", "", "passage"],
-                [
-                    [
-                        f"{p['prior']:.2f}",
-                        f"{p['posterior']:.2f}",
-                        "gold" if p["gold"] else "",
-                        f"**{p['title']}** {p['text']}",
-                    ]
-                    for p in example["passages"][:3]
-                ],
-            ),
-            "",
-        ]
-    lines += ["## Seconds of each stage", ""]
-    lines += _table(
+    lines += answers(predictions, report["questions"], NAMES["rag_sequence"])
+    lines += ["", "## Seconds of each stage", ""]
+    lines += table(
         ["stage", "seconds"], [[name, f"{value:,.1f}"] for name, value in report["seconds"].items()]
     )
     return "\n".join(lines) + "\n"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
@@ -277,21 +196,19 @@ def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str
         old = read_json(before)["seconds"]
         seconds = {name: max(value, old.get(name, 0.0)) for name, value in seconds.items()}
     report = gather(folder, seed, seconds)
-    with open(folder / "evaluation" / "rag_sequence" / "predictions.jsonl", encoding="utf-8") as file:
-        examples = [json.loads(line) for line in file]
-    step = max(1, len(examples) // 10)
     plot(report, folder / "report.png")
     with write_aside(folder / "report.md") as aside:
-        aside.write_text(markdown(report, examples[::step][:10]), encoding="utf-8")
+        predictions = folder / "evaluation" / "rag_sequence" / "predictions.jsonl"
+        aside.write_text(markdown(report, predictions), encoding="utf-8")
     write_json(before, report)
 
     console = Console()
-    table = Table(
+    shown = Table(
         *HEADER, title=f"{report['questions']} questions about people never asked about in training"
     )
     for row in rows_of(report):
-        table.add_row(*row)
-    console.print(table)
+        shown.add_row(*row)
+    console.print(shown)
     for target in report["targets"]:
         if not target["reached"]:
             console.print(

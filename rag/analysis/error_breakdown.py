@@ -1,0 +1,88 @@
+"""Section 4.1: where answers go wrong, in retrieval or in reading.
+
+Each question falls in one of four cells: a passage with an answer was among the K that were read or not, and the answer
+given was right or wrong. Right without such a passage is what the generator knows by itself, or says in other words.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from hydra.utils import instantiate
+
+from rag.analysis import plots
+from rag.analysis.opened import Evaluation, open_examples, retrieve
+from rag.analysis.page import Analysis, shortened
+from rag.errors import UserError
+from rag.evaluation import passage_text
+from rag.metrics.qa import exact_match
+from rag.metrics.retrieval import answer_recall_at
+
+SHOWN = 90  # characters of a passage in the examples
+
+
+def error_breakdown(run: Path, examples: int = 4) -> Analysis:
+    """Answers by whether a passage with the answer was read, and whether they were right (section 4.1).
+
+    examples: how many questions of each kind of mistake are shown.
+    """
+    evaluation = Evaluation.open(run)
+    config = evaluation.config
+    if "retriever" not in config.module.model:
+        raise UserError(f"{run} is closed book and reads no passages: give a run with retrieval")
+    questions = open_examples(config)
+    if [example.question for example in questions] != [p["question"] for p in evaluation.predictions]:
+        raise UserError(
+            f"the questions of {config.split} have changed since {evaluation.folder}: evaluate again"
+        )
+    retriever = instantiate(config.module.model.retriever)
+    rows = retrieve(retriever, questions, int(config.n_docs), config.batch_size)
+    store = retriever.index.passages
+    texts = ([passage_text(store, row) for row in own] for own in rows.tolist())
+    answers = [example.answers for example in questions]
+    read = answer_recall_at(texts, answers, [rows.shape[1]])[rows.shape[1]] == 1
+    right = exact_match([p["prediction"] for p in evaluation.predictions], answers) == 1
+
+    kinds = {"answer among the passages": read, "answer in no passage": ~read}
+    frame = pd.DataFrame(
+        [
+            {
+                "": name,
+                "questions": int(own.sum()),
+                "right": int((own & right).sum()),
+                "wrong": int((own & ~right).sum()),
+                "EM": float(right[own].mean()) if own.any() else None,
+            }
+            for name, own in (*kinds.items(), ("all", np.ones_like(read)))
+        ]
+    )
+    shown = [
+        {
+            "mistake of": cause,
+            "question": questions[n].question,
+            "expected": " or ".join(questions[n].answers),
+            "answered": evaluation.predictions[n]["prediction"],
+            "first passage": shortened(passage_text(store, int(rows[n, 0])), SHOWN),
+        }
+        for cause, own in (("reading", read & ~right), ("retrieval", ~read & ~right))
+        for n in np.flatnonzero(own)[:examples]
+    ]
+    figure, axes = plots.new_figure(6, 3.2)
+    counts = np.array([[(own & right).sum(), (own & ~right).sum()] for own in kinds.values()])
+    shares = [f"answered right\n{right.sum():,}", f"answered wrong\n{(~right).sum():,}"]
+    plots.grid(axes[0, 0], counts, list(kinds), shares, "{:,.0f}", largest=counts.max(), fontsize=16)
+    axes[0, 0].set_title(f"{len(right):,} questions, K = {rows.shape[1]}")
+    wrong = int((~right).sum())
+    blame = (
+        ""
+        if not wrong
+        else (
+            f" Of {wrong:,} wrong answers {int((read & ~right).sum()):,} had a passage with the answer before them: a "
+            f"mistake of reading; {int((~read & ~right).sum()):,} are retrieval's."
+        )
+    )
+    text = (
+        f"{len(right):,} questions ({config.split}), K = {rows.shape[1]} passages, exact match.{blame} In the paper, "
+        "11.8 % of the questions of Natural Questions were answered right although no passage held the answer."
+    )
+    return Analysis("Where answers go wrong", text, frame, figure, pd.DataFrame(shown))

@@ -1,0 +1,108 @@
+"""Opening what the scripts left: a run folder of train.py, or one of evaluate.py, by its own settings."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from jaxtyping import Int64
+from omegaconf import DictConfig, OmegaConf
+
+from rag.cli import compose_config, from_checkpoint
+from rag.decoding import Decoding
+from rag.errors import UserError
+from rag.files import read_json
+from rag.model import RagModel
+from rag.progress import progress_bar
+from rag.tasks.example import Example
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: its settings (evaluate.py's), result.json and predictions.jsonl."""
+
+    folder: Path
+    config: DictConfig
+    result: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The name of the run that was evaluated."""
+        return Path(self.config.checkpoint).name
+
+    @classmethod
+    def open(cls, run: str | Path) -> "Evaluation":
+        """The evaluation in the folder `run`, or the one of the trained run in that folder.
+
+        Raises UserError where there is none, or several to choose from.
+        """
+        folder = find_evaluation(Path(run))
+        with open(folder / "predictions.jsonl", encoding="utf-8") as file:
+            predictions = [json.loads(line) for line in file]
+        return cls(folder, saved(folder), read_json(folder / "result.json"), predictions)
+
+
+def find_evaluation(run: Path) -> Path:
+    """`run` itself, the evaluation inside it, or, as the demo has it, the one beside it under evaluation/."""
+    if (run / "predictions.jsonl").exists():
+        return run
+    beside = run.parent / "evaluation" / run.name
+    found = [f.parent for f in sorted(run.glob("evaluation/*/predictions.jsonl"))]
+    found += [beside] if (beside / "predictions.jsonl").exists() else []
+    finished = [folder for folder in found if (folder / "result.json").exists()]
+    if len(finished) == 1:
+        return finished[0]
+    if finished:
+        raise UserError(f"{run} has several evaluations: give one, run={' or run='.join(map(str, finished))}")
+    if not run.is_dir():
+        raise UserError(f"run={run} does not exist: give a folder that train.py or evaluate.py left")
+    raise UserError(f"{run} has no finished evaluation: python evaluate.py checkpoint={run} makes one")
+
+
+def settings(run: str | Path) -> DictConfig:
+    """evaluate.py's settings for a trained run, or those that an evaluation was made with."""
+    run = Path(run)
+    if (run / "predictions.jsonl").exists():
+        return saved(run)
+    cfg = compose_config("evaluate", [])
+    cfg.checkpoint = str(run)
+    return from_checkpoint(cfg, [])
+
+
+def saved(folder: Path) -> DictConfig:
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def open_model(config: DictConfig) -> tuple[RagModel, Decoding]:
+    """The trained model, in evaluation mode, and how it is decoded."""
+    return instantiate(config.module.model).eval(), instantiate(config.decoding)
+
+
+def open_examples(config: DictConfig) -> list[Example]:
+    """The questions that are evaluated: `limit` of `split`."""
+    return instantiate(config.task).examples(config.split)[: config.limit]
+
+
+@torch.inference_mode()
+def retrieve(
+    retriever: Any, examples: Sequence[Example], depth: int, batch_size: int, description: str = "retrieving"
+) -> Int64[np.ndarray, "questions depth"]:
+    """Rows of the `depth` best passages for each question."""
+    if depth > len(retriever.index):
+        raise UserError(f"{depth} passages asked for, the index holds {len(retriever.index)}: ask for fewer")
+    retriever.eval()
+    found = []
+    with progress_bar(description, len(examples), "questions") as advance:
+        for start in range(0, len(examples), batch_size):
+            chunk = examples[start : start + batch_size]
+            questions = retriever.prepare([example.question for example in chunk])
+            found.append(retriever(questions, depth).rows)
+            advance(len(chunk))
+    return np.concatenate(found)
