@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, save_torch_state_dict
-from transformers import PreTrainedConfig, RagConfig, RagTokenForGeneration, RagTokenizer
+from transformers import PreTrainedConfig, RagConfig
 
 from rag.encoders import QuestionEncoder, load_weights
 from rag.errors import UserError
@@ -43,6 +43,9 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
     there is no such checkpoint, or its weights do not fit its config; weights that no part has are named in a
     warning.
     """
+    # Here alone: these bring the hub's datasets and pandas, a second that nobody else needs to wait for.
+    from transformers import RagTokenForGeneration, RagTokenizer
+
     path = str(path)
     what = "RAG checkpoint in the format of facebook/rag-token-nq"
     advice = (
@@ -86,6 +89,8 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> None:
 
     Raises UserError if it cannot be written.
     """
+    from transformers import RagTokenizer
+
     encoder, generator = checkpoint.question_encoder, checkpoint.generator
     special = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id")
     config = RagConfig.from_question_encoder_generator_configs(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -89,7 +90,23 @@ def run_script(
         if any(argument in ("-h", "--help") for argument in arguments):
             print(usage.strip())
             return
+        if arguments[:1] == ["-sc"]:
+            complete_in_shell(name, arguments[1:])
+            return
         body(compose_config(name, arguments))
+
+
+def complete_in_shell(name: str, arguments: list[str]) -> None:
+    """Hydra's shell completion, as its own entry point has it: -sc install=bash prints what the shell has to run."""
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            hydra.shell_completion(name, arguments)
+    except ValueError as error:
+        raise UserError(
+            f"-sc {' '.join(arguments)} is no shell completion: there are install=bash, install=zsh and install=fish"
+        ) from error
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
@@ -260,35 +277,42 @@ CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recal
 OWN = ("checkpoint", "split", "limit", "batch_size", "results", "overwrite")
 
 
-def from_checkpoint(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration a run was trained with, its weights as the model's, and evaluate.py's overrides on top.
+def from_checkpoint(
+    cfg: DictConfig,
+    overrides: list[str],
+    script: str = "evaluate.py",
+    changeable: tuple[str, ...] = CHANGEABLE,
+    own: tuple[str, ...] = OWN,
+) -> DictConfig:
+    """The configuration a run was trained with, its weights as the model's, and a script's overrides on top.
 
+    changeable: what the script may change of the run. own: settings that the script has and the run has not.
     Raises UserError for a checkpoint that is not a finished run of a model that answers questions, and for an override
     that contradicts it.
     """
     if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise UserError("say which model to evaluate: checkpoint=RUN, a run folder of train.py")
+        raise UserError("say which model: checkpoint=RUN, a run folder of train.py")
     folder = Path(cfg.checkpoint)
     saved = saved_config(folder)
     for key in (
-        *OWN,
-        *(each for each in CHANGEABLE if each not in saved),
+        *own,
+        *(each for each in changeable if each not in saved),
     ):  # a setting that is younger than the run
         OmegaConf.update(saved, key, cfg[key], force_add=True)
     for override in overrides:
         path = key_of(override).replace("/", ".")
         key = path.split(".")[0].split("@")[0]
-        if key in CHANGEABLE and not override.startswith("~"):
+        if key in changeable and not override.startswith("~"):
             OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
         elif key == "experiment":
             if cfg.name != saved.name:
                 raise UserError(
                     f"{override} is the run {cfg.name} but {folder} was trained as {saved.name}: drop one of the two"
                 )
-        elif key not in (*OWN, "paths", "hydra"):
+        elif key not in (*own, "paths", "hydra"):
             raise UserError(
-                f"{override} contradicts the checkpoint, which decides it: evaluate.py takes "
-                f"{', '.join((*CHANGEABLE, *OWN))}"
+                f"{override} contradicts the checkpoint, which decides it: {script} takes "
+                f"{', '.join((*changeable, *own))}"
             )
     changed = {key_of(override) for override in overrides}
     if changed & {"corpus", "corpus.name"} and not changed & {"index", "index.path"}:
@@ -330,6 +354,6 @@ def saved_config(folder: Path) -> DictConfig:
         ) from error
     if not isinstance(saved, DictConfig) or OmegaConf.select(saved, "module.model.generator") is None:
         raise UserError(
-            f"checkpoint={folder} is a run without a generator: only models that answer can be evaluated"
+            f"checkpoint={folder} is a run without a generator: only models that answer can be asked"
         )
     return saved

@@ -313,6 +313,12 @@ def _search(
 
 def _generation_config(generator: Generator, decoding: Decoding, count: int) -> GenerationConfig:
     """What `generate` is told: the decoding settings, our special tokens and the generator's forced ones."""
+    positions = getattr(generator.model.config, "max_position_embeddings", None)
+    if positions is not None and decoding.max_new_tokens > positions:
+        raise UserError(
+            f"decoding.max_new_tokens is {decoding.max_new_tokens} but the generator has {positions} positions: "
+            f"give at most {positions}"
+        )
     own = getattr(generator.model, "generation_config", None)
     settings: dict[str, Any] = {}
     if decoding.do_sample:

@@ -147,16 +147,26 @@ class LexicalRetriever(nn.Module):
 
     trainable = False
 
-    def __init__(self, scorer: Any, index: Index):
+    def __init__(self, scorer: Any, index: Index, build: Callable[[PassageStore], Any] | None = None):
         super().__init__()
         self.scorer = scorer
         self.index = index
+        self.build = build
 
     @classmethod
     def over(cls, build: Callable[[PassageStore], Any], index: str | Path) -> Self:
         """Build the scorer over the passages of an index folder. `build` is BM25.build or another of rag/lexical.py."""
         opened = Index.open(Path(index))
-        return cls(build(opened.passages), opened)
+        return cls(build(opened.passages), opened, build)
+
+    def swap(self, index: Index) -> None:
+        """Exchange the passages. Raises UserError where nothing is known of how to score others."""
+        if self.build is None:
+            raise UserError(
+                "this retriever was made over one set of passages: make it with LexicalRetriever.over"
+            )
+        self.scorer = self.build(index.passages)
+        self.index = index
 
     def prepare(self, questions: list[str]) -> Questions:
         return Questions(questions, {})

@@ -513,7 +513,7 @@ def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys
     for wrong, sentence in {
         f"checkpoint={tmp_path}": "is no run folder of train.py",
         f"checkpoint={demo.run('dpr')}": "is a run without a generator",
-        "split=dev": "say which model to evaluate: checkpoint=RUN",
+        "split=dev": "say which model: checkpoint=RUN",
     }.items():
         assert demo("evaluate", wrong) == 2
         assert sentence in refusal(capsys)

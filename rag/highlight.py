@@ -1,0 +1,62 @@
+"""Where the words of an answer stand in a passage, and the piece of the passage that shows them."""
+
+import unicodedata
+
+import regex
+
+Spans = list[tuple[int, int]]  # beginning and end of each place, in characters
+
+_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
+# Lucene's English stop words: they stand everywhere, and say nothing of where an answer is from.
+_STOP_WORDS = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
+    "this to was will with".split()
+)
+
+
+def answer_spans(text: str, answer: str) -> Spans:
+    """The places in `text` where words of `answer` stand, in order; neighbours are one place.
+
+    Words are compared as runs of letters, digits and marks, ignoring case. Stop words count only between two words
+    that do ("Bank of England"), or where the answer has no others.
+    """
+    words = {_normal(word) for word in _WORD.findall(answer)}
+    telling = words - _STOP_WORDS or words
+    found = [(match.span(), _normal(match[0])) for match in _WORD.finditer(text)]
+    hits = [word in telling for _, word in found]
+    for place in range(1, len(found) - 1):
+        if hits[place - 1] and hits[place + 1] and found[place][1] in words:
+            hits[place] = True
+    spans: Spans = []
+    before = False
+    for ((start, end), _), hit in zip(found, hits, strict=True):
+        if hit and before:
+            spans[-1] = (spans[-1][0], end)
+        elif hit:
+            spans.append((start, end))
+        before = hit
+    return spans
+
+
+def _normal(word: str) -> str:
+    return unicodedata.normalize("NFKC", word).casefold()
+
+
+def snippet(text: str, spans: Spans, length: int) -> tuple[str, Spans]:
+    """At most `length` characters of `text`, and "…" where it was cut, with the first place in it; and its places.
+
+    The piece begins and ends between words.
+    """
+    if len(text) <= length:
+        return text, spans
+    first = spans[0][0] if spans else 0
+    start = max(0, min(first - length // 3, len(text) - length))
+    if start and 0 <= (space := text.find(" ", start - 1)) < first:
+        start = space + 1
+    end = min(len(text), start + length)
+    if end < len(text) and (space := text.rfind(" ", start + 1, end + 1)) > first:
+        end = space
+    before, after = "… " if start else "", " …" if end < len(text) else ""
+    shift = len(before) - start
+    kept = [(max(s, start) + shift, min(e, end) + shift) for s, e in spans if s < end and e > start]
+    return before + text[start:end] + after, kept
