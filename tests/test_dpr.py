@@ -118,3 +118,14 @@ def test_inverse_cloze_batches_share_words_of_their_titles():
     cloze.setup(passages)
     rows = {row for seed in range(5) for _, row, _ in cloze.make(np.random.default_rng(seed), 2)}
     assert rows <= {0, 1, 2, 3}
+
+
+def test_inverse_cloze_batches_hold_several_passages_of_a_title():
+    """So that the name alone does not tell which of them a query was made from; none of many is left out for ever."""
+    titles = ["Ada Marlow"] * 9 + ["Otto Marlow"]
+    passages = [Passage(str(n), title, "One thing. Another thing.") for n, title in enumerate(titles)]
+    cloze = InverseCloze()
+    cloze.setup(passages)
+    batches = [[row for _, row, _ in cloze.make(np.random.default_rng(seed), 6)] for seed in range(20)]
+    assert all(len({row for row in batch if row < 9}) >= 3 for batch in batches)
+    assert {row for batch in batches for row in batch} == set(range(10))

@@ -2,8 +2,8 @@
 
 Gives a bi-encoder its first idea of which passage goes with which words, before it sees a question. Two changes to the
 usual task did most for small encoders: the title stands anywhere among noise words that tell nothing, as it does in
-questions ("when did … take up …"), and the passages of a batch share words of their titles, so that half a name is not
-enough.
+questions ("when did … take up …"), and the passages of a batch share words of their titles, or the whole title, so that
+neither half a name nor all of it is enough and what a passage says has to be read.
 """
 
 import re
@@ -40,27 +40,32 @@ class InverseCloze:
         self.passages: Sequence[Passage] = ()
 
     def setup(self, passages: Sequence[Passage]) -> None:
-        """Learn which passages share a word of their title, and which words occur in no title."""
+        """Learn which passages share their title or a word of it, and which words occur in no title."""
         self.passages = passages
         by_word: dict[str, list[int]] = defaultdict(list)
+        by_title: dict[str, list[int]] = defaultdict(list)
         vocabulary: dict[str, None] = {}
         for row, passage in enumerate(passages):
+            by_title[passage.title].append(row)
             for word in dict.fromkeys(_WORD.findall(passage.title.lower())):
                 by_word[word].append(row)
             if row < 50_000:
                 vocabulary.update(dict.fromkeys(_WORD.findall(passage.text.lower())))
         self.clusters = [np.array(rows) for rows in by_word.values() if 2 <= len(rows) <= 1000]
+        self.same_title = {row: rows for rows in by_title.values() for row in rows}
         self.noise = [word for word in vocabulary if word not in by_word]
 
     def make(self, random: np.random.Generator, count: int) -> list[tuple[str, int, Passage]]:
-        """`count` triples whose passages come in clusters that share a word of their title."""
+        """`count` triples whose passages come in clusters: passages whose titles share a word, each with some of its title's others."""
         rows: dict[int, None] = {}
         while len(rows) < count:
             if not self.clusters:
                 rows[int(random.integers(len(self.passages)))] = None
                 continue
             cluster = self.clusters[random.integers(len(self.clusters))]
-            rows.update(dict.fromkeys(random.permutation(cluster)[:8].tolist()))
+            for row in random.permutation(cluster)[:4].tolist():
+                beside = random.permutation(self.same_title[row])[:4].tolist()
+                rows.update(dict.fromkeys([row, *beside]))
         return [self._triple(random, row) for row in list(rows)[:count]]
 
     def _triple(self, random: np.random.Generator, row: int) -> tuple[str, int, Passage]:
