@@ -56,7 +56,7 @@ class InverseCloze:
         self.noise = [word for word in vocabulary if word not in by_word]
 
     def make(self, random: np.random.Generator, count: int) -> list[tuple[str, int, Passage]]:
-        """`count` triples whose passages come in clusters: passages whose titles share a word, each with some of its title's others."""
+        """`count` triples whose passages come in clusters: titles that share a word, some passages of each."""
         rows: dict[int, None] = {}
         while len(rows) < count:
             if not self.clusters:
