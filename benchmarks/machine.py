@@ -1,0 +1,53 @@
+"""The machine that figures are taken on: what it is, one core of it, and its own limit of matrix products."""
+
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+
+def pin_to_one_core() -> None:
+    """Run on one core alone, the last that this process may use."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def describe() -> str:
+    """Date, commit and machine, for the head of a table."""
+    root = Path(__file__).resolve().parents[1]
+    commit = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+    ).stdout.strip()
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+    else:
+        machine = f"one core of {os.cpu_count()}, {platform.machine()}"
+    return f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}, {machine}"
+
+
+def gemm_peak(n: int = 2048, repeats: int = 5, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """FLOP a second of an n × n × n matrix product, the best of some."""
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(repeats):
+        seconds = timed(lambda: a @ b, device)
+        best = max(best, 2 * n**3 / seconds)
+    return best
+
+
+def timed(call: object, device: str = "cpu") -> float:
+    """Seconds of one call: CPU time on a CPU, time until the device is done elsewhere."""
+    assert callable(call)
+    if device == "cpu":
+        start = time.process_time()
+        call()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
