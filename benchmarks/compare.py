@@ -82,9 +82,10 @@ class Side:
 
     def __init__(self, size: world.Size, docs: int, questions: int, passages: int, folder: Path):
         from rag.encoders import QuestionEncoder
-        from rag.index import EncoderInfo, build, embed
+        from rag.index import build
         from rag.passages import Passage, PassageStore
         from rag.retriever import DenseRetriever
+        from rag.vectors import EncoderInfo, embed
 
         self.docs = docs
         text = world.Text()
@@ -239,7 +240,9 @@ class Generate:
         tokens = encoder.tokenize(self.side.questions)
         with torch.no_grad():
             queries = encoder(**tokens)
-            found = retriever(tokens["input_ids"], queries.numpy(), n_docs=self.side.docs, return_tensors="pt")
+            found = retriever(
+                tokens["input_ids"], queries.numpy(), n_docs=self.side.docs, return_tensors="pt"
+            )
         scores = torch.einsum("bd,bkd->bk", queries, found["retrieved_doc_embeds"].float())
         length = (
             {"max_length": GENERATED + 1}  # RAG-Token knows no other, and counts the start token
@@ -415,7 +418,9 @@ def compare(
 
 
 def table(rows: Sequence[Row]) -> Table:
-    shown = Table("size", "what", "K", "B", "time", "memory", "equal", "ours s", "theirs s", "ours MB", "theirs MB")
+    shown = Table(
+        "size", "what", "K", "B", "time", "memory", "equal", "ours s", "theirs s", "ours MB", "theirs MB"
+    )
     for row in rows:
         seconds = row.seconds or (None, None)
         peaks = row.bytes or (None, None)
@@ -434,7 +439,9 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("--size", default="small", help="small, base or several: small,base")
     parser.add_argument("--only", default=",".join(WHAT), help="what to compare, separated by commas")
     parser.add_argument("--shapes", default=",".join(f"{k}x{b}" for k, b in SHAPES), help="KxB, KxB, …")
@@ -442,7 +449,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument("--passages", type=int, default=PASSAGES, help="in the index")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--device", default="cpu", help="cuda: throughput there instead (benchmarks.throughput)")
+    parser.add_argument(
+        "--device", default="cpu", help="cuda: throughput there instead (benchmarks.throughput)"
+    )
     parser.add_argument("--peak-of", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.size, given.only = given.size.split(","), given.only.split(",")
@@ -471,7 +480,9 @@ def main() -> None:
             print(peak_memory(call))
         return
     console = Console(width=120)
-    console.print(f"{describe()}\ntransformers {transformers.__version__}, torch {torch.__version__}, float32")
+    console.print(
+        f"{describe()}\ntransformers {transformers.__version__}, torch {torch.__version__}, float32"
+    )
     rows = compare(
         given.size,
         given.only,

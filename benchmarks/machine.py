@@ -20,7 +20,9 @@ def describe() -> str:
     """Date, commit and machine, for the head of a table."""
     root = Path(__file__).resolve().parents[1]
     commit = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     if torch.cuda.is_available():
         machine = torch.cuda.get_device_name()
@@ -29,7 +31,9 @@ def describe() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}, {machine}"
 
 
-def gemm_peak(n: int = 2048, repeats: int = 5, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+def gemm_peak(
+    n: int = 2048, repeats: int = 5, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> float:
     """FLOP a second of an n × n × n matrix product, the best of some."""
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     best = 0.0

@@ -91,7 +91,9 @@ def main() -> None:
         side = compare.Side(world.SIZES[given.size], docs, questions, given.passages, Path(folder))
         for what in given.only.split(","):
             found.append(breakdown(what, compare.task(what, side).ours(), peak))
-    shown = Table("what", "s", "products", "attention", "GFLOP", "GFLOP/s", "in products", "of the peak", "largest")
+    shown = Table(
+        "what", "s", "products", "attention", "GFLOP", "GFLOP/s", "in products", "of the peak", "largest"
+    )
     for one in found:
         shown.add_row(
             one.what,

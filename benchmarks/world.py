@@ -8,7 +8,6 @@ what random weights happen to end with.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tokenizers

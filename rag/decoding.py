@@ -38,14 +38,15 @@ from torch import Tensor
 from transformers import Cache, EncoderDecoderCache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from rag import marginalize
+from rag import cross_attention, marginalize
 from rag.classify import Classifier
+from rag.cross_attention import CrossKeys
 from rag.errors import UserError
-from rag.generator import CrossKeys, Generator
+from rag.generator import Generator
 from rag.model import Contexts, RagModel, RagSequence
 
-# How many numbers of what the decoder reads (encoder states, cross-attention's keys and values) are gathered at
-# once while hypotheses are scored: 256 MiB in float32.
+# How many numbers of encoder states, or of self-attention's keys and values, are held at once while hypotheses are
+# scored: 256 MiB in float32.
 STATES_AT_ONCE = 1 << 26
 NO_TOKEN = -1  # stands after an answer's last token; no model generates it, as it may the padding token
 
@@ -188,63 +189,119 @@ def _classify(model: Classifier, contexts: Contexts) -> list[list[Answer]]:
 
 
 class MarginalForGeneration(PreTrainedModel, GenerationMixin):
-    """A generator and K encoded passages a question, seen by `generate` as one model of the next token.
+    """A generator and K encoded passages for each of B questions, seen by `generate` as one model of the next token.
 
-    Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), normalised. `encoder_outputs` (B, K, length, width),
-    `context_mask` (B, K, length) and `doc_logprobs` (B, K) have the question as their first dimension, so
-    that `generate` repeats them for beams and samples as it does for any model; the decoder's rows are
-    question, beam, passage, in this order.
+    Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), normalised. What `generate` knows of a question is its number,
+    as `encoder_outputs` (B, 1, 1), and it repeats those for beams and samples as it does for any model; the contexts
+    stay as they are. The decoder's rows are question, passage, beam, in this order.
+
+    What each step computed is kept in `steps`, so that nobody has to compute it again.
     """
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, generator: Generator):
+    def __init__(
+        self,
+        generator: Generator,
+        states: Float[Tensor, "contexts length width"],
+        mask: Bool[Tensor, "contexts length"],
+        doc_logprobs: Float[Tensor, "batch docs"],
+    ):
         # A copy, for a model writes to its config; this one says which attention and cache the generator has.
         super().__init__(copy.deepcopy(generator.model.config))
         self.config.is_encoder_decoder = True
         self.generation_config = GenerationConfig()
         self.generator = generator
+        self.states, self.mask, self.doc_logprobs = states, mask, doc_logprobs
+        self.for_each_row: tuple[Tensor, Tensor] | None = None
+        self.steps: list[_Step] = []
 
     @property
     def device(self) -> torch.device:
         return self.generator.model.device
 
+    @property
+    def questions(self) -> BaseModelOutput:
+        numbers = torch.arange(len(self.doc_logprobs), device=self.device)
+        return BaseModelOutput(last_hidden_state=numbers.view(-1, 1, 1))  # type: ignore[arg-type]
+
     def forward(
         self,
-        decoder_input_ids: Int[Tensor, "batch tokens"],
+        decoder_input_ids: Int[Tensor, "rows tokens"],
         encoder_outputs: BaseModelOutput,
-        context_mask: Bool[Tensor, "batch docs length"],
-        doc_logprobs: Float[Tensor, "batch docs"],
         past_key_values: Cache | None = None,
         use_cache: bool = True,
         **_: Any,
     ) -> Seq2SeqLMOutput:
-        states = encoder_outputs.last_hidden_state
-        assert states is not None
-        docs = doc_logprobs.shape[1]
-        decoded = self.generator.model.get_decoder()(
-            input_ids=decoder_input_ids.repeat_interleave(docs, dim=0),
-            encoder_hidden_states=states.flatten(0, 1),
-            encoder_attention_mask=context_mask.flatten(0, 1).long(),
-            past_key_values=past_key_values,
-            use_cache=use_cache,
+        decoder = self.generator.model.get_decoder()
+        questions, docs = self.doc_logprobs.shape
+        copies = len(decoder_input_ids) // questions
+        ids = decoder_input_ids.unflatten(0, (questions, copies)).unsqueeze(1).expand(-1, docs, -1, -1)
+        if use_cache and cross_attention.can_share(decoder, past_key_values):
+            assert isinstance(past_key_values, EncoderDecoderCache)
+            first = past_key_values.get_seq_length() == 0
+            if first:  # the beams of a question are the same still
+                ids = ids[:, :, :1]
+            hidden = cross_attention.decode(
+                decoder, ids.flatten(0, 2), self.states, self.mask, past_key_values
+            )
+            if first and copies > 1:
+                contexts = torch.arange(len(self.states), device=hidden.device)
+                cross_attention.take_rows(past_key_values, contexts.repeat_interleave(copies))
+        else:
+            if self.for_each_row is None:
+                self.for_each_row = (
+                    self.states.repeat_interleave(copies, dim=0),
+                    self.mask.repeat_interleave(copies, dim=0).long(),
+                )
+            decoded = decoder(
+                input_ids=ids.flatten(0, 2),
+                encoder_hidden_states=self.for_each_row[0],
+                encoder_attention_mask=self.for_each_row[1],
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            )
+            hidden, past_key_values = decoded.last_hidden_state[:, -1], decoded.past_key_values
+        logprobs, normalisers = self._marginal(hidden.view(questions, docs, -1, hidden.shape[-1]))
+        self.steps.append(_Step(hidden.view(*normalisers.shape, -1), normalisers))
+        cache: Any = past_key_values
+        return Seq2SeqLMOutput(
+            logits=logprobs.expand(-1, copies, -1).reshape(questions * copies, 1, -1),  # type: ignore[arg-type]
+            past_key_values=cache,
         )
-        logprobs = self.generator.logits(decoded.last_hidden_state[:, -1]).float().log_softmax(dim=-1)
-        marginal = marginalize.next_token_logprobs(doc_logprobs, logprobs.unflatten(0, (-1, docs)))
-        cache: Any = decoded.past_key_values
-        return Seq2SeqLMOutput(logits=marginal.unsqueeze(1), past_key_values=cache)  # type: ignore[arg-type]
+
+    def _marginal(
+        self, hidden: Float[Tensor, "batch docs copies width"]
+    ) -> tuple[Float[Tensor, "batch copies vocab"], Float[Tensor, "batch docs copies"]]:
+        """log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), and the logarithm of what normalises p_θ; a few questions at a time."""
+        marginals, normalisers = [], []
+        at_once = self.generator.rows_at_once // (hidden.shape[1] * hidden.shape[2])
+        for some in _chunks(len(hidden), at_once):
+            logits = marginalize.at_least_float32(self.generator.logits(hidden[some]))
+            logprobs = logits.log_softmax(dim=-1)
+            normalisers.append(logits.amax(dim=-1) - logprobs.amax(dim=-1))
+            marginals.append(marginalize.next_token_logprobs(self.doc_logprobs[some], logprobs))
+        return torch.cat(marginals), torch.cat(normalisers)
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Int[Tensor, " batch"]) -> Cache:
-        """Beams go on from other beams, each with its K rows. Called by beam search at every step.
-
-        Only what was generated moves: a beam's successor belongs to the same question and reads the same
-        passages, so cross-attention's keys and values, which are most of the cache, are right where they are.
-        """
-        keys: Any = past_key_values.self_attention_cache.layers[0]
-        docs = keys.keys.shape[0] // len(beam_idx)
-        rows = beam_idx.unsqueeze(1) * docs + torch.arange(docs, device=beam_idx.device)
-        past_key_values.self_attention_cache.reorder_cache(rows.flatten())  # type: ignore[arg-type]
+        """Beams go on from other beams of their question, under each passage. Called by beam search at every step."""
+        questions, docs = self.doc_logprobs.shape
+        copies = len(beam_idx) // questions
+        contexts = torch.arange(questions * docs, device=beam_idx.device).unsqueeze(1)
+        beams = (beam_idx % copies).view(questions, 1, copies).expand(-1, docs, -1).flatten(0, 1)
+        cross_attention.take_rows(past_key_values, (contexts * copies + beams).flatten())
         return past_key_values
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The decoder's states for the next token, and the logarithm of what normalises p_θ there.
+
+    copies: beams or samples of a question, or 1 where they are all the same.
+    """
+
+    hidden: Float[Tensor, "batch docs copies width"]
+    normalisers: Float[Tensor, "batch docs copies"]
 
 
 @dataclass(frozen=True)
@@ -254,33 +311,26 @@ class _Found:
     tokens: Int[Tensor, "found tokens"]
     forced: int  # leading tokens that were given, not generated: 1 with a forced first token, else 0
     batch_row: Int[Tensor, " found"]
-    logprobs: Float[Tensor, " found"] | None  # log-probability, where asked for
-    keys: CrossKeys | None  # of the contexts, (batch · docs) rows; None where the search kept none
+    token_logprobs: Float[Tensor, "found docs tokens"]  # log p_θ(y_i|x,z,y_<i) of these tokens
+    normalisers: Float[Tensor, "found docs tokens"]  # the logarithm of what normalises p_θ there
+    keys: CrossKeys | None  # of the contexts, (batch · docs) rows; None where they were not shared
 
 
 def _search(
     generator: Generator,
-    states: Float[Tensor, "batch docs length width"],
-    mask: Bool[Tensor, "batch docs length"],
+    states: Float[Tensor, "contexts length width"],
+    mask: Bool[Tensor, "contexts length"],
     doc_logprobs: Float[Tensor, "batch docs"],
     decoding: Decoding,
     count: int,
     generate_kwargs: dict[str, Any],
-    want_logprobs: bool = False,
 ) -> _Found:
     """Generate `count` sequences for each row of a batch from the marginal over its `docs` passages."""
     config = _generation_config(generator, decoding, count)
     rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
     config.return_dict_in_generate = True
-    config.output_logits = want_logprobs  # steps × rows × V numbers, kept until the search ends
-    marginal: Any = MarginalForGeneration(generator)
-    output = marginal.generate(
-        generation_config=config,
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),  # type: ignore[arg-type]
-        context_mask=mask,
-        doc_logprobs=doc_logprobs,
-        **rest,
-    )
+    marginal: Any = MarginalForGeneration(generator, states, mask, doc_logprobs)
+    output = marginal.generate(generation_config=config, encoder_outputs=marginal.questions, **rest)
     tokens = output.sequences[:, 1:]  # without the start token
     ended = (tokens == generator.end_token).long().cumsum(dim=1)
     real = (ended - (tokens == generator.end_token).long()) == 0
@@ -291,24 +341,25 @@ def _search(
         padding = (tokens == generator.pad_token) & (tokens != generator.end_token)
         real = real & (padding.flip(1).long().cumprod(dim=1).flip(1) == 0)
     found = torch.arange(len(tokens), device=tokens.device)
-    logprobs = None
-    forced = int(config.forced_bos_token_id is not None)
-    if want_logprobs:
-        logprobs = tokens.new_zeros(len(tokens), dtype=torch.float32)
-        for step, logits in enumerate(output.logits[: tokens.shape[1]]):
-            if step >= forced:
-                row = found if beams is None else beams[:, step].clamp(min=0).long()
-                taken = logits[row, tokens[:, step]]  # normalised already
-                logprobs += taken.masked_fill(~real[:, step], 0.0)
-    keys = CrossKeys.of(output.past_key_values)
-    if keys is not None:
-        contexts = doc_logprobs.numel()
-        copies = len(keys.layers[0][0]) // contexts  # each question's rows: beam or sample, passage
-        if copies > 1:
-            rows = torch.arange(contexts, device=tokens.device).view_as(doc_logprobs)
-            rows = rows + rows[:, :1] * (copies - 1)
-            keys = keys[rows.flatten()]
-    return _Found(tokens.masked_fill(~real, NO_TOKEN), forced, found // count, logprobs, keys)
+    token_logprobs, normalisers = [], []
+    for i, step in enumerate(marginal.steps[: tokens.shape[1]]):
+        batch, docs, copies = step.normalisers.shape
+        row = found if beams is None else beams[:, i].clamp(min=0).long()
+        question = row // (len(found) // batch if beams is None else decoding.num_beams)
+        own = (question, slice(None), row % copies)
+        normalisers.append(step.normalisers[own])
+        logits = generator.token_logits(step.hidden[own], tokens[:, i : i + 1].expand(-1, docs))
+        token_logprobs.append(logits - normalisers[-1])
+    cache = output.past_key_values
+    shared = marginal.for_each_row is None
+    return _Found(
+        tokens.masked_fill(~real, NO_TOKEN),
+        int(config.forced_bos_token_id is not None),
+        found // count,
+        torch.stack(token_logprobs, dim=2),
+        torch.stack(normalisers, dim=2),
+        CrossKeys.of(cache) if shared else None,
+    )
 
 
 def _generation_config(generator: Generator, decoding: Decoding, count: int) -> GenerationConfig:
@@ -352,21 +403,21 @@ def _generate_token(
             f"{count} answers from {decoding.num_beams} beams: give num_beams of at least "
             "num_return_sequences, or num_beams=1 with do_sample=true"
         )
-    docs = contexts.n_docs
     # A question without passages has no next token: an even prior keeps NaN away, its answers are dropped.
     nothing = (contexts.doc_logprobs == -torch.inf).all(dim=1, keepdim=True)
     found = _search(
         generator,
-        contexts.states.unflatten(0, (-1, docs)),
-        contexts.mask.unflatten(0, (-1, docs)),
+        contexts.states,
+        contexts.mask,
         contexts.doc_logprobs.masked_fill(nothing, 0.0),
         decoding,
         count,
         generate_kwargs,
     )
     prior = contexts.doc_logprobs[found.batch_row]
-    every = torch.arange(contexts.doc_logprobs.numel(), device=prior.device)
-    token_logprobs, token_mask = _score(generator, contexts, found, every, found.batch_row, found.tokens)
+    token_mask = (found.tokens != NO_TOKEN)[:, found.forced :]
+    missed = (prior == -torch.inf).unsqueeze(2)
+    token_logprobs = found.token_logprobs[:, :, found.forced :].masked_fill(missed, -torch.inf)
     logprob = marginalize.token_logprob(prior, token_logprobs, token_mask)
     scored = _Scored(
         found.batch_row,
@@ -401,15 +452,14 @@ def _generate_sequence(
         }
     found = _search(
         generator,
-        contexts.states[passages].unsqueeze(1),
-        contexts.mask[passages].unsqueeze(1),
+        contexts.states[passages],
+        contexts.mask[passages],
         contexts.doc_logprobs.new_zeros(len(passages), 1),
         decoding,
         decoding.num_return_sequences
         if decoding.do_sample and decoding.num_beams == 1
         else decoding.num_beams,
         generate_kwargs,
-        want_logprobs=not decoding.thorough,
     )
     passage = passages[found.batch_row]
     real = (found.tokens != NO_TOKEN).any(dim=1)
@@ -418,13 +468,21 @@ def _generate_sequence(
     question, tokens = distinct[:, 0], distinct[:, 1:]
     proposed = torch.zeros(len(distinct), docs, dtype=torch.bool, device=tokens.device)
     proposed[which, passage[real] % docs] = True
-    if decoding.thorough:
-        token_logprobs, token_mask = _score(generator, contexts, found, passages, question, tokens)
-        doc_scores = token_logprobs.masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2)
+    token_mask = (tokens != NO_TOKEN)[:, found.forced :]
+    if not decoding.thorough:
+        shape = (len(distinct), docs, found.tokens.shape[1])
+        token_logprobs = found.token_logprobs.new_full(shape, -torch.inf)
+        token_logprobs[which, passage[real] % docs] = found.token_logprobs[real, 0]
+    elif found.keys is None:
+        token_logprobs = _score_whole(generator, contexts, question, tokens)
     else:
-        assert found.logprobs is not None
-        doc_scores = found.logprobs.new_full((len(distinct), docs), -torch.inf)
-        doc_scores[which, passage[real] % docs] = found.logprobs[real]
+        found_as = torch.full_like(found.batch_row, -1)
+        found_as[real] = which
+        token_logprobs = _score_by_prefix(
+            generator, contexts, found, found.keys, passages, found_as, question, tokens
+        )
+    token_logprobs = token_logprobs[:, :, found.forced :].masked_fill(~token_mask.unsqueeze(1), 0.0)
+    doc_scores = token_logprobs.sum(dim=2)
     answers = {}
     for k, of_k in all_contexts.items():
         own = proposed[:, :k].any(dim=1)
@@ -436,61 +494,152 @@ def _generate_sequence(
     return answers
 
 
-def _score(
+def _score_whole(
+    generator: Generator,
+    contexts: Contexts,
+    question: Int[Tensor, " sequences"],
+    tokens: Int[Tensor, "sequences tokens"],
+) -> Float[Tensor, "sequences docs tokens"]:
+    """log p_θ(y_i|x,z,y_<i) of sequences under every passage of their question, by a forward pass for each.
+
+    For decoders without a cache. −inf for passages that were not found; whatever stands after a last token.
+    """
+    lengths = (tokens != NO_TOKEN).sum(dim=1)
+    labels = tokens.masked_fill(tokens == NO_TOKEN, generator.pad_token)
+    logprobs = _nothing_scored(contexts, tokens)
+    order = lengths.argsort(descending=True, stable=True)
+    place, doc = (contexts.doc_logprobs[question[order]] > -torch.inf).nonzero(as_tuple=True)
+    sequence = order[place]
+    context = question[sequence] * contexts.n_docs + doc
+    for some in _chunks(len(sequence), STATES_AT_ONCE // contexts.states[0].numel()):
+        longest = int(lengths[sequence[some]].max())
+        logprobs[sequence[some], doc[some], :longest], _ = generator.token_logprobs(
+            contexts.states[context[some]], contexts.mask[context[some]], labels[sequence[some], :longest]
+        )
+    return logprobs
+
+
+def _score_by_prefix(
     generator: Generator,
     contexts: Contexts,
     found: _Found,
+    keys: CrossKeys,
     searched: Int[Tensor, " searched"],
+    found_as: Int[Tensor, " found"],
     question: Int[Tensor, " sequences"],
     tokens: Int[Tensor, "sequences tokens"],
-) -> tuple[Float[Tensor, "sequences docs scored"], Bool[Tensor, "sequences scored"]]:
-    """log p_θ(y_i|x,z,y_<i) of sequences under every passage of their question, and the mask of real tokens.
+) -> Float[Tensor, "sequences docs tokens"]:
+    """The same, each prefix that sequences share once, and nothing that the search computed already.
 
-    found: the search, whose keys are those of the contexts `searched`.
+    The sequences of a question are a tree of prefixes. The decoder goes down all trees level by level: at a level each
+    context has a row for each prefix of its question, which goes on from its parent's row in the cache. What is
+    expensive is normalising over the vocabulary: where the search went through a prefix from the same passage, it has
+    done so.
 
-    Nothing of a passage is computed again. A chunk of questions is gathered once, those with the most
-    sequences first; then a forward pass scores the longest sequence of each, the next the second longest of
-    each that has two, and so on. The passages such a pass reads are the first so many of the chunk: a view.
-    −inf for passages that were not found.
+    question: ascending. searched: the contexts whose keys these are, those that were found. found_as: which sequence
+    each that was found is; −1 for none.
     """
-    token_mask = tokens != NO_TOKEN
-    lengths = token_mask.sum(dim=1)
-    labels = tokens.masked_fill(~token_mask, generator.pad_token)
-    logprobs = torch.full(
-        (len(tokens), contexts.n_docs, tokens.shape[1]),
-        -torch.inf,
-        dtype=torch.promote_types(contexts.states.dtype, torch.float32),
-        device=tokens.device,
-    )
-    exists = contexts.doc_logprobs > -torch.inf
-    key_row = torch.zeros_like(contexts.mask[:, 0], dtype=torch.long)
-    key_row[searched] = torch.arange(len(searched), device=searched.device)
-
-    by_length = torch.argsort(lengths, descending=True, stable=True)
-    order = by_length[torch.argsort(question[by_length], stable=True)]  # by question, then longest first
-    counts = torch.bincount(question, minlength=len(exists))
-    starts = counts.cumsum(0) - counts
-    most_first = torch.argsort(counts, descending=True, stable=True)[: int((counts > 0).sum())]
-    numbers = contexts.states[0].numel() + (0 if found.keys is None else found.keys.numbers)
-    for chunk in _chunks(len(most_first), STATES_AT_ONCE // max(1, contexts.n_docs * numbers)):
-        asked = most_first[chunk]
-        place, doc = exists[asked].nonzero(as_tuple=True)
-        context = asked[place] * contexts.n_docs + doc
-        states, mask = contexts.states[context], contexts.mask[context]
-        keys = None if found.keys is None else found.keys[key_row[context]]
-        held = counts[asked].tolist()
-        read = exists[asked].sum(dim=1).cumsum(0).tolist()
-        for rank in range(held[0]):
-            some = sum(count > rank for count in held)
-            rows = slice(read[some - 1])
-            if read[some - 1] == 0:
+    docs, batch = contexts.n_docs, len(contexts.doc_logprobs)
+    levels = _levels(question, tokens, batch)
+    logprobs = _nothing_scored(contexts, tokens)
+    own = _Grid.of(question, batch)  # each question's sequences
+    widest = max(level.prefixes.numbers.shape[1] for level in levels)
+    at_once = STATES_AT_ONCE // (widest * tokens.shape[1] * keys.numbers_per_token)
+    decoder = generator.model.get_decoder()
+    for some in _chunks(len(searched), at_once):
+        chunk = searched[some]
+        asked, doc = chunk // docs, chunk % docs
+        cache = keys[some].cache()
+        rows_before = 1
+        for i, level in enumerate(levels):
+            prefixes = level.prefixes.numbers[
+                asked
+            ]  # (chunk, prefixes of a question), −1 where there are fewer
+            exists = prefixes >= 0
+            if i > 0:
+                parents = level.parent_place[prefixes] * exists
+                first = torch.arange(len(chunk), device=chunk.device).unsqueeze(1) * rows_before
+                cross_attention.take_rows(cache, (first + parents).flatten())
+                step = level.token[prefixes].masked_fill(~exists, generator.pad_token)
+            else:
+                step = torch.full_like(prefixes, generator.start_token)
+            rows_before = prefixes.shape[1]
+            hidden = cross_attention.decode(
+                decoder, step.flatten().unsqueeze(1), contexts.states[chunk], contexts.mask[chunk], cache
+            ).view(*prefixes.shape, -1)
+            if i < found.forced:
                 continue
-            sequence = order[starts[asked[:some]] + rank]
-            own, longest = sequence[place[rows]], int(lengths[sequence].max())
-            logprobs[own, doc[rows], :longest], _ = generator.token_logprobs(
-                states[rows], mask[rows], labels[own, :longest], keys=None if keys is None else keys[rows]
-            )
-    return logprobs[:, :, found.forced :], token_mask[:, found.forced :]
+
+            normalisers = hidden.new_full(prefixes.shape, torch.nan, dtype=logprobs.dtype)
+            here = (found.batch_row >= some.start) & (found.batch_row < some.stop) & (found_as >= 0)
+            here &= level.of_sequence[found_as] >= 0
+            place = level.prefixes.place[level.of_sequence[found_as[here]]]
+            normalisers[found.batch_row[here] - some.start, place] = found.normalisers[here, 0, i]
+            unknown = exists & normalisers.isnan()
+            normalisers[unknown] = generator.log_normalisers(hidden[unknown])
+
+            sequences = own.numbers[asked]
+            goes_on = (sequences >= 0) & (level.of_sequence[sequences] >= 0)
+            row, at = goes_on.nonzero(as_tuple=True)
+            sequence = sequences[row, at]
+            place = level.prefixes.place[level.of_sequence[sequence]]
+            logits = generator.token_logits(hidden[row, place], tokens[sequence, i])
+            logprobs[sequence, doc[row], i] = logits - normalisers[row, place]
+    return logprobs
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Things that belong to questions, and are numbered in the order of these, laid out in a row for each question."""
+
+    numbers: Int[Tensor, "batch most"]  # −1 where a question has fewer than the most
+    place: Int[Tensor, " things"]  # each thing's place in its question's row
+
+    @classmethod
+    def of(cls, question: Int[Tensor, " things"], batch: int) -> "_Grid":
+        counts = torch.bincount(question, minlength=batch)
+        place = torch.arange(len(question), device=question.device) - (counts.cumsum(0) - counts)[question]
+        numbers = question.new_full((batch, int(counts.max())), -1)
+        numbers[question, place] = torch.arange(len(question), device=question.device)
+        return cls(numbers, place)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The distinct prefixes of i tokens that sequences go on from."""
+
+    prefixes: _Grid
+    token: Int[Tensor, " prefixes"]  # the last of each
+    parent_place: Int[Tensor, " prefixes"]  # the place, one level up, of what comes before it
+    of_sequence: Int[Tensor, " sequences"]  # each sequence's prefix; −1 for those that end before
+
+
+def _levels(
+    question: Int[Tensor, " sequences"], tokens: Int[Tensor, "sequences tokens"], batch: int
+) -> list[_Level]:
+    levels: list[_Level] = []
+    before = question  # of each sequence, what its prefix goes on from
+    for i in range(tokens.shape[1]):
+        goes_on = tokens[:, i] != NO_TOKEN
+        key = before * (tokens.max() + 1) + tokens[:, i - 1] if i else question
+        # Sorted: the prefixes of a question stay together.
+        _, of_those = torch.unique(key[goes_on], return_inverse=True)
+        of_sequence = torch.full_like(question, -1)
+        of_sequence[goes_on] = of_those
+        one = question.new_zeros(int(of_those.max()) + 1)  # a sequence for each prefix
+        one[of_those] = goes_on.nonzero().squeeze(1)
+        parent_place = levels[-1].prefixes.place[before[one]] if i else torch.zeros_like(one)
+        levels.append(_Level(_Grid.of(question[one], batch), tokens[one, i - 1], parent_place, of_sequence))
+        before = of_sequence
+    return levels
+
+
+def _nothing_scored(
+    contexts: Contexts, tokens: Int[Tensor, "sequences tokens"]
+) -> Float[Tensor, "sequences docs tokens"]:
+    dtype = torch.promote_types(contexts.states.dtype, torch.float32)
+    shape = (len(tokens), contexts.n_docs, tokens.shape[1])
+    return contexts.states.new_full(shape, -torch.inf, dtype=dtype)
 
 
 def _chunks(length: int, size: int) -> Iterator[slice]:

@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import rag.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
@@ -68,49 +67,6 @@ def positions(
     """The integers starts[r], …, starts[r] + lengths[r] − 1 of every row r, laid end to end."""
     first = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - first, lengths)
-
-
-@dataclass(frozen=True)
-class CrossKeys:
-    """Cross-attention's keys and values of some contexts, (rows, heads, length, width/heads) in each layer.
-
-    They depend on the encoder's states alone: projected once, they serve every answer a context is asked about.
-    """
-
-    layers: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, cache: Any) -> Self | None:
-        """Those a search left in its cache; None where it kept none, or not in this form."""
-        if not isinstance(cache, EncoderDecoderCache):
-            return None
-        layers: list[Any] = cache.cross_attention_cache.layers
-        if not layers or any(
-            type(layer) is not DynamicLayer or layer.get_seq_length() == 0 for layer in layers
-        ):
-            return None
-        return cls([(layer.keys, layer.values) for layer in layers])
-
-    def __getitem__(self, rows: Int[Tensor, " chosen"] | slice) -> "CrossKeys":
-        """Those of some rows: copied where `rows` is a tensor, a view where it is a slice."""
-        return CrossKeys([(keys[rows], values[rows]) for keys, values in self.layers])
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers one row holds."""
-        return sum(keys[0].numel() + values[0].numel() for keys, values in self.layers)
-
-    def cache(self) -> EncoderDecoderCache:
-        """A cache in which nothing has been decoded yet."""
-        known = []
-        for keys, values in self.layers:
-            layer = DynamicLayer()
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values  # `update` would copy them
-            known.append(layer)
-        cross = DynamicCache()
-        cross.layers = known
-        return EncoderDecoderCache(DynamicCache(), cross)
 
 
 class Generator(nn.Module):
@@ -292,12 +248,8 @@ class Generator(nn.Module):
         mask: Bool[Tensor, "rows length"],
         labels: Int[Tensor, "rows tokens"],
         want_mean: bool = False,
-        keys: "CrossKeys | None" = None,
     ) -> tuple[Float[Tensor, "rows tokens"], Float[Tensor, "rows tokens"] | None]:
         """log p_θ(y_i | context, y_<i) of each label, in nats; if wanted, also the mean of log p_θ over V.
-
-        keys: cross-attention's keys and values of these contexts where they are known already, so that the
-        states are not projected again.
 
         The log-probabilities of the whole vocabulary are never held at once but for a chunk of rows at a
         time, computed again in the backward pass.
@@ -308,10 +260,9 @@ class Generator(nn.Module):
             input_ids=inputs,
             encoder_hidden_states=states,
             encoder_attention_mask=mask.long(),
-            past_key_values=None if keys is None else keys.cache(),
-            use_cache=keys is not None,
+            use_cache=False,
         ).last_hidden_state
-        rows = max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+        rows = self.rows_at_once
         flat_hidden, flat_labels = hidden.flatten(0, 1), labels.flatten()
         if len(flat_labels) <= rows:
             scored = [self._score(flat_hidden, flat_labels, want_mean)]
@@ -330,12 +281,39 @@ class Generator(nn.Module):
         target = logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         return target, logprobs.mean(dim=-1) if want_mean else None
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows of logits are held at once."""
+        return max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+
+    def log_normalisers(self, hidden: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+        """log Σ_v exp(logit of v) for the decoder's states, without gradient; a few rows at a time."""
+        parts = []
+        for some in hidden.detach().split(self.rows_at_once):
+            logits = marginalize.at_least_float32(self.logits(some))
+            top = logits.amax(dim=-1, keepdim=True)
+            parts.append(logits.sub_(top).exp_().sum(dim=-1).log_() + top.squeeze(-1))
+        return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+    def token_logits(
+        self, hidden: Float[Tensor, "*rows width"], tokens: Int[Tensor, "*rows"]
+    ) -> Float[Tensor, "*rows"]:
+        """The score of one token in each of the decoder's states."""
+        output = self.model.get_output_embeddings()
+        logits = (self._scaled(hidden) * output.weight[tokens]).sum(dim=-1)
+        for bias in (output.bias, getattr(self.model, "final_logits_bias", None)):
+            if bias is not None:
+                logits = logits + bias.flatten()[tokens]
+        return marginalize.at_least_float32(logits)
+
+    def _scaled(self, hidden: Tensor) -> Tensor:
+        config = self.model.config
+        # T5 with tied embeddings
+        return hidden * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else hidden
+
     def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
         """The scores over the vocabulary of the decoder's states."""
-        config = self.model.config
-        if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
-            hidden = hidden * config.d_model**-0.5
-        logits = self.model.get_output_embeddings()(hidden)
+        logits = self.model.get_output_embeddings()(self._scaled(hidden))
         bias = getattr(self.model, "final_logits_bias", None)  # BART
         return logits if bias is None else logits.add_(bias)
 

@@ -116,6 +116,11 @@ def _joint(
 
 def _logsumexp(values: Tensor, dim: int) -> Tensor:
     """logsumexp whose gradient is zero, not NaN, where every term is −inf."""
+    if not (
+        values.requires_grad and torch.is_grad_enabled()
+    ):  # over a whole vocabulary: as few passes as can be
+        top = values.amax(dim=dim, keepdim=True).clamp_(min=torch.finfo(values.dtype).min)
+        return (values - top).exp_().sum(dim=dim).log_().add_(top.squeeze(dim))
     impossible = (values == -torch.inf).all(dim=dim, keepdim=True)
     total = torch.logsumexp(values.masked_fill(impossible, 0.0), dim=dim)
     return total.masked_fill(impossible.squeeze(dim), -torch.inf)

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+import rag.cross_attention
 import rag.decoding
 import rag.generator
 from rag import marginalize
@@ -483,8 +484,9 @@ def test_cache_on_equals_off(kind: type[RagModel], decoding: Decoding, backbone)
     assert_same(ask(model, decoding, use_cache=True), ask(model, decoding, use_cache=False))
 
 
-def test_a_generator_may_have_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(RagToken)
+@pytest.mark.parametrize("kind", [RagToken, RagSequence])
+def test_a_generator_may_have_no_cache(kind: type[RagModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(kind)
     expected = ask(model, BEAM)
     model.generator.model.config.use_cache = False
     forward = model.generator.model.get_decoder().forward
@@ -603,27 +605,62 @@ def test_contexts_are_encoded_once(
     generate(model, contexts, decoding)
 
 
-def test_fast_needs_no_further_forward_pass_and_thorough_scores_each_answer_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_fast_needs_no_further_forward_pass_and_thorough_normalises_each_prefix_once() -> None:
+    """Over the vocabulary, which is what costs: once a step for each beam, and for Thorough once for each prefix that
+    sequences share, under each passage whose own search did not go through it."""
     model = make(RagSequence)
-    decoder = model.generator.model.get_decoder()
-    passes: list[tuple[int, ...]] = []
-    forward = decoder.forward
-
-    def counted(*args, **kwargs):
-        passes.append(tuple(kwargs["input_ids"].shape))
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(decoder, "forward", counted)
+    rows: list[int] = []
+    model.generator.model.lm_head.register_forward_hook(
+        lambda _, args, __: rows.append(args[0][..., 0].numel())
+    )
     fast = ask(model, dataclasses.replace(FAST, num_return_sequences=100))
-    assert len(passes) <= FAST.max_new_tokens and set(passes) == {(len(QUESTIONS) * 3 * 3, 1)}
-    passes.clear()
+    contexts = len(QUESTIONS) * 3
+    searched = sum(rows)
+    assert rows[0] == contexts  # beams are the same at first
+    assert set(rows[1:]) == {contexts * FAST.num_beams} and len(rows) <= FAST.max_new_tokens
+
+    def prefixes(answers: list[Answer]) -> set[tuple[int, ...]]:
+        return {answer.tokens[:i] for answer in answers for i in range(len(answer.tokens))}
+
+    new = all_of_them = 0
+    for answers in fast:
+        for doc in range(3):
+            own = [answer for answer in answers if answer.doc_scores[doc] > -torch.inf]
+            new += len(prefixes(answers) - prefixes(own))
+            all_of_them += sum(len(answer.tokens) for answer in answers)
+    rows.clear()
+    thorough = ask(model, BEAM)
+    assert sum(rows) == searched + new
+    assert 0 < new < all_of_them / 2  # sharing is worth something here
+    assert [answers[0].tokens for answers in thorough] == [
+        max(ask_all, key=lambda answer: answer.logprob).tokens
+        for ask_all in ask(model, dataclasses.replace(BEAM, num_return_sequences=100))
+    ]
+
+
+@pytest.mark.parametrize("backbone", [bart, t5])
+@pytest.mark.parametrize(("kind", "decoding"), MODES)
+def test_sharing_contexts_between_beams_changes_nothing(
+    kind: type[RagModel], decoding: Decoding, backbone
+) -> None:
+    """Where attention cannot be exchanged, each row has its own copy, and sequences are scored one by one."""
+    model = make(kind, backbone())
+    shared = ask(model, decoding)
+    model.generator.model.set_attn_implementation("eager")
+    assert_same(ask(model, decoding), shared)
+
+
+def test_cross_attention_s_cache_holds_each_context_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = make(RagToken), []
+    take = rag.cross_attention.take_rows
+
+    def counted(cache, some: Tensor) -> None:
+        take(cache, some)
+        rows.extend(len(layer.keys) for layer in cache.cross_attention_cache.layers)
+
+    monkeypatch.setattr(rag.cross_attention, "take_rows", counted)
     ask(model, BEAM)
-    generated = [shape for shape in passes if shape == (len(QUESTIONS) * 3 * 3, 1)]
-    scored = [shape for shape in passes if shape != (len(QUESTIONS) * 3 * 3, 1)]
-    assert len(generated) <= BEAM.max_new_tokens
-    assert sum(rows for rows, _ in scored) == 3 * sum(len(answers) for answers in fast)
+    assert set(rows) == {len(QUESTIONS) * 3}
 
 
 # -- sampling, processors, streamers, lengths ------------------------------------------------------
