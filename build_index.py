@@ -16,7 +16,8 @@ from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.files import read_json, replace_folder
-from rag.index import Index, IndexType, Manifest, build, filled_factory
+from rag.index import Index, Manifest, build
+from rag.index_type import IndexType, filled_factory
 from rag.passages import FORMATS, PassageStore, tokenizer_fingerprint
 from rag.processes import processes, wait_for_all
 from rag.runs import check_place

@@ -34,16 +34,12 @@ from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
+from rag.index_type import RECALL_AT, IndexType, Trial, fill, find, new_index, set_search, train, tune
 from rag.passages import PassageStore, TokenStore, tokenizer_fingerprint
 from rag.progress import progress_bar
-from rag.vectors import EncoderInfo, Vectors, best, exact_search, lock_folder, open_vectors, shard_file
+from rag.vectors import EncoderInfo, Vectors, lock_folder, open_vectors, shard_file
 
 FORMAT = 1
-RECALL_AT = (1, 5, 20, 50, 100)
-TUNED_AT = (5, 20, 50)  # the search parameters are chosen by the worst recall at these K
-POINTS_PER_CENTROID = (
-    39  # fewer training vectors than this for each centroid, and k-means is not to be trusted
-)
 
 
 # ---------------------------------------------------------------------------------- what an index is
@@ -113,32 +109,6 @@ def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class IndexType:
-    """A type of FAISS index, by FAISS's own factory string; what is None is chosen from the corpus.
-
-    factory: as in `faiss.index_factory`; "{nlist}" stands for the number of cells, "{m}" for the bytes that a
-        product quantiser keeps of a vector: "Flat", "HNSW32", "SQ8", "SQfp16", "IVF{nlist},SQ8",
-        "IVF{nlist},PQ{m}", "HNSW128,SQ8", "IVF{nlist},RaBitQ".
-    nlist: cells of an IVF index; None: the largest power of two up to 4·√N that leaves 39 vectors for each.
-    train_sample: vectors to train on; None: 39 for each cell, at least 65,536 where there are so many.
-    nprobe, ef_search: how many cells or candidates a search looks at; None: the fewest that reach
-        `target_recall`.
-    refine: search refine·K candidates and re-rank them by their true vectors; None: 1 if the index keeps
-        whole vectors, otherwise the least of 1, 2, 4, 8, 16 that reaches `target_recall`.
-    target_recall: the least recall against exact search at K = 5, 20 and 50 that will do.
-    """
-
-    factory: str = "Flat"
-    nlist: int | None = None
-    train_sample: int | None = None
-    nprobe: int | None = None
-    ef_construction: int = 200
-    ef_search: int | None = None
-    refine: int | None = None
-    target_recall: float = 0.99
-
-
 # ---------------------------------------------------------------------------------- building
 
 
@@ -168,19 +138,15 @@ def build(
         store = PassageStore.open(folder / "passages")
         plan, vectors = open_vectors(folder, store)
         seconds: dict[str, float] = {}
-        factory, index = _prepare(kind, len(vectors), vectors.dim)
+        factory, index = new_index(kind, len(vectors), vectors.dim)
 
         with _timed(seconds, "train"):
-            if not index.is_trained:
-                index.train(_training_sample(kind, index, vectors, seed))
+            train(index, kind, vectors, seed)
         with (
             _timed(seconds, "add"),
             progress_bar("building the index", len(vectors), "vectors", show=show_progress) as bar,
         ):
-            _reserve(index, len(vectors))
-            for _, block in vectors.blocks():
-                index.add(block)
-                bar(len(block))
+            fill(index, vectors, bar)
 
         _finish(folder, store, plan, vectors, kind, factory, index, queries, recall_queries, seed, seconds)
     return Index.open(folder)
@@ -212,9 +178,10 @@ def _finish(
                 f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
                 "embed them with the question encoder that belongs to the passages' encoder"
             )
-        trial = _Trial(index, vectors, queries)
-        search = _tune(kind, trial)
-        recall = {str(k): round(trial.recall(k, search), 4) for k in RECALL_AT if k <= len(vectors)}
+        trial = Trial(index, vectors, queries)
+        search = tune(kind, trial)
+        ks = [k for k in RECALL_AT if k <= len(vectors)]
+        recall = {str(k): round(float(trial.recall(k, search).mean()), 4) for k in ks}
         ms_per_query = round(trial.milliseconds(search), 3)
 
     with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
@@ -243,15 +210,6 @@ def _finish(
         },
         files=files,
     ).write(folder / "manifest.json")
-
-
-def _reserve(index: Any, passages: int) -> None:
-    """Take the memory for all codes at once: growing by doubling would need twice the index at its peak."""
-    index = faiss.downcast_index(index)
-    store: Any = faiss.downcast_index(index.storage) if hasattr(index, "storage") else index
-    if hasattr(store, "codes"):
-        store.codes.resize(passages * store.code_size)
-        store.codes.resize(0)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -283,145 +241,12 @@ def _write_faiss(index: Any, path: Path) -> None:
         ) from error
 
 
-def filled_factory(kind: IndexType, passages: int, dim: int) -> str:
-    """The factory string with its numbers filled in, for so many passages of so many dimensions."""
-    largest = passages // POINTS_PER_CENTROID
-    nlist = kind.nlist or 1 << max(0, int(np.log2(max(1, min(4 * passages**0.5, largest)))))
-    bytes_kept = next((m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0), 1)
-    return kind.factory.replace("{nlist}", str(nlist)).replace("{m}", str(bytes_kept))
-
-
-def _prepare(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
-    """The factory string with its numbers filled in, and the empty index; refused if it cannot work."""
-    largest = passages // POINTS_PER_CENTROID
-    factory = filled_factory(kind, passages, dim)
-    try:
-        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("Error: ")
-        raise UserError(
-            f"FAISS cannot make an index {factory!r} of {dim} dimensions ({reason}): see "
-            "faiss.index_factory, or "
-            'take factory="Flat"'
-        ) from error
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is not None and ivf.nlist > largest:
-        can = f"at most {largest} cells" if largest > 1 else "a type without cells"
-        raise UserError(
-            f"an index of {ivf.nlist:,} cells needs {ivf.nlist * POINTS_PER_CENTROID:,} passages "
-            f"({POINTS_PER_CENTROID} for each cell) and there are {passages:,}: take {can}, or Flat or HNSW32"
-        )
-    quantiser = getattr(faiss.downcast_index(ivf if ivf is not None else index), "pq", None)
-    if quantiser is not None and quantiser.ksub * POINTS_PER_CENTROID > passages:
-        raise UserError(
-            f"a product quantiser needs {quantiser.ksub * POINTS_PER_CENTROID:,} passages to learn its "
-            f"{quantiser.ksub} centroids and there are {passages:,}: take SQ8, SQfp16 or Flat"
-        )
-    hnsw = getattr(faiss.downcast_index(index), "hnsw", None)
-    if hnsw is not None:
-        hnsw.efConstruction = kind.ef_construction
-    return factory, index
-
-
-def _training_sample(kind: IndexType, index: Any, vectors: Vectors, seed: int) -> Float32[np.ndarray, "S D"]:
-    ivf = faiss.try_extract_index_ivf(index)
-    wanted = kind.train_sample or max(65_536, POINTS_PER_CENTROID * (ivf.nlist if ivf is not None else 0))
-    if wanted >= len(vectors):
-        return vectors.gather(np.arange(len(vectors)))
-    rows = np.random.default_rng(seed).choice(len(vectors), wanted, replace=False, shuffle=False)
-    return vectors.gather(np.sort(rows))
-
-
 def _perturbed(vectors: Vectors, count: int, seed: int) -> Float32[np.ndarray, "Q D"]:
     random = np.random.default_rng(seed)
     rows = random.choice(len(vectors), min(count, len(vectors)), replace=False)
     sample = vectors.gather(np.sort(rows))
     noise = random.standard_normal(sample.shape, np.float32) / vectors.dim**0.5
     return sample + 0.5 * np.linalg.norm(sample, axis=1, keepdims=True) * noise
-
-
-class _Trial:
-    """An index held against exact search on some queries."""
-
-    def __init__(self, index: Any, vectors: Vectors, queries: Float32[np.ndarray, "Q D"]):
-        self.index = index
-        self.vectors = vectors
-        self.queries = queries
-        self.exact, _ = exact_search(vectors, queries, min(max(RECALL_AT), len(vectors)))
-
-    def recall(self, k: int, search: dict[str, int]) -> float:
-        """The share of found passages that are as good as the k-th best (equal scores are equally good)."""
-        _set(self.index, search)
-        _, rows = _search(self.index, self.vectors, self.queries, k, search["refine"])
-        found = np.einsum("qd,qkd->qk", self.queries, self.vectors.gather(rows))
-        bound = self.exact[:, k - 1 : k]
-        good = (found >= bound - 1e-5 * np.maximum(1, np.abs(bound))) & (rows >= 0)
-        return float(good.mean())
-
-    def milliseconds(self, search: dict[str, int]) -> float:
-        _set(self.index, search)
-        k = min(max(TUNED_AT), len(self.vectors))
-        start = time.perf_counter()
-        for query in self.queries[:50]:
-            _search(self.index, self.vectors, query[None], k, search["refine"])
-        return (time.perf_counter() - start) / min(50, len(self.queries)) * 1000
-
-
-def _tune(kind: IndexType, trial: _Trial) -> dict[str, int]:
-    """The cheapest search parameters whose recall reaches the target at 5, 20 and 50; else the best there are."""
-    index = faiss.downcast_index(trial.index)
-    ivf = faiss.try_extract_index_ivf(trial.index)
-    cuts = [k for k in TUNED_AT if k <= len(trial.vectors)] or [len(trial.vectors)]
-    whole = isinstance(index, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
-    refines = [kind.refine] if kind.refine else [1] if whole else [1, 2, 4, 8, 16]
-
-    if ivf is not None:
-        effort, given, efforts = "nprobe", kind.nprobe, [1 << n for n in range(3, ivf.nlist.bit_length())]
-        efforts = [n for n in efforts if n < ivf.nlist] + [ivf.nlist]
-    elif hasattr(index, "hnsw"):
-        effort, given, efforts = "ef_search", kind.ef_search, [64, 128, 256, 512, 1024]
-    else:
-        effort, given, efforts = "", None, [0]
-    efforts = [given] if given else efforts
-
-    def parameters(value: int, refine: int) -> dict[str, int]:
-        return ({effort: value} if effort else {}) | {"refine": refine}
-
-    def cheapest(candidates: list[dict[str, int]]) -> dict[str, int]:
-        measured: list[float] = []
-        for candidate in candidates:
-            measured.append(min(trial.recall(k, candidate) for k in cuts) if len(candidates) > 1 else 1.0)
-            if measured[-1] >= kind.target_recall:
-                return candidate
-        return candidates[next(i for i, recall in enumerate(measured) if recall >= max(measured) - 0.002)]
-
-    chosen = cheapest([parameters(value, refines[-1]) for value in efforts])
-    return cheapest([chosen | {"refine": refine} for refine in refines])
-
-
-def _set(index: Any, search: dict[str, int]) -> None:
-    ivf = faiss.try_extract_index_ivf(index)
-    if "nprobe" in search and ivf is not None:
-        ivf.nprobe = search["nprobe"]
-    hnsw = getattr(faiss.downcast_index(index), "hnsw", None)
-    if "ef_search" in search and hnsw is not None:
-        hnsw.efSearch = search["ef_search"]
-
-
-def _search(
-    index: Any, vectors: Vectors, queries: Float32[np.ndarray, "B D"], k: int, refine: int
-) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
-    candidates = min(k * refine, len(vectors))
-    scores, rows = index.search(queries, candidates)
-    if refine > 1:
-        step = max(1, (1 << 26) // (candidates * vectors.dim))  # 256 MB of vectors at a time
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            scores[part] = np.einsum("bd,bkd->bk", queries[part], vectors.gather(rows[part]))
-        scores[rows < 0] = -np.inf
-        return best(scores, rows, k)
-    scores[rows < 0] = -np.inf
-    return scores, rows
 
 
 # ---------------------------------------------------------------------------------- the finished index
@@ -485,7 +310,7 @@ class Index:
             )
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise UserError(f"{folder / 'index.faiss'} does not search by inner product: {again}")
-        _set(index, manifest.search)
+        set_search(index, manifest.search)
         vectors = Vectors(folder / "vectors", len(passages), manifest.dim, manifest.shard_size)
         return cls(folder, manifest, passages, vectors, index)
 
@@ -520,7 +345,7 @@ class Index:
             raise UserError(
                 f"K={k} passages cannot be found in an index of {len(self)} ({self.folder}): lower K"
             )
-        return _search(self._index, self._vectors, queries, k, refine or self.manifest.search["refine"])
+        return find(self._index, self._vectors, queries, k, refine or self.manifest.search["refine"])
 
     def vectors(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
         """The true vectors d(z) of `rows`, whatever the index's compression; zeros where a row is -1."""

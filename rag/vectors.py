@@ -9,6 +9,7 @@ of. They are read by mapping the shards.
 """
 
 import fcntl
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,21 +57,36 @@ class Vectors:
         self.shard_size = shard_size
         self._length = passages
         self._shards: dict[int, np.ndarray] = {}
+        self._maps: list[mmap.mmap] = []
 
     def __len__(self) -> int:
         return self._length
 
     def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
-            self._shards[number] = np.asarray(np.load(shard_file(self.folder, number), mmap_mode="r"))
+            mapped: Any = np.load(shard_file(self.folder, number), mmap_mode="r")
+            mapped._mmap.madvise(mmap.MADV_RANDOM)  # from a disk, read a vector for a vector
+            self._maps.append(mapped._mmap)
+            self._shards[number] = np.asarray(mapped)
         return self._shards[number]
 
     def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
-        """All vectors in order, as (first row, views of at most `rows` rows)."""
+        """All vectors in order, as (first row, views of at most `rows` rows).
+
+        What was passed is released, so that this process holds one block at a time.
+        """
         for number in range(-(-self._length // self.shard_size)):
-            shard = self._shard(number)
+            mapped: Any = np.load(shard_file(self.folder, number), mmap_mode="r")
+            mapped._mmap.madvise(mmap.MADV_SEQUENTIAL)
+            shard = np.asarray(mapped)
             for start in range(0, len(shard), rows):
                 yield number * self.shard_size + start, shard[start : start + rows]
+                mapped._mmap.madvise(mmap.MADV_DONTNEED)
+
+    def release(self) -> None:
+        """Give back the pages that were read into this process; the system's cache of the files keeps them."""
+        for each in self._maps:
+            each.madvise(mmap.MADV_DONTNEED)
 
     def gather(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
         """The vectors of `rows`; zeros where a row is -1 (nothing found)."""

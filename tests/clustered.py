@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.index import Index, IndexType, build
+from rag.index import Index, build
+from rag.index_type import IndexType
 from rag.passages import Passage, PassageStore
 from rag.vectors import EncoderInfo, embed
 

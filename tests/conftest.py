@@ -42,7 +42,8 @@ from transformers import (
 
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.generator import Generator
-from rag.index import Index, IndexType, build
+from rag.index import Index, build
+from rag.index_type import IndexType
 from rag.passages import Passage, PassageStore, tokenizer_fingerprint
 from rag.retriever import DenseRetriever
 from rag.vectors import EncoderInfo, embed

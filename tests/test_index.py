@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rag import index as index_module
 from rag.errors import UserError
-from rag.index import Index, IndexType, build
+from rag.index import Index, build
+from rag.index_type import IndexType
 from rag.passages import Passage, PassageStore
 
 # ---------------------------------------------------------------------------------- search

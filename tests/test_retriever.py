@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.index import IndexType
+from rag.index_type import IndexType
 from rag.passages import Passage
 from rag.retriever import DenseRetriever, LexicalRetriever
 

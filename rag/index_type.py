@@ -1,0 +1,374 @@
+"""Section 2.2: the types of FAISS index, and how one is trained, filled, tuned and searched in bounded memory.
+
+    IndexType ──new_index──▶ empty ──train──▶ ──fill──▶ N vectors ──tune──▶ search parameters ──find──▶ rows
+
+A type is a factory string of FAISS and the few numbers that are not chosen from the corpus. Inner product is
+native: p_η(z|x) ∝ exp(d(z)ᵀq(x)) needs no added dimension. The vectors are read from their shards a block at a
+time, so that building takes the index's own size and little more. What a compressed index proposes is put in
+order by the true vectors (`refine`), whose inner products are the scores of the loss.
+
+Cells. FAISS clusters for inner product into unit directions c, and an IVF index codes the residual x − c. Where
+vectors are longer than 1 that is all of x. Here the directions are multiplied by s, the mean of xᵀc over the
+sample: no cell changes, because s does not move the largest of xᵀ(s·c), and the residual is as short as one
+factor for all cells can make it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from rag.errors import UserError
+from rag.vectors import Vectors, best, exact_search
+
+RECALL_AT = (1, 5, 20, 50, 100)
+TUNED_AT = (5, 20, 50)  # the search parameters are chosen by the worst recall at these K
+REFINES = (1, 2, 3, 4, 6, 8, 12, 16)
+POINTS_PER_CENTROID = (
+    39  # fewer training vectors than this for each centroid, and k-means is not to be trusted
+)
+_BLOCK = 8_192  # vectors held in memory at a time
+_GATHERED = 1 << 22  # numbers of true vectors held in memory at a time: 16 MB
+
+
+@dataclass(frozen=True)
+class IndexType:
+    """A type of FAISS index, by FAISS's own factory string; what is None is chosen from the corpus.
+
+    factory: as in `faiss.index_factory`; "{nlist}" stands for the number of cells, "{m}" for the bytes that a
+        product quantiser keeps of a vector: "Flat", "HNSW32", "SQ8", "SQfp16", "IVF{nlist},SQ8",
+        "IVF{nlist},PQ{m}", "HNSW128,SQ8", "RR,IVF{nlist},RaBitQ".
+    nlist: cells of an IVF index; None: the largest power of two up to 4·√N that leaves 39 vectors for each.
+    train_sample: vectors to find the cells with; None: 39 for each cell, at least 65,536 where there are so
+        many.
+    nprobe, ef_search: how many cells or candidates a search looks at; None: the fewest that leave room for
+        `target_recall`.
+    refine: search refine·K candidates and re-rank them by their true vectors; None: 1 if the index keeps
+        whole vectors, otherwise the least of 1, 2, 3, 4, 6, 8, 12, 16 that reaches `target_recall`.
+    target_recall: the least recall against exact search at K = 5, 20 and 50 that will do; it counts as
+        reached when its lower bound at 95 % (over the queries measured with) reaches it.
+    """
+
+    factory: str = "Flat"
+    nlist: int | None = None
+    train_sample: int | None = None
+    nprobe: int | None = None
+    ef_construction: int = 200
+    ef_search: int | None = None
+    refine: int | None = None
+    target_recall: float = 0.99
+
+
+# ---------------------------------------------------------------------------------- an empty index
+
+
+def filled_factory(kind: IndexType, passages: int, dim: int) -> str:
+    """The factory string with its numbers filled in, for so many passages of so many dimensions."""
+    largest = passages // POINTS_PER_CENTROID
+    nlist = kind.nlist or 1 << max(0, int(np.log2(max(1, min(4 * passages**0.5, largest)))))
+    bytes_kept = next((m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0), 1)
+    return kind.factory.replace("{nlist}", str(nlist)).replace("{m}", str(bytes_kept))
+
+
+def new_index(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
+    """The factory string with its numbers filled in, and the empty index; refused if it cannot work."""
+    largest = passages // POINTS_PER_CENTROID
+    factory = filled_factory(kind, passages, dim)
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].removeprefix("Error: ")
+        raise UserError(
+            f"FAISS cannot make an index {factory!r} of {dim} dimensions ({reason}): see "
+            'faiss.index_factory, or take factory="Flat" (index=flat)'
+        ) from error
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None and (ivf.nlist > largest or ivf.nlist < 2):
+        can = f"at most {largest} cells, or " if largest > 1 else ""
+        needed = max(2, ivf.nlist) * POINTS_PER_CENTROID
+        raise UserError(
+            f"an index of {max(2, ivf.nlist):,} cells needs {needed:,} passages ({POINTS_PER_CENTROID} for each "
+            f"cell) and there are {passages:,}: take {can}a type without cells (index=flat, sq8 or hnsw)"
+        )
+    quantiser = getattr(faiss.downcast_index(ivf if ivf is not None else index), "pq", None)
+    if quantiser is not None and quantiser.ksub * POINTS_PER_CENTROID > passages:
+        raise UserError(
+            f"a product quantiser needs {quantiser.ksub * POINTS_PER_CENTROID:,} passages to learn its "
+            f"{quantiser.ksub} centroids and there are {passages:,}: take SQ8, SQfp16 or Flat (index=sq8, "
+            "sqfp16 or flat)"
+        )
+    if (hnsw := _graph(index)) is not None:
+        hnsw.efConstruction = kind.ef_construction
+    return factory, index
+
+
+def _inner(index: Any) -> tuple[list[Any], Any]:
+    """The transformations before an index (a rotation), and what they stand before."""
+    index = faiss.downcast_index(index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return [], index
+    chain = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+    return chain, faiss.downcast_index(index.index)
+
+
+def _graph(index: Any) -> Any:
+    return getattr(_inner(index)[1], "hnsw", None)
+
+
+def _transform(chain: list[Any], block: np.ndarray) -> np.ndarray:
+    for transform in chain:
+        block = transform.apply(block)
+    return block
+
+
+def file_bytes(index: Any, passages: int) -> int:
+    """How large the file of an index is (empty or full) with so many passages, to about a hundredth."""
+    chain, inner = _inner(index)
+    size = passages * inner.sa_code_size()
+    if isinstance(inner, faiss.IndexIVF):
+        size = passages * (inner.code_size + 8) + inner.nlist * inner.d * 4
+    if hasattr(inner, "hnsw"):
+        links = inner.hnsw.nb_neighbors(0) + inner.hnsw.nb_neighbors(1) / (inner.hnsw.nb_neighbors(1) - 1)
+        size = passages * (inner.storage.sa_code_size() + 4 * links + 12)
+    return int(size) + sum(4 * each.d_in * each.d_out for each in chain)
+
+
+# ---------------------------------------------------------------------------------- training and filling
+
+
+def train(index: Any, kind: IndexType, vectors: Vectors, seed: int = 0) -> None:
+    """Teach an empty index its rotation, its cells and its quantiser from samples of the vectors.
+
+    The cells are found over a sample that is held at a byte a dimension; the quantiser learns from 16,384
+    vectors, or up to 65,536 of a large corpus.
+    """
+    if index.is_trained:
+        return
+    chain, inner = _inner(index)
+    few = vectors.gather(_sample(min(65_536, max(16_384, len(vectors) // 64)), len(vectors), seed))
+    for transform in chain:
+        if not transform.is_trained:
+            transform.train(few)
+        few = transform.apply(few)
+    if isinstance(inner, faiss.IndexIVF):
+        wanted = kind.train_sample or max(65_536, POINTS_PER_CENTROID * inner.nlist)
+        rows = _sample(wanted, len(vectors), seed)
+        if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat):
+            _find_cells(inner, rows, vectors, chain, seed)
+        else:  # cells that FAISS finds in its own way, as with IVF4096_HNSW128
+            few = np.concatenate([_transform(chain, block) for block in _gathered(vectors, rows)])
+    inner.train(few)
+    index.is_trained = True
+
+
+def _sample(wanted: int, passages: int, seed: int) -> Int64[np.ndarray, " S"]:
+    if wanted >= passages:
+        return np.arange(passages)
+    rows = np.random.default_rng(seed).choice(passages, wanted, replace=False, shuffle=False)
+    return np.sort(rows)
+
+
+def _gathered(vectors: Vectors, rows: Int64[np.ndarray, " S"]) -> Iterator[Float32[np.ndarray, "block D"]]:
+    for start in range(0, len(rows), _BLOCK):
+        yield vectors.gather(rows[start : start + _BLOCK])
+        vectors.release()
+
+
+def _find_cells(
+    ivf: Any, rows: Int64[np.ndarray, " S"], vectors: Vectors, chain: list[Any], seed: int
+) -> None:
+    """k-means for inner product over the sample, at a byte a dimension; centroids of the vectors' length."""
+    codec = faiss.IndexScalarQuantizer(ivf.d, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    codes = np.empty((len(rows), codec.sa_code_size()), np.uint8)
+    for start, block in zip(range(0, len(rows), _BLOCK), _gathered(vectors, rows), strict=True):
+        block = _transform(chain, block)
+        if not codec.is_trained:
+            codec.train(block)
+        codes[start : start + len(block)] = codec.sa_encode(block)
+    clustering = faiss.Clustering(ivf.d, ivf.nlist)
+    clustering.spherical = True
+    clustering.niter = ivf.cp.niter
+    clustering.seed = seed + 1
+    clustering.decode_block_size = _BLOCK
+    clustering.train_encoded(codes, codec, ivf.quantizer)
+    last = clustering.iteration_stats.at(clustering.iteration_stats.size() - 1)
+    centroids = faiss.vector_to_array(clustering.centroids).reshape(ivf.nlist, ivf.d)
+    ivf.quantizer.reset()
+    ivf.quantizer.add(centroids * np.float32(last.obj / len(rows)))
+
+
+def fill(index: Any, vectors: Vectors, advance: Callable[[int], None] = lambda _: None) -> None:
+    """Add all vectors, a block at a time, to memory that is taken once; `advance` hears of each block.
+
+    An IVF index reads the vectors twice: its lists would otherwise grow by doubling, and need twice the index
+    at their peak.
+    """
+    chain, inner = _inner(index)
+    if isinstance(inner, faiss.IndexIVF) and isinstance(
+        faiss.downcast_InvertedLists(inner.invlists), faiss.ArrayInvertedLists
+    ):
+        _fill_lists(inner, vectors, chain, advance)
+        index.ntotal = inner.ntotal
+        return
+    _reserve(inner, len(vectors))
+    for _, block in vectors.blocks(_BLOCK):
+        index.add(block)
+        advance(len(block))
+
+
+def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[[int], None]) -> None:
+    cells = np.empty(len(vectors), np.int32)
+    for start, block in vectors.blocks(_BLOCK):
+        found = ivf.quantizer.assign(_transform(chain, block), 1)
+        cells[start : start + len(block)] = found[:, 0]
+        advance(len(block) // 2)
+    for cell, size in enumerate(np.bincount(cells, minlength=ivf.nlist).tolist()):
+        ivf.invlists.resize(cell, size)  # a vector keeps its memory when it shrinks
+        ivf.invlists.resize(cell, 0)
+    for start, block in vectors.blocks(_BLOCK):
+        own = np.ascontiguousarray(_transform(chain, block))
+        into = cells[start : start + len(block)].astype(np.int64)
+        ivf.add_core(len(own), faiss.swig_ptr(own), None, faiss.swig_ptr(into))
+        advance(len(block) - len(block) // 2)
+
+
+def _reserve(inner: Any, passages: int) -> None:
+    """Take the memory for all codes and links at once."""
+    store: Any = faiss.downcast_index(inner.storage) if hasattr(inner, "storage") else inner
+    reserved = [(store.codes, passages * store.code_size)] if hasattr(store, "codes") else []
+    if hasattr(inner, "hnsw"):
+        above = inner.hnsw.nb_neighbors(1)
+        links = inner.hnsw.nb_neighbors(0) + 1.02 * above / (above - 1)
+        reserved.append((inner.hnsw.neighbors, int(passages * links)))
+    for array, size in reserved:
+        array.resize(size)
+        array.resize(0)
+
+
+# ---------------------------------------------------------------------------------- searching
+
+
+def set_search(index: Any, search: dict[str, int]) -> None:
+    """Put search parameters into force (nprobe, ef_search; refine is `find`'s)."""
+    ivf = faiss.try_extract_index_ivf(index)
+    if "nprobe" in search and ivf is not None:
+        ivf.nprobe = search["nprobe"]
+    hnsw = _graph(index)
+    if "ef_search" in search and hnsw is not None:
+        hnsw.efSearch = search["ef_search"]
+
+
+def find(
+    index: Any, vectors: Vectors, queries: Float32[np.ndarray, "B D"], k: int, refine: int
+) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
+    """Scores and rows of the k best, best first; −inf and −1 where there are fewer.
+
+    With refine > 1, refine·k candidates are put in order by their true vectors, and the scores are exact.
+    """
+    candidates = min(k * refine, len(vectors))
+    scores, rows = index.search(queries, candidates)
+    if refine > 1:
+        return best(true_scores(vectors, queries, rows), rows, k)
+    scores[rows < 0] = -np.inf
+    return scores, rows
+
+
+def true_scores(
+    vectors: Vectors, queries: Float32[np.ndarray, "B D"], rows: Int64[np.ndarray, "B C"]
+) -> Float32[np.ndarray, "B C"]:
+    """q(x)ᵀd(z) of each query's candidates, from their true vectors; −inf for a row of −1."""
+    scores = np.empty(rows.shape, np.float32)
+    step = max(1, _GATHERED // (rows.shape[1] * vectors.dim))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        scores[part] = np.einsum("bd,bkd->bk", queries[part], vectors.gather(rows[part]))
+    scores[rows < 0] = -np.inf
+    return scores
+
+
+# ---------------------------------------------------------------------------------- tuning
+
+
+class Trial:
+    """An index held against exact search on Q queries."""
+
+    def __init__(self, index: Any, vectors: Vectors, queries: Float32[np.ndarray, "Q D"]):
+        self.index = index
+        self.vectors = vectors
+        self.queries = queries
+        exact, _ = exact_search(vectors, queries, min(max(RECALL_AT), len(vectors)))
+        vectors.release()
+        self.bounds = exact - 1e-5 * np.maximum(1, np.abs(exact))  # equal scores are equally good
+        self._candidates: dict[tuple[int, ...], np.ndarray] = {}
+
+    def recall(self, k: int, search: dict[str, int]) -> Float32[np.ndarray, " Q"]:
+        """Of each query, the share of the k best that is among the refine·k candidates."""
+        found = self._true_scores(search, min(k * search["refine"], len(self.vectors)))
+        good = (found >= self.bounds[:, k - 1 : k]).sum(axis=1)
+        return (np.minimum(good, k) / k).astype(np.float32)
+
+    def _true_scores(self, search: dict[str, int], count: int) -> Float32[np.ndarray, "Q count"]:
+        # the first of more candidates are the same ones, except in a graph, where more are looked at for them
+        widest = min(max(RECALL_AT) * max(REFINES), len(self.vectors))
+        width = count if _graph(self.index) is not None or count > widest else widest
+        key = (width, *(value for name, value in search.items() if name != "refine"))
+        if key not in self._candidates:
+            set_search(self.index, search)
+            scores = np.empty((len(self.queries), width), np.float32)
+            for start in range(0, len(self.queries), 16):
+                part = slice(start, start + 16)
+                _, rows = self.index.search(self.queries[part], width)
+                scores[part] = true_scores(self.vectors, self.queries[part], rows)
+                self.vectors.release()
+            self._candidates[key] = scores
+        return self._candidates[key][:, :count]
+
+    def milliseconds(self, search: dict[str, int]) -> float:
+        """Of one query at a time, K = 50."""
+        set_search(self.index, search)
+        k = min(max(TUNED_AT), len(self.vectors))
+        start = time.perf_counter()
+        for query in self.queries[:50]:
+            find(self.index, self.vectors, query[None], k, search["refine"])
+        return (time.perf_counter() - start) / min(50, len(self.queries)) * 1000
+
+
+def tune(kind: IndexType, trial: Trial) -> dict[str, int]:
+    """The search parameters: the fewest cells or candidates that leave half of the permitted loss to the
+    quantiser, then the least re-ranking that reaches the target at 5, 20 and 50; else the best there are."""
+    inner = _inner(trial.index)[1]
+    cuts = [k for k in TUNED_AT if k <= len(trial.vectors)] or [len(trial.vectors)]
+    whole = isinstance(inner, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
+    refines = [kind.refine] if kind.refine else [1] if whole else list(REFINES)
+
+    if isinstance(inner, faiss.IndexIVF):
+        effort, given = "nprobe", kind.nprobe
+        steps = (int(8 * 2 ** (n / 2)) for n in range(64))
+        efforts = [*(n for n in steps if n < inner.nlist), inner.nlist]
+    elif hasattr(inner, "hnsw"):
+        effort, given, efforts = "ef_search", kind.ef_search, [64, 96, 128, 192, 256, 384, 512, 1024]
+    else:
+        effort, given, efforts = "", None, [0]
+    efforts = [given] if given else efforts
+
+    def parameters(value: int, refine: int) -> dict[str, int]:
+        return ({effort: value} if effort else {}) | {"refine": refine}
+
+    def cheapest(candidates: list[dict[str, int]], target: float) -> dict[str, int]:
+        measured: list[float] = []
+        for candidate in candidates if len(candidates) > 1 else ():
+            each = [trial.recall(k, candidate) for k in cuts]
+            measured.append(float(min(recall.mean() for recall in each)))
+            error = [recall.std() / len(recall) ** 0.5 for recall in each]
+            if min(r.mean() - 1.64 * e for r, e in zip(each, error, strict=True)) >= target:
+                return candidate
+        enough = (i for i, recall in enumerate(measured) if recall >= max(measured) - 0.002)
+        return candidates[next(enough, 0)]
+
+    room = kind.target_recall if len(refines) == 1 else (1 + kind.target_recall) / 2
+    chosen = cheapest([parameters(value, refines[-1]) for value in efforts], room)
+    return cheapest([chosen | {"refine": refine} for refine in refines], kind.target_recall)
