@@ -14,7 +14,7 @@ factor for all cells can make it.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ REFINES = (1, 2, 3, 4, 6, 8, 12, 16)
 POINTS_PER_CENTROID = (
     39  # fewer training vectors than this for each centroid, and k-means is not to be trusted
 )
-_BLOCK = 8_192  # vectors held in memory at a time
-_GATHERED = 1 << 22  # numbers of true vectors held in memory at a time: 16 MB
+_BLOCK = 2_048  # vectors held in memory at a time
+_GATHERED = 1_024  # vectors that are read one by one at a time: the system maps up to 64 KB for each
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def new_index(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
             f"{quantiser.ksub} centroids and there are {passages:,}: take SQ8, SQfp16 or Flat (index=sq8, "
             "sqfp16 or flat)"
         )
+    if quantiser is not None:  # minutes of annealing, for a filter by Hamming distance that is not used here
+        faiss.downcast_index(ivf if ivf is not None else index).do_polysemous_training = False
     if (hnsw := _graph(index)) is not None:
         hnsw.efConstruction = kind.ef_construction
     return factory, index
@@ -149,19 +151,18 @@ def train(index: Any, kind: IndexType, vectors: Vectors, seed: int = 0) -> None:
     if index.is_trained:
         return
     chain, inner = _inner(index)
-    few = vectors.gather(_sample(min(65_536, max(16_384, len(vectors) // 64)), len(vectors), seed))
-    for transform in chain:
+    rows = _sample(min(65_536, max(16_384, len(vectors) // 64)), len(vectors), seed)
+    for place, transform in enumerate(chain):
         if not transform.is_trained:
-            transform.train(few)
-        few = transform.apply(few)
+            transform.train(_gather(vectors, rows, chain[:place]))
     if isinstance(inner, faiss.IndexIVF):
         wanted = kind.train_sample or max(65_536, POINTS_PER_CENTROID * inner.nlist)
-        rows = _sample(wanted, len(vectors), seed)
+        more = _sample(wanted, len(vectors), seed)
         if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat):
-            _find_cells(inner, rows, vectors, chain, seed)
+            _find_cells(inner, more, vectors, chain, seed)
         else:  # cells that FAISS finds in its own way, as with IVF4096_HNSW128
-            few = np.concatenate([_transform(chain, block) for block in _gathered(vectors, rows)])
-    inner.train(few)
+            rows = more
+    inner.train(_gather(vectors, rows, chain))
     index.is_trained = True
 
 
@@ -172,10 +173,16 @@ def _sample(wanted: int, passages: int, seed: int) -> Int64[np.ndarray, " S"]:
     return np.sort(rows)
 
 
-def _gathered(vectors: Vectors, rows: Int64[np.ndarray, " S"]) -> Iterator[Float32[np.ndarray, "block D"]]:
-    for start in range(0, len(rows), _BLOCK):
-        yield vectors.gather(rows[start : start + _BLOCK])
+def _gather(
+    vectors: Vectors, rows: Int64[np.ndarray, " S"], chain: list[Any]
+) -> Float32[np.ndarray, "S D"]:
+    """The transformed vectors of `rows`, few of them held in their own form at a time."""
+    gathered = np.empty((len(rows), chain[-1].d_out if chain else vectors.dim), np.float32)
+    for start in range(0, len(rows), _GATHERED):
+        part = slice(start, start + _GATHERED)
+        gathered[part] = _transform(chain, vectors.gather(rows[part]))
         vectors.release()
+    return gathered
 
 
 def _find_cells(
@@ -184,8 +191,8 @@ def _find_cells(
     """k-means for inner product over the sample, at a byte a dimension; centroids of the vectors' length."""
     codec = faiss.IndexScalarQuantizer(ivf.d, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     codes = np.empty((len(rows), codec.sa_code_size()), np.uint8)
-    for start, block in zip(range(0, len(rows), _BLOCK), _gathered(vectors, rows), strict=True):
-        block = _transform(chain, block)
+    for start in range(0, len(rows), 4 * _BLOCK):
+        block = _gather(vectors, rows[start : start + 4 * _BLOCK], chain)
         if not codec.is_trained:
             codec.train(block)
         codes[start : start + len(block)] = codec.sa_encode(block)
@@ -215,7 +222,7 @@ def fill(index: Any, vectors: Vectors, advance: Callable[[int], None] = lambda _
         index.ntotal = inner.ntotal
         return
     _reserve(inner, len(vectors))
-    for _, block in vectors.blocks(_BLOCK):
+    for _, block in vectors.blocks(8 * _BLOCK if hasattr(inner, "hnsw") else _BLOCK):  # adding to a graph has a cost
         index.add(block)
         advance(len(block))
 
@@ -282,7 +289,7 @@ def true_scores(
 ) -> Float32[np.ndarray, "B C"]:
     """q(x)ᵀd(z) of each query's candidates, from their true vectors; −inf for a row of −1."""
     scores = np.empty(rows.shape, np.float32)
-    step = max(1, _GATHERED // (rows.shape[1] * vectors.dim))
+    step = max(1, (1 << 22) // (rows.shape[1] * vectors.dim))  # 16 MB at a time
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
         scores[part] = np.einsum("bd,bkd->bk", queries[part], vectors.gather(rows[part]))
@@ -294,47 +301,57 @@ def true_scores(
 
 
 class Trial:
-    """An index held against exact search on Q queries."""
+    """An index held against exact search on Q queries.
+
+    Exact search gives twice as many passages as are asked for, so that one with the score of the K-th best
+    counts as found too.
+    """
 
     def __init__(self, index: Any, vectors: Vectors, queries: Float32[np.ndarray, "Q D"]):
         self.index = index
         self.vectors = vectors
         self.queries = queries
-        exact, _ = exact_search(vectors, queries, min(max(RECALL_AT), len(vectors)))
-        vectors.release()
-        self.bounds = exact - 1e-5 * np.maximum(1, np.abs(exact))  # equal scores are equally good
-        self._candidates: dict[tuple[int, ...], np.ndarray] = {}
+        exact, rows = exact_search(vectors, queries, min(2 * max(RECALL_AT), len(vectors)))
+        self.bounds = exact - 1e-5 * np.maximum(1, np.abs(exact))
+        order = np.argsort(rows, axis=1)
+        self._rows = np.take_along_axis(rows, order, axis=1)
+        self._scores = np.take_along_axis(exact, order, axis=1)
+        self._found: dict[tuple[int, ...], np.ndarray] = {}
 
     def recall(self, k: int, search: dict[str, int]) -> Float32[np.ndarray, " Q"]:
         """Of each query, the share of the k best that is among the refine·k candidates."""
-        found = self._true_scores(search, min(k * search["refine"], len(self.vectors)))
+        found = self._search(search, min(k * search["refine"], len(self.vectors)))
         good = (found >= self.bounds[:, k - 1 : k]).sum(axis=1)
         return (np.minimum(good, k) / k).astype(np.float32)
 
-    def _true_scores(self, search: dict[str, int], count: int) -> Float32[np.ndarray, "Q count"]:
+    def _search(self, search: dict[str, int], count: int) -> Float32[np.ndarray, "Q count"]:
+        """The true scores of the first `count` candidates; −inf where they are none of exact search's."""
         # the first of more candidates are the same ones, except in a graph, where more are looked at for them
         widest = min(max(RECALL_AT) * max(REFINES), len(self.vectors))
         width = count if _graph(self.index) is not None or count > widest else widest
         key = (width, *(value for name, value in search.items() if name != "refine"))
-        if key not in self._candidates:
+        if key not in self._found:
             set_search(self.index, search)
-            scores = np.empty((len(self.queries), width), np.float32)
-            for start in range(0, len(self.queries), 16):
-                part = slice(start, start + 16)
-                _, rows = self.index.search(self.queries[part], width)
-                scores[part] = true_scores(self.vectors, self.queries[part], rows)
-                self.vectors.release()
-            self._candidates[key] = scores
-        return self._candidates[key][:, :count]
+            _, rows = self.index.search(self.queries, width)
+            scores = np.full(rows.shape, -np.inf, np.float32)
+            for query, found in enumerate(rows):
+                place = np.searchsorted(self._rows[query], found).clip(max=self._rows.shape[1] - 1)
+                same = self._rows[query, place] == found
+                scores[query, same] = self._scores[query, place[same]]
+            self._found[key] = scores
+        return self._found[key][:, :count]
 
     def milliseconds(self, search: dict[str, int]) -> float:
         """Of one query at a time, K = 50."""
         set_search(self.index, search)
         k = min(max(TUNED_AT), len(self.vectors))
-        start = time.perf_counter()
+        seconds = 0.0
         for query in self.queries[:50]:
+            start = time.perf_counter()
             find(self.index, self.vectors, query[None], k, search["refine"])
-        return (time.perf_counter() - start) / min(50, len(self.queries)) * 1000
+            seconds += time.perf_counter() - start
+            self.vectors.release()
+        return seconds / min(50, len(self.queries)) * 1000
 
 
 def tune(kind: IndexType, trial: Trial) -> dict[str, int]:

@@ -70,7 +70,7 @@ class Vectors:
             self._shards[number] = np.asarray(mapped)
         return self._shards[number]
 
-    def blocks(self, rows: int = _BLOCK) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
+    def blocks(self, rows: int = 4_096) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
         """All vectors in order, as (first row, views of at most `rows` rows).
 
         What was passed is released, so that this process holds one block at a time.
