@@ -11,6 +11,10 @@ Cells. FAISS clusters for inner product into unit directions c, and an IVF index
 vectors are longer than 1 that is all of x. Here the directions are multiplied by s, the mean of xᵀc over the
 sample: no cell changes, because s does not move the largest of xᵀ(s·c), and the residual is as short as one
 factor for all cells can make it.
+
+Graphs. HNSW links a vector to its neighbours, and prunes links by the triangle inequality. With inner products
+for distances there is neither: long vectors are everybody's neighbours, others are nobody's and cannot be reached.
+The graph is made by Euclidean distance and searched by inner product.
 """
 
 import time
@@ -222,9 +226,14 @@ def fill(index: Any, vectors: Vectors, advance: Callable[[int], None] = lambda _
         index.ntotal = inner.ntotal
         return
     _reserve(inner, len(vectors))
-    for _, block in vectors.blocks(8 * _BLOCK if hasattr(inner, "hnsw") else _BLOCK):  # adding to a graph has a cost
+    is_graph = hasattr(inner, "hnsw")
+    if is_graph:
+        _measure_by(inner, faiss.METRIC_L2)
+    for _, block in vectors.blocks(8 * _BLOCK if is_graph else _BLOCK):  # each addition to a graph has a cost
         index.add(block)
         advance(len(block))
+    if is_graph:
+        _measure_by(inner, faiss.METRIC_INNER_PRODUCT)
 
 
 def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[[int], None]) -> None:
@@ -241,6 +250,11 @@ def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[
         into = cells[start : start + len(block)].astype(np.int64)
         ivf.add_core(len(own), faiss.swig_ptr(own), None, faiss.swig_ptr(into))
         advance(len(block) - len(block) // 2)
+
+
+def _measure_by(graph: Any, metric: int) -> None:
+    graph.metric_type = faiss.downcast_index(graph.storage).metric_type = metric
+    graph.hnsw.is_similarity = metric == faiss.METRIC_INNER_PRODUCT
 
 
 def _reserve(inner: Any, passages: int) -> None:
