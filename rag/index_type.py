@@ -134,12 +134,13 @@ def _transform(chain: list[Any], block: np.ndarray) -> np.ndarray:
 def file_bytes(index: Any, passages: int) -> int:
     """How large the file of an index is (empty or full) with so many passages, to about a hundredth."""
     chain, inner = _inner(index)
-    size = passages * inner.sa_code_size()
     if isinstance(inner, faiss.IndexIVF):
         size = passages * (inner.code_size + 8) + inner.nlist * inner.d * 4
-    if hasattr(inner, "hnsw"):
+    elif hasattr(inner, "hnsw"):
         links = inner.hnsw.nb_neighbors(0) + inner.hnsw.nb_neighbors(1) / (inner.hnsw.nb_neighbors(1) - 1)
-        size = passages * (inner.storage.sa_code_size() + 4 * links + 12)
+        size = passages * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * links + 12)
+    else:
+        size = passages * inner.sa_code_size()
     return int(size) + sum(4 * each.d_in * each.d_out for each in chain)
 
 
@@ -203,6 +204,7 @@ def _find_cells(
     clustering = faiss.Clustering(ivf.d, ivf.nlist)
     clustering.spherical = True
     clustering.niter = ivf.cp.niter
+    clustering.max_points_per_centroid = len(rows)
     clustering.seed = seed + 1
     clustering.decode_block_size = _BLOCK
     clustering.train_encoded(codes, codec, ivf.quantizer)

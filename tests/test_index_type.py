@@ -1,0 +1,184 @@
+"""Types of index: filled like FAISS's own, tuned by what they find, every one of configs/index."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import yaml
+
+from benchmarks.index import Clustered
+from rag.cli import CONFIGS
+from rag.errors import UserError
+from rag.index import Index, build
+from rag.index_type import IndexType, Trial, file_bytes, fill, find, new_index, set_search, train, tune
+from rag.passages import Passage, PassageStore
+from rag.vectors import EncoderInfo, Vectors, embed, open_vectors
+
+N, D, SHARD = 10_500, 32, 4_000
+TYPES = sorted(file.stem for file in (CONFIGS / "index").glob("*.yaml"))
+QUERIES = Clustered(N, D).block(N, 100)
+
+
+def type_of(name: str) -> IndexType:
+    node = yaml.safe_load((CONFIGS / "index" / f"{name}.yaml").read_text())["type"]
+    return IndexType(**{key: value for key, value in node.items() if key != "_target_"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("types") / "index"
+    source = Clustered(N, D)
+    store = PassageStore.write((Passage(str(i), "", f"{i:06d}") for i in range(N)), folder / "passages")
+
+    def encode(passages: list[Passage]) -> np.ndarray:
+        return source.block(int(passages[0].id), len(passages))
+
+    info = EncoderInfo("made", "weights", "tokenizer")
+    embed(store, encode, folder, info, shard_size=SHARD, batch_size=SHARD, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vectors(folder) -> Vectors:
+    return open_vectors(folder, PassageStore.open(folder / "passages"))[1]
+
+
+@pytest.fixture(scope="module")
+def truth(vectors) -> np.ndarray:
+    """All vectors, as one array."""
+    return vectors.gather(np.arange(N))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
+def recall(rows: np.ndarray, products: np.ndarray, k: int) -> float:
+    best = np.argsort(-products, axis=1)[:, :k]
+    return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(rows, best, strict=True)]))
+
+
+@pytest.mark.parametrize("name", [name for name in TYPES if name != "hnsw_sq8"])
+def test_every_type_reaches_its_target_with_its_defaults(folder, truth, name):
+    index = build(folder, type_of(name), QUERIES[:50], show_progress=False)
+    products = QUERIES[50:] @ truth.T
+    scores, rows = index.search(QUERIES[50:], 50)
+    if name != "ivf_pq":  # 4 bytes of 32 dimensions: re-ranking 16 times as many is not enough
+        assert recall(rows, products, 50) >= 0.99
+        assert index.manifest.recall["50"] >= 0.99
+    if index.manifest.search["refine"] > 1:
+        np.testing.assert_allclose(scores, np.take_along_axis(products, rows, 1), rtol=1e-4)
+    opened = Index.open(folder)
+    np.testing.assert_array_equal(opened.search(QUERIES, 5)[1], index.search(QUERIES, 5)[1])
+    assert (folder / "index.faiss").stat().st_size == pytest.approx(
+        file_bytes(new_index(type_of(name), N, D)[1], N), rel=0.03
+    )
+
+
+@pytest.mark.slow
+def test_the_papers_type_reaches_its_target(folder, truth):
+    index = build(folder, type_of("hnsw_sq8"), QUERIES[:50], show_progress=False)
+    assert recall(index.search(QUERIES, 50)[1], QUERIES @ truth.T, 50) >= 0.99
+    assert index.manifest.factory == "HNSW128,SQ8"
+
+
+@pytest.mark.parametrize("factory", ["IVF16,SQ8", "RR,IVF16,RaBitQ", "IVF16,Flat"])
+def test_lists_are_filled_as_by_faiss(vectors, truth, factory):
+    kind = IndexType(factory)
+    index = new_index(kind, N, D)[1]
+    train(index, kind, vectors)
+    own = faiss.clone_index(index)
+    advanced: list[int] = []
+    fill(index, vectors, advanced.append)
+    own.add(truth)
+    assert sum(advanced) == index.ntotal == own.ntotal == N
+    for each in (index, own):
+        set_search(each, {"nprobe": 4})
+    scores, rows = index.search(QUERIES, 20)
+    expected = own.search(QUERIES, 20)
+    np.testing.assert_array_equal(rows, expected[1])
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-5)
+
+
+def test_cells_have_the_vectors_length_and_the_same_members(vectors, truth):
+    kind = IndexType("IVF16,SQ8")
+    index = new_index(kind, N, D)[1]
+    train(index, kind, vectors)
+    ivf = faiss.try_extract_index_ivf(index)
+    centroids = ivf.quantizer.reconstruct_n(0, 16)
+    lengths = np.linalg.norm(centroids, axis=1)
+    np.testing.assert_allclose(lengths, lengths[0], rtol=1e-5)
+    units = centroids / lengths[:, None]
+    cell = np.argmax(truth @ units.T, axis=1)
+    np.testing.assert_array_equal(cell, ivf.quantizer.assign(truth, 1)[:, 0])
+    # the one factor that makes Σ |x − s·c|² least is the mean of xᵀc
+    assert lengths[0] == pytest.approx((truth * units[cell]).sum(1).mean(), rel=0.02)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_graph_by_distance_finds_what_a_graph_by_inner_product_cannot(vectors, truth):
+    kind = IndexType("HNSW32", ef_construction=80)
+    index = new_index(kind, N, D)[1]
+    own = new_index(kind, N, D)[1]
+    fill(index, vectors)
+    own.add(truth)
+    for each in (index, own):
+        set_search(each, {"ef_search": 256})
+    products = QUERIES @ truth.T
+    found = {each: recall(each.search(QUERIES, 20)[1], products, 20) for each in (index, own)}
+    assert found[index] > 0.98 > 0.94 > found[own]
+    scores, rows = index.search(QUERIES, 3)
+    np.testing.assert_allclose(scores, np.take_along_axis(products, rows, 1), rtol=1e-5)
+    assert faiss.downcast_index(index).metric_type == faiss.METRIC_INNER_PRODUCT
+
+
+def test_a_trial_counts_what_searching_finds(vectors, truth):
+    kind = IndexType("IVF16,SQ4")
+    index = new_index(kind, N, D)[1]
+    train(index, kind, vectors)
+    fill(index, vectors)
+    trial = Trial(index, vectors, QUERIES)
+    products = QUERIES @ truth.T
+    for search, k in (({"nprobe": 2, "refine": 1}, 20), ({"nprobe": 4, "refine": 3}, 5)):
+        set_search(index, search)
+        rows = find(index, vectors, QUERIES, k, search["refine"])[1]
+        assert trial.recall(k, search).mean() == pytest.approx(recall(rows, products, k), abs=1e-6)
+
+
+def test_tuning_takes_the_least_that_reaches_the_target(vectors):
+    kind = IndexType("IVF64,SQ4", target_recall=0.9)
+    index = new_index(kind, N, D)[1]
+    train(index, kind, vectors)
+    fill(index, vectors)
+    trial = Trial(index, vectors, QUERIES)
+
+    def reached(search: dict[str, int], target: float) -> bool:
+        each = [trial.recall(k, search) for k in (5, 20, 50)]
+        return all(r.mean() - 1.64 * r.std() / len(r) ** 0.5 >= target for r in each)
+
+    search = tune(kind, trial)
+    assert reached(search, 0.9)
+    fewer = {8: None, 11: 8, 16: 11, 22: 16, 32: 22, 45: 32, 64: 45}[search["nprobe"]]
+    assert fewer is None or not reached({"nprobe": fewer, "refine": 16}, 0.95)
+    assert search["refine"] == 1 or not reached(search | {"refine": search["refine"] - 1}, 0.9)
+    assert tune(IndexType("IVF64,SQ4", nprobe=3, refine=2), trial) == {"nprobe": 3, "refine": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "passages", "sentence"),
+    [
+        ("ivf_sq8", 60, "an index of 2 cells needs 78 passages .* 60: take a type without cells .index=flat, sq8"),
+        ("ivf_pq", 5_000, "needs 9,984 passages to learn its 256 centroids and there are 5,000: take SQ8"),
+        ("ivf_rabitq", 77, "an index of 2 cells needs 78 passages"),
+    ],
+)
+def test_a_type_that_cannot_work_names_what_can(name, passages, sentence):
+    with pytest.raises(UserError, match=sentence):
+        new_index(type_of(name), passages, D)
+    assert new_index(type_of("sq8"), passages, D)[0] == "SQ8"
