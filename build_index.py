@@ -15,6 +15,7 @@ from rag.cli import plain, run_script
 from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
+from rag.estimate import Estimate, estimate
 from rag.files import read_json, replace_folder
 from rag.index import Index, Manifest, build
 from rag.index_type import IndexType, filled_factory
@@ -32,6 +33,7 @@ goes on after an interruption and does nothing when the index is already there.
 
   python build_index.py experiment=miniwiki/index_a
   python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
+  python build_index.py … estimate=true                      disk, memory and hours, before anything is done
   python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
   torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
 """
@@ -49,6 +51,11 @@ def build_index(cfg: DictConfig) -> None:
     encoder = PassageEncoder.from_pretrained(cfg.passage_encoder).eval()
     if torch.cuda.is_available():
         encoder.cuda(int(os.environ.get("LOCAL_RANK", "0")))
+    if cfg.estimate:
+        count = int(os.environ.get("WORLD_SIZE", "1"))
+        costs = (cfg.batch_size, count, cfg.passages_per_second)
+        show_estimate(estimate(cfg.corpus.path, kind, encoder.dim, encoder.encode, *costs), cfg.corpus.path, folder)
+        return
     info = EncoderInfo(cfg.passage_encoder, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     queries = None
     if cfg.recall_questions is not None:
@@ -130,6 +137,23 @@ def begun_otherwise(folder: Path, corpus: str, encoder: EncoderInfo) -> bool:
     except UserError:
         return True
     return False
+
+
+def show_estimate(found: Estimate, corpus: str, folder: Path) -> None:
+    table = Table("what", "estimate", title=f"an index of {corpus} in {folder}, before anything is done")
+    table.add_row("passages", f"{'' if found.counted else 'about '}{found.passages:,}")
+    table.add_row("type", found.factory)
+    for name in ("passages", "vectors", "index"):
+        table.add_row(f"disk: {name}", f"{getattr(found, f'disk_{name}') / 1e9:,.2f} GB")
+    table.add_row("memory: building", f"{found.memory_build / 2**30:,.2f} GiB")
+    table.add_row("memory: searching, all in memory", f"{found.memory_all / 2**30:,.2f} GiB")
+    table.add_row("memory: searching, vectors on disk", f"{found.memory_least / 2**30:,.2f} GiB")
+    table.add_row("hours: embedding", f"{found.seconds_embedding / 3600:,.2f}")
+    table.add_row("hours: index", f"{found.seconds_index / 3600:,.2f}")
+    Console().print(table)
+    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if (free := shutil.disk_usage(place).free) < found.disk:
+        print(f"{place} has {free / 1e9:,.1f} GB free, too little for the {found.disk / 1e9:,.1f} GB of this index")
 
 
 def show(index: Index, title: str) -> None:

@@ -1,0 +1,169 @@
+"""What retrieval finds among real passages: BM25, and a dense index where one is given.
+
+    python -m benchmarks.retrieval recall --passages FILE --questions FILE [--limit N] [--dense RUN]
+    python -m benchmarks.retrieval swap   --passages A B --questions FILE --answers KEY_A KEY_B [--dense RUN]
+
+`recall` counts the questions for which one of the first K passages contains an answer (DPR's token match, title and
+text), and for which one of the listed gold ids is among them. `swap` is section 4.5 without a generator: the same
+questions over two editions of a corpus; each cell is the share of questions for which the right answer of the edition
+asked about stands in one of the first K passages of the edition indexed. A memory that can be exchanged is right on
+the diagonal. Questions whose answers differ between the editions are told apart from all of them.
+
+RUN is a run folder of train.py with both encoders (experiment=local/dpr); its index is built in --folder, and swapped
+by `DenseRetriever.swap`. BM25 is bm25s with k1 = 0.9, b = 0.4, English stop words, over "title text".
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.index import index_type
+from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.errors import UserError
+from rag.evaluation import passage_text, retrieval_figures
+from rag.files import hash_file, write_json
+from rag.index import Index, build
+from rag.lexical import BM25
+from rag.metrics.retrieval import answer_recall_at
+from rag.passages import PassageStore, tokenizer_fingerprint
+from rag.progress import progress_bar
+from rag.retriever import DenseRetriever
+from rag.tasks.example import Example
+from rag.tasks.qa import read_examples
+from rag.vectors import EncoderInfo, embed, prepare
+
+KS = (1, 5, 20, 100)
+SWAP_KS = (1, 5, 20)
+Search = Callable[[list[str], int], np.ndarray]  # questions, K → rows
+
+
+def store_of(passages: Path, folder: Path) -> tuple[PassageStore, Path]:
+    """The passages of a file, in a folder of `folder` that is named for its content."""
+    place = folder / f"{passages.name.split('.')[0]}-{hash_file(passages)[:8]}"
+    return prepare(passages, place), place
+
+
+def dense_index(run: Path, place: Path, kind: str = "flat") -> Index:
+    """The index of a folder's passages by the passage encoder of a run; goes on after an interruption."""
+    encoder = PassageEncoder.from_pretrained(run / "model" / "passage_encoder").eval()
+    info = EncoderInfo(str(run), encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
+    embed(PassageStore.open(place / "passages"), encoder.encode, place, info, batch_size=128)
+    return build(place, index_type(kind))
+
+
+@torch.inference_mode()
+def by_dense(retriever: DenseRetriever, questions: list[str], k: int) -> np.ndarray:
+    rows = []
+    with progress_bar("searching", len(questions), "questions") as advance:
+        for start in range(0, len(questions), 64):
+            part = questions[start : start + 64]
+            rows.append(retriever(retriever.prepare(part), k).rows)
+            advance(len(part))
+    return np.concatenate(rows)
+
+
+def searchers(run: Path | None, store: PassageStore, place: Path) -> dict[str, Search]:
+    bm25 = BM25.build(store)
+    found: dict[str, Search] = {"BM25": lambda questions, k: bm25.search(questions, k)[1]}
+    if run is not None:
+        asker = QuestionEncoder.from_pretrained(run / "model" / "question_encoder").eval()
+        retriever = DenseRetriever(asker, dense_index(run, place), trainable=False)
+        found["dense"] = lambda questions, k: by_dense(retriever, questions, k)
+    return found
+
+
+def recall(
+    passages: Path, questions: Path, folder: Path, limit: int | None = None, run: Path | None = None
+) -> list[dict[str, Any]]:
+    """A row for each retriever and each kind of recall, with its value at each K."""
+    examples = read_examples(questions, limit=limit)
+    store, place = store_of(passages, folder)
+    ks = [k for k in KS if k <= len(store)]
+    rows = []
+    for name, search in searchers(run, store, place).items():
+        found = search([example.question for example in examples], max(ks))
+        for kind, values in retrieval_figures(store, found, examples, ks).items():
+            rows.append({"retriever": name, "figure": kind, "questions": len(examples), **values})
+    return rows
+
+
+def swap(
+    passages: Mapping[str, Path],
+    examples: Mapping[str, Sequence[Example]],
+    folder: Path,
+    run: Path | None = None,
+) -> list[dict[str, Any]]:
+    """A row for each retriever, choice of questions, edition asked and edition indexed."""
+    opened = {edition: store_of(path, folder) for edition, path in passages.items()}
+    found: dict[tuple[str, str], np.ndarray] = {}
+    questions = [example.question for example in next(iter(examples.values()))]
+    for edition, (store, _) in opened.items():
+        found["BM25", edition] = BM25.build(store).search(questions, max(SWAP_KS))[1]
+    if run is not None:
+        indexes = {edition: dense_index(run, place) for edition, (_, place) in opened.items()}
+        asker = QuestionEncoder.from_pretrained(run / "model" / "question_encoder").eval()
+        retriever = DenseRetriever(asker, next(iter(indexes.values())), trainable=False)
+        for edition, index in indexes.items():
+            retriever.swap(index)
+            found["dense", edition] = by_dense(retriever, questions, max(SWAP_KS))
+    answers = [[example.answers for example in own] for own in examples.values()]
+    changed = np.array([set(map(str.lower, a)).isdisjoint(map(str.lower, b)) for a, b in zip(*answers, strict=True)])
+    rows = []
+    for (name, indexed), places in found.items():
+        store = opened[indexed][0]
+        texts = [[passage_text(store, row) for row in own] for own in places.tolist()]
+        for asked, own in examples.items():
+            hits = answer_recall_at(texts, [example.answers for example in own], SWAP_KS)
+            for which, chosen in (("changed", changed), ("all", np.ones(len(changed), bool))):
+                row = {"retriever": name, "questions": which, "asked": asked, "indexed": indexed}
+                row |= {str(k): round(float(hits[k][chosen].mean()), 4) for k in SWAP_KS}
+                rows.append(row | {"count": int(chosen.sum())})
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("what", choices=("recall", "swap"))
+    parser.add_argument("--passages", type=Path, nargs="+", required=True)
+    parser.add_argument("--questions", type=Path, required=True)
+    parser.add_argument("--answers", nargs=2, help="swap: the fields with the answers of the two editions")
+    parser.add_argument("--limit", type=int, help="recall: only the first so many questions")
+    parser.add_argument("--dense", type=Path, metavar="RUN", help="a run folder with both encoders")
+    parser.add_argument("--json", type=Path, help="where the rows go as well")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rag_benchmark_retrieval")
+    given = parser.parse_args(arguments)
+    if given.what == "swap" and (given.answers is None or len(given.passages) != 2):
+        parser.error("swap takes --passages A B and --answers KEY_A KEY_B")
+    print(f"{given.what} over {', '.join(map(str, given.passages))}; indexes in {given.folder}")
+    if given.what == "recall":
+        rows = recall(given.passages[0], given.questions, given.folder, given.limit, given.dense)
+    else:
+        editions = dict(zip(given.answers, given.passages, strict=True))
+        examples = {key: read_examples(given.questions, key) for key in given.answers}
+        rows = swap(editions, examples, given.folder, given.dense)
+    show(rows)
+    if given.json:
+        write_json(given.json, rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
