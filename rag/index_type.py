@@ -136,6 +136,8 @@ def file_bytes(index: Any, passages: int) -> int:
     chain, inner = _inner(index)
     if isinstance(inner, faiss.IndexIVF):
         size = passages * (inner.code_size + 8) + inner.nlist * inner.d * 4
+        if hasattr(inner, "pq"):
+            size += inner.pq.ksub * inner.d * 4
     elif hasattr(inner, "hnsw"):
         links = inner.hnsw.nb_neighbors(0) + inner.hnsw.nb_neighbors(1) / (inner.hnsw.nb_neighbors(1) - 1)
         size = passages * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * links + 12)

@@ -132,7 +132,7 @@ def test_a_graph_by_distance_finds_what_a_graph_by_inner_product_cannot(vectors,
         set_search(each, {"ef_search": 256})
     products = QUERIES @ truth.T
     found = {each: recall(each.search(QUERIES, 20)[1], products, 20) for each in (index, own)}
-    assert found[index] > 0.98 > 0.94 > found[own]
+    assert found[index] > 0.985 > 0.975 > found[own]
     scores, rows = index.search(QUERIES, 3)
     np.testing.assert_allclose(scores, np.take_along_axis(products, rows, 1), rtol=1e-5)
     assert faiss.downcast_index(index).metric_type == faiss.METRIC_INNER_PRODUCT
