@@ -54,7 +54,9 @@ def build_index(cfg: DictConfig) -> None:
     if cfg.estimate:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         costs = (cfg.batch_size, count, cfg.passages_per_second)
-        show_estimate(estimate(cfg.corpus.path, kind, encoder.dim, encoder.encode, *costs), cfg.corpus.path, folder)
+        show_estimate(
+            estimate(cfg.corpus.path, kind, encoder.dim, encoder.encode, *costs), cfg.corpus.path, folder
+        )
         return
     info = EncoderInfo(cfg.passage_encoder, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     queries = None
@@ -153,7 +155,9 @@ def show_estimate(found: Estimate, corpus: str, folder: Path) -> None:
     Console().print(table)
     place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if (free := shutil.disk_usage(place).free) < found.disk:
-        print(f"{place} has {free / 1e9:,.1f} GB free, too little for the {found.disk / 1e9:,.1f} GB of this index")
+        print(
+            f"{place} has {free / 1e9:,.1f} GB free, too little for the {found.disk / 1e9:,.1f} GB of this index"
+        )
 
 
 def show(index: Index, title: str) -> None:

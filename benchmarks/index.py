@@ -159,7 +159,9 @@ def query_type(folder: Path) -> dict[str, Any]:
 
 def index_type(name: str) -> IndexType:
     """The type of configs/index/<name>.yaml."""
-    node = yaml.safe_load((PROJECT / "configs" / "index" / f"{name}.yaml").read_text(encoding="utf-8"))["type"]
+    node = yaml.safe_load((PROJECT / "configs" / "index" / f"{name}.yaml").read_text(encoding="utf-8"))[
+        "type"
+    ]
     return IndexType(**{key: value for key, value in node.items() if key != "_target_"})
 
 
@@ -252,8 +254,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--json", type=Path, help="where the rows go; types that are there already are skipped")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.index", description=(__doc__ or "").split(":")[0]
+    )
+    parser.add_argument(
+        "--json", type=Path, help="where the rows go; types that are there already are skipped"
+    )
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--types", default=",".join(TYPES), help="default: %(default)s")
     parser.add_argument("--dim", type=int, default=768)
@@ -272,8 +278,12 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if given.json is None:
         parser.error("say where the rows go: --json FILE")
-    show(benchmark(given.json, given.vectors, given.types.split(","), given.dim, given.folder, given.uncapped))
-    print(f"rows in {given.json}; the data stay in {given.folder} for the next run: delete them when you are done")
+    show(
+        benchmark(given.json, given.vectors, given.types.split(","), given.dim, given.folder, given.uncapped)
+    )
+    print(
+        f"rows in {given.json}; the data stay in {given.folder} for the next run: delete them when you are done"
+    )
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def swap(
             retriever.swap(index)
             found["dense", edition] = by_dense(retriever, questions, max(SWAP_KS))
     answers = [[example.answers for example in own] for own in examples.values()]
-    changed = np.array([set(map(str.lower, a)).isdisjoint(map(str.lower, b)) for a, b in zip(*answers, strict=True)])
+    changed = np.array(
+        [set(map(str.lower, a)).isdisjoint(map(str.lower, b)) for a, b in zip(*answers, strict=True)]
+    )
     rows = []
     for (name, indexed), places in found.items():
         store = opened[indexed][0]
@@ -137,7 +139,9 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=(__doc__ or "").split(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.retrieval", description=(__doc__ or "").split(":")[0]
+    )
     parser.add_argument("what", choices=("recall", "swap"))
     parser.add_argument("--passages", type=Path, nargs="+", required=True)
     parser.add_argument("--questions", type=Path, required=True)
@@ -145,7 +149,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="recall: only the first so many questions")
     parser.add_argument("--dense", type=Path, metavar="RUN", help="a run folder with both encoders")
     parser.add_argument("--json", type=Path, help="where the rows go as well")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "rag_benchmark_retrieval")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "rag_benchmark_retrieval"
+    )
     given = parser.parse_args(arguments)
     if given.what == "swap" and (given.answers is None or len(given.passages) != 2):
         parser.error("swap takes --passages A B and --answers KEY_A KEY_B")

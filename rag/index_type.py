@@ -180,9 +180,7 @@ def _sample(wanted: int, passages: int, seed: int) -> Int64[np.ndarray, " S"]:
     return np.sort(rows)
 
 
-def _gather(
-    vectors: Vectors, rows: Int64[np.ndarray, " S"], chain: list[Any]
-) -> Float32[np.ndarray, "S D"]:
+def _gather(vectors: Vectors, rows: Int64[np.ndarray, " S"], chain: list[Any]) -> Float32[np.ndarray, "S D"]:
     """The transformed vectors of `rows`, few of them held in their own form at a time."""
     gathered = np.empty((len(rows), chain[-1].d_out if chain else vectors.dim), np.float32)
     for start in range(0, len(rows), _GATHERED):

@@ -32,7 +32,9 @@ def test_each_type_gets_a_row_and_none_is_measured_twice(tmp_path, capsys):
     assert rows[0]["file_mb"] == pytest.approx((3000 * (24 + 8) + 64 * 24 * 4) / 1e6, abs=0.01)
     assert "ivf_sq8" in capsys.readouterr().out
     truth, queries = (np.load(data / "3000x24" / f"{name}.npy") for name in ("truth", "queries"))
-    everything = np.concatenate([np.load(each) for each in sorted((data / "3000x24" / "vectors").glob("*.npy"))])
+    everything = np.concatenate(
+        [np.load(each) for each in sorted((data / "3000x24" / "vectors").glob("*.npy"))]
+    )
     expected = np.argsort(-(queries[benchmark.TUNING :] @ everything.T), axis=1)[:, :50]
     assert np.mean([len(np.intersect1d(*pair)) for pair in zip(truth, expected, strict=True)]) > 49.9
 

@@ -21,12 +21,19 @@ def files(tmp_path: Path) -> dict[str, Path]:
     for edition in (0, 1):
         lines = ["id\ttext\ttitle"]
         for number, (country, leaders) in enumerate(LEADERS.items()):
-            lines.append(f"{2 * number + 1}\tThe president of {country} is {leaders[edition].upper()}.\tGovernment")
+            lines.append(
+                f"{2 * number + 1}\tThe president of {country} is {leaders[edition].upper()}.\tGovernment"
+            )
             lines.append(f"{2 * number + 2}\tThe harbour exports herring and salt.\tTrade {number}")
         (tmp_path / f"edition{edition}.tsv").write_text("\n".join(lines) + "\n")
     with open(tmp_path / "questions.jsonl", "w") as file:
         for number, (country, (old, new)) in enumerate(LEADERS.items()):
-            record = {"question": f"who is the president of {country}", "answers": [old], "old": [old], "new": [new]}
+            record = {
+                "question": f"who is the president of {country}",
+                "answers": [old],
+                "old": [old],
+                "new": [new],
+            }
             file.write(json.dumps(record | {"positive_ids": [2 * number + 1]}) + "\n")
     return {each.stem: each for each in tmp_path.iterdir()}
 

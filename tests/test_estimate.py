@@ -27,7 +27,9 @@ def encode(passages: list[Passage]) -> np.ndarray:
 
 def write(path: Path) -> Path:
     if path.suffix == ".parquet":
-        pq.write_table(pa.table(dict(zip(("id", "title", "text"), zip(*ROWS, strict=True), strict=True))), path)
+        pq.write_table(
+            pa.table(dict(zip(("id", "title", "text"), zip(*ROWS, strict=True), strict=True))), path
+        )
         return path
     if ".tsv" in path.name:
         lines = ["id\ttext\ttitle", *(f'{id}\t"{text}"\t{title}' for id, title, text in ROWS)]
