@@ -150,7 +150,8 @@ def index_seconds(index: Any, kind: IndexType, passages: int, dim: int) -> float
         few = random.standard_normal((min(passages, 2_000), dim), np.float32)
         small = faiss.index_factory(dim, "HNSW32", faiss.METRIC_L2)
         graph: Any = faiss.downcast_index(index)
-        faiss.downcast_index(small).hnsw.efConstruction = graph.hnsw.efConstruction
+        like: Any = faiss.downcast_index(small)
+        like.hnsw.efConstruction = graph.hnsw.efConstruction
         start = time.perf_counter()
         small.add(few)
         each = (time.perf_counter() - start) / len(few) * graph.hnsw.nb_neighbors(0) / 64

@@ -98,7 +98,8 @@ def new_index(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
             f"an index of {max(2, ivf.nlist):,} cells needs {needed:,} passages ({POINTS_PER_CENTROID} for each "
             f"cell) and there are {passages:,}: take {can}a type without cells (index=flat, sq8 or hnsw)"
         )
-    quantiser = getattr(faiss.downcast_index(ivf if ivf is not None else index), "pq", None)
+    coded: Any = faiss.downcast_index(ivf if ivf is not None else index)
+    quantiser = getattr(coded, "pq", None)
     if quantiser is not None and quantiser.ksub * POINTS_PER_CENTROID > passages:
         raise UserError(
             f"a product quantiser needs {quantiser.ksub * POINTS_PER_CENTROID:,} passages to learn its "
@@ -106,7 +107,7 @@ def new_index(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
             "sqfp16 or flat)"
         )
     if quantiser is not None:  # minutes of annealing, for a filter by Hamming distance that is not used here
-        faiss.downcast_index(ivf if ivf is not None else index).do_polysemous_training = False
+        coded.do_polysemous_training = False
     if (hnsw := _graph(index)) is not None:
         hnsw.efConstruction = kind.ef_construction
     return factory, index
@@ -117,7 +118,8 @@ def _inner(index: Any) -> tuple[list[Any], Any]:
     index = faiss.downcast_index(index)
     if not isinstance(index, faiss.IndexPreTransform):
         return [], index
-    chain = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+    transforms: Any = index.chain
+    chain = [faiss.downcast_VectorTransform(transforms.at(i)) for i in range(transforms.size())]
     return chain, faiss.downcast_index(index.index)
 
 
@@ -136,8 +138,8 @@ def file_bytes(index: Any, passages: int) -> int:
     chain, inner = _inner(index)
     if isinstance(inner, faiss.IndexIVF):
         size = passages * (inner.code_size + 8) + inner.nlist * inner.d * 4
-        if hasattr(inner, "pq"):
-            size += inner.pq.ksub * inner.d * 4
+        if (quantiser := getattr(inner, "pq", None)) is not None:
+            size += quantiser.ksub * inner.d * 4
     elif hasattr(inner, "hnsw"):
         links = inner.hnsw.nb_neighbors(0) + inner.hnsw.nb_neighbors(1) / (inner.hnsw.nb_neighbors(1) - 1)
         size = passages * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * links + 12)
@@ -208,7 +210,8 @@ def _find_cells(
     clustering.seed = seed + 1
     clustering.decode_block_size = _BLOCK
     clustering.train_encoded(codes, codec, ivf.quantizer)
-    last = clustering.iteration_stats.at(clustering.iteration_stats.size() - 1)
+    stats: Any = clustering.iteration_stats
+    last = stats.at(stats.size() - 1)
     centroids = faiss.vector_to_array(clustering.centroids).reshape(ivf.nlist, ivf.d)
     ivf.quantizer.reset()
     ivf.quantizer.add(centroids * np.float32(last.obj / len(rows)))
@@ -221,9 +224,8 @@ def fill(index: Any, vectors: Vectors, advance: Callable[[int], None] = lambda _
     at their peak.
     """
     chain, inner = _inner(index)
-    if isinstance(inner, faiss.IndexIVF) and isinstance(
-        faiss.downcast_InvertedLists(inner.invlists), faiss.ArrayInvertedLists
-    ):
+    lists = faiss.downcast_InvertedLists(inner.invlists) if hasattr(inner, "invlists") else None
+    if isinstance(lists, faiss.ArrayInvertedLists):
         _fill_lists(inner, vectors, chain, advance)
         index.ntotal = inner.ntotal
         return
