@@ -38,6 +38,7 @@ from rag.progress import progress_bar
 from rag.retriever import DenseRetriever
 from rag.tasks.example import Example
 from rag.tasks.qa import read_examples
+from rag.tasks.records import read_records
 from rag.vectors import EncoderInfo, embed, prepare
 
 KS = (1, 5, 20, 100)
@@ -98,10 +99,14 @@ def recall(
 def swap(
     passages: Mapping[str, Path],
     examples: Mapping[str, Sequence[Example]],
+    changed: np.ndarray,
     folder: Path,
     run: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each retriever, choice of questions, edition asked and edition indexed."""
+    """A row for each retriever, choice of questions, edition asked and edition indexed.
+
+    changed: of each question, whether the editions answer it differently.
+    """
     opened = {edition: store_of(path, folder) for edition, path in passages.items()}
     found: dict[tuple[str, str], np.ndarray] = {}
     questions = [example.question for example in next(iter(examples.values()))]
@@ -114,10 +119,6 @@ def swap(
         for edition, index in indexes.items():
             retriever.swap(index)
             found["dense", edition] = by_dense(retriever, questions, max(SWAP_KS))
-    answers = [[example.answers for example in own] for own in examples.values()]
-    changed = np.array(
-        [set(map(str.lower, a)).isdisjoint(map(str.lower, b)) for a, b in zip(*answers, strict=True)]
-    )
     rows = []
     for (name, indexed), places in found.items():
         store = opened[indexed][0]
@@ -129,6 +130,12 @@ def swap(
                 row |= {str(k): round(float(hits[k][chosen].mean()), 4) for k in SWAP_KS}
                 rows.append(row | {"count": int(chosen.sum())})
     return rows
+
+
+def changed_answers(questions: Path, *keys: str) -> np.ndarray:
+    """What the file says of each question under `changed`; if it does not, whether its answers differ."""
+    records = [record for _, record in read_records(questions)]
+    return np.array([bool(each.get("changed", each[keys[0]] != each[keys[1]])) for each in records])
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -159,9 +166,14 @@ def main(arguments: list[str] | None = None) -> None:
     if given.what == "recall":
         rows = recall(given.passages[0], given.questions, given.folder, given.limit, given.dense)
     else:
-        editions = dict(zip(given.answers, given.passages, strict=True))
-        examples = {key: read_examples(given.questions, key) for key in given.answers}
-        rows = swap(editions, examples, given.folder, given.dense)
+        names = [key.removeprefix("answers_") for key in given.answers]
+        editions = dict(zip(names, given.passages, strict=True))
+        examples = {
+            n: read_examples(given.questions, key) for n, key in zip(names, given.answers, strict=True)
+        }
+        rows = swap(
+            editions, examples, changed_answers(given.questions, *given.answers), given.folder, given.dense
+        )
     show(rows)
     if given.json:
         write_json(given.json, rows)

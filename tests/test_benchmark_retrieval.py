@@ -51,7 +51,10 @@ def test_bm25s_recall_by_ids_and_by_answers(files, tmp_path, capsys):
 def test_a_memory_that_is_exchanged_is_right_on_the_diagonal(files, tmp_path, monkeypatch):
     monkeypatch.setattr(retrieval, "SWAP_KS", (1, 2))
     examples = {key: read_examples(files["questions"], key) for key in ("old", "new")}
-    rows = retrieval.swap({"old": files["edition0"], "new": files["edition1"]}, examples, tmp_path / "work")
+    changed = retrieval.changed_answers(files["questions"], "old", "new")
+    assert changed.tolist() == [True, False, True]
+    editions = {"old": files["edition0"], "new": files["edition1"]}
+    rows = retrieval.swap(editions, examples, changed, tmp_path / "work")
     cells = {(row["questions"], row["asked"], row["indexed"]): (row["1"], row["count"]) for row in rows}
     assert cells == {
         ("changed", "old", "old"): (1.0, 2),
