@@ -41,13 +41,14 @@ def train(cfg: DictConfig) -> None:
         raise UserError(
             f"ckpt_path={cfg.ckpt_path} does not exist: give a last.ckpt that a run of train.py left"
         )
-    missing = [Path(path) for path in plain(cfg.inputs) if "://" not in path and not Path(path).exists()]
+    inputs = [path for path in plain(cfg.inputs) if path is not None]  # a setting that was set to null
+    missing = [Path(path) for path in inputs if "://" not in path and not Path(path).exists()]
     made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
     if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     decisive = {key: plain(cfg[key]) for key in ("module", "datamodule", "trainer", "seed", "monitor")}
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
-    run = Run.open(cfg.paths.run, decisive, yaml, plain(cfg.inputs), cfg.overwrite)
+    run = Run.open(cfg.paths.run, decisive, yaml, inputs, cfg.overwrite)
     if run.finished:
         print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
         return
@@ -63,7 +64,7 @@ def train(cfg: DictConfig) -> None:
         callbacks=[
             TrainingProgress(cfg.name),
             StopsBetweenSteps(run.folder / "last.ckpt"),
-            *checkpoints(run.folder, cfg.monitor, cfg.checkpoint_minutes),
+            *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
         ],
     )
     # What is wrong with the data is told before anything is written.

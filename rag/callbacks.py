@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from rag.errors import UserError
 from rag.progress import progress_bar
 
 
@@ -87,11 +88,25 @@ class StopsBetweenSteps(Callback):
         self.restore()
 
 
-def checkpoints(folder: str | Path, monitor: str | None, minutes: float = 15.0) -> list[Callback]:
+def checkpoints(
+    folder: str | Path,
+    monitor: str | None,
+    mode: str = "max",
+    patience: int | None = None,
+    minutes: float = 15.0,
+) -> list[Callback]:
     """Keep `last.ckpt`, to go on from, and, where `monitor` names a figure of dev, the weights of the best step.
 
-    Neither name holds an equals sign, so that either can be given on the command line.
+    mode: whether a higher ("max") or a lower figure ("min") is better. patience: training stops after so many looks at
+    dev without a better figure. Neither file's name holds an equals sign, so that either can be given on the command
+    line. Raises UserError for another mode, or patience without a figure to wait for.
     """
+    if mode not in ("max", "min"):
+        raise UserError(f"monitor_mode={mode} does not exist: there are max and min")
+    if monitor is None and patience is not None:
+        raise UserError(
+            f"patience={patience} waits for a better figure of dev, and monitor names none: give monitor=…"
+        )
     last = ModelCheckpoint(
         folder,
         "last",
@@ -102,6 +117,8 @@ def checkpoints(folder: str | Path, monitor: str | None, minutes: float = 15.0) 
     if monitor is None:
         return [last]
     best = ModelCheckpoint(
-        folder, "best", monitor=monitor, mode="max", save_weights_only=True, enable_version_counter=False
+        folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
     )
-    return [last, best]
+    if patience is None:
+        return [last, best]
+    return [last, best, EarlyStopping(monitor, patience=patience, mode=mode)]

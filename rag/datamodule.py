@@ -102,7 +102,7 @@ class _Steps:
             step += 1
 
 
-class _Listed(Dataset):
+class Listed(Dataset):
     def __init__(self, items: Sequence[Any], make: Callable[[Any], Any]):
         self.items, self.make = items, make
 
@@ -172,7 +172,7 @@ def evaluation_batches(examples: Sequence[Example], prepare: Prepare, batch_size
     def make(chunk: Sequence[Example]) -> tuple[list[Example], Batch]:
         return list(chunk), prepare([e.question for e in chunk], [e.answers[0] for e in chunk])
 
-    return _Listed(chunks, make)
+    return Listed(chunks, make)
 
 
 def step_generator(seed: int, step: int) -> np.random.Generator:

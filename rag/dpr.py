@@ -2,46 +2,76 @@
 
     loss = −log exp(q(x)ᵀd(z⁺)) / Σ_z exp(q(x)ᵀd(z))   over all passages of the batch
 
-The passages of the other questions in the batch are negatives, and so are each question's hard negatives. A passage
-that is also right for another question of the batch is no negative of it.
+The passages of the other questions in the batch are negatives, and so are each question's hard negatives; with several
+ranks, the passages of all ranks. A passage that is also right for another question of the batch is no negative of it.
+
+Validation is DPR's average rank: how many passages stand before a question's own one, among the golds and negatives of
+all dev questions.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-from rag.datamodule import Shuffled, StepDataModule, step_generator, torch_seed
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.datamodule import torch_seed
+from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
 from rag.optimization import Optimization
-from rag.passages import Passage, read_passages
-from rag.tasks.example import Example
-from rag.tasks.qa import read_examples
+
+_RANKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class BiEncoderBatch:
-    """B questions and P passages; positive[b] is the passage of question b; allowed[b, p]: p counts for b."""
+    """B questions and P passages of one rank.
+
+    rows: of the passages in their store. right: the rows that are right for each question, −1 beyond their number.
+    positive[b]: where among the P the passage of question b stands.
+    """
 
     questions: dict[str, Tensor]
     passages: dict[str, Tensor]
+    rows: Int[Tensor, " passages"]
+    right: Int[Tensor, "batch right"]
     positive: Int[Tensor, " batch"]
-    allowed: Bool[Tensor, "batch passages"]
 
     def to(self, device: torch.device | str) -> "BiEncoderBatch":
         return BiEncoderBatch(
-            {name: value.to(device) for name, value in self.questions.items()},
-            {name: value.to(device) for name, value in self.passages.items()},
-            self.positive.to(device),
-            self.allowed.to(device),
+            {name: value.to(device, non_blocking=True) for name, value in self.questions.items()},
+            {name: value.to(device, non_blocking=True) for name, value in self.passages.items()},
+            self.rows.to(device, non_blocking=True),
+            self.right.to(device, non_blocking=True),
+            self.positive.to(device, non_blocking=True),
         )
+
+
+@dataclass(frozen=True)
+class DevBatch:
+    """Questions or passages of dev to be encoded, and which of them they are."""
+
+    questions: bool
+    numbers: Int[Tensor, " batch"]
+    tokens: dict[str, Tensor]
+
+    def to(self, device: torch.device | str) -> "DevBatch":
+        tokens = {name: value.to(device, non_blocking=True) for name, value in self.tokens.items()}
+        return DevBatch(self.questions, self.numbers.to(device, non_blocking=True), tokens)
+
+
+def passages_allowed(
+    rows: Int[Tensor, " passages"], right: Int[Tensor, "batch right"], positive: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch passages"]:
+    """Which passages count for which question: its own one and all that are not right for it."""
+    is_right = (rows[None, :, None] == right[:, None, :]).any(dim=2)
+    return (~is_right).scatter(1, positive[:, None], True)
 
 
 def contrastive_loss(
@@ -55,12 +85,81 @@ def contrastive_loss(
     return F.cross_entropy(scores, positive), scores
 
 
-class BiEncoder(nn.Module):
-    """The two encoders that are trained together."""
+class _GatherWithGradient(torch.autograd.Function):
+    """All ranks' tensors of one shape, stacked; the gradient is the sum of what all ranks ask of one's own."""
 
-    def __init__(self, encoders: tuple[QuestionEncoder, PassageEncoder]):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, own.contiguous())
+        return torch.stack(every)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank()]
+
+
+def gather_passages(
+    passages: Float[Tensor, "passages dim"], rows: Int[Tensor, " passages"]
+) -> tuple[Float[Tensor, "all dim"], Int[Tensor, " all"], int]:
+    """The passages of all ranks in the ranks' order, differentiable, their rows, and where one's own begin.
+
+    Ranks may hold different numbers. Each rank's loss is a mean over its own questions and DDP takes the mean of the
+    ranks' gradients, which with batches of equal size is the gradient of one process that holds them all.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return passages, rows, 0
+    size = torch.tensor([len(passages)], device=passages.device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    counts = [int(each) for each in sizes]
+    missing = max(counts) - len(passages)
+    vectors = _GatherWithGradient.apply(F.pad(passages, (0, 0, 0, missing)))
+    assert isinstance(vectors, Tensor)
+    numbers = [torch.empty(max(counts), dtype=rows.dtype, device=rows.device) for _ in counts]
+    dist.all_gather(numbers, F.pad(rows, (0, missing), value=-1))
+    own = sum(counts[: dist.get_rank()])
+    return (
+        torch.cat([each[:count] for each, count in zip(vectors, counts, strict=True)]),
+        torch.cat([each[:count] for each, count in zip(numbers, counts, strict=True)]),
+        own,
+    )
+
+
+def ranks_of_gold(
+    questions: Float[Tensor, "batch dim"],
+    passages: Float[Tensor, "passages dim"],
+    gold: Int[Tensor, " batch"],
+    right: Int[Tensor, "batch right"],
+) -> Int64[Tensor, " batch"]:
+    """How many passages score higher than each question's own one; others that are right for it do not count."""
+    ranks = []
+    for start in range(0, len(questions), _RANKED_AT_ONCE):
+        part = slice(start, start + _RANKED_AT_ONCE)
+        scores = questions[part].float() @ passages.float().T
+        ahead = scores > scores.gather(1, gold[part, None])
+        others = right[part]
+        ahead_and_right = ahead.gather(1, others.clamp(min=0)) & (others >= 0)
+        ranks.append(ahead.sum(dim=1) - ahead_and_right.sum(dim=1))
+    return torch.cat(ranks)
+
+
+class BiEncoder(nn.Module):
+    """The two encoders that are trained together.
+
+    gradient_checkpointing: recompute each layer's activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self, encoders: tuple[QuestionEncoder, PassageEncoder], gradient_checkpointing: bool = False
+    ):
         super().__init__()
         self.question_encoder, self.passage_encoder = encoders
+        if gradient_checkpointing:
+            for encoder in encoders:
+                encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def save_pretrained(self, folder: Path) -> None:
         """Write question_encoder/ and passage_encoder/; the former remembers the latter's fingerprint."""
@@ -69,28 +168,85 @@ class BiEncoder(nn.Module):
         self.passage_encoder.save_pretrained(folder / "passage_encoder")
 
 
+def bert_encoders(
+    path: str | Path, max_length: int = 256, dropout: float | None = None
+) -> tuple[QuestionEncoder, PassageEncoder]:
+    """Both encoders from one BERT, such as bert-base-uncased: a folder or a hub id (Karpukhin et al. 2020, section 3).
+
+    dropout: of hidden states and attention; None: the checkpoint's own (0.1). Raises UserError where there is no BERT
+    with its tokenizer.
+    """
+    settings = (
+        {}
+        if dropout is None
+        else dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), dropout)
+    )
+    try:
+        # BERT's own pooler is not part of DPR: the state of [CLS] is the vector.
+        bert: Any = load_weights(BertModel, path, add_pooling_layer=False, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path} holds no BERT with its tokenizer ({reason}): give a folder written by save_pretrained or the name "
+            "of a model on the hub, such as bert-base-uncased"
+        ) from error
+    config = DPRConfig(**{**bert.config.to_dict(), "architectures": None})
+    question, passage = DPRQuestionEncoder(config), DPRContextEncoder(config)
+    question.question_encoder.bert_model.load_state_dict(bert.state_dict())
+    passage.ctx_encoder.bert_model.load_state_dict(bert.state_dict())
+    return QuestionEncoder(question, tokenizer, max_length), PassageEncoder(passage, tokenizer, max_length)
+
+
 class DprModule(pl.LightningModule):
-    """Trains both encoders."""
+    """Trains both encoders; judges them on dev by the average rank of the gold passage (lower is better)."""
+
+    dev_figures = ("dev/average_rank", "dev/first")
 
     def __init__(self, model: BiEncoder, optimization: Optimization, seed: int = 0):
         super().__init__()
         self.model = model
         self.optimization = optimization
         self.seed = seed
+        self.encoded: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch_seed(self.seed, self.global_step, self.global_rank)
 
     def training_step(self, batch: BiEncoderBatch, batch_idx: int) -> Tensor:
+        questions = self.model.question_encoder(**batch.questions)
+        passages, rows, own = gather_passages(self.model.passage_encoder(**batch.passages), batch.rows)
+        positive = batch.positive + own
         loss, scores = contrastive_loss(
-            self.model.question_encoder(**batch.questions),
-            self.model.passage_encoder(**batch.passages),
-            batch.positive,
-            batch.allowed,
+            questions, passages, positive, passages_allowed(rows, batch.right, positive)
         )
-        first = (scores.argmax(dim=1) == batch.positive).float().mean()
+        first = (scores.argmax(dim=1) == positive).float().mean()
         self.log_dict({"train/loss": loss, "train/top1_in_batch": first}, prog_bar=True)
         return loss
+
+    def validation_step(self, batch: DevBatch, batch_idx: int) -> None:
+        encoder = self.model.question_encoder if batch.questions else self.model.passage_encoder
+        self.encoded[batch.questions].append((batch.numbers, encoder(**batch.tokens).float()))
+
+    def on_validation_epoch_end(self) -> None:
+        dev = self.trainer.datamodule.dev  # type: ignore[attr-defined]
+        questions = self._everyones(len(dev.questions), self.encoded[True])
+        passages = self._everyones(len(dev.rows), self.encoded[False])
+        self.encoded = {True: [], False: []}
+        ranks = ranks_of_gold(
+            questions, passages, dev.gold.to(questions.device), dev.right.to(questions.device)
+        )
+        figures = {"dev/average_rank": ranks.float().mean(), "dev/first": (ranks == 0).float().mean()}
+        self.log_dict(figures, prog_bar=True, rank_zero_only=False, sync_dist=False)
+
+    def _everyones(self, count: int, encoded: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The vectors of all ranks, each in its place: (count, D)."""
+        vectors = torch.zeros(count, self.model.question_encoder.dim, device=self.device)
+        for numbers, own in encoded:
+            vectors[numbers] = own
+        if dist.is_initialized():
+            dist.all_reduce(vectors)
+        return vectors
 
     def configure_optimizers(self) -> Any:
         assert self.trainer.max_steps > 0
@@ -101,97 +257,3 @@ class DprModule(pl.LightningModule):
 
     def save_pretrained(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
-
-
-class DprData(StepDataModule):
-    """Batches for the bi-encoder: inverse cloze over the corpus, questions with gold passages, or first one, then both.
-
-    All passages are held as Python objects, about a kilobyte each: a few hundred thousand do, not 21 million.
-
-    questions: a file with positive_ids (and hard_negative_ids); None trains on inverse cloze alone.
-    inverse_cloze: makes queries out of passages (rag/scratch/inverse_cloze.py); None trains on questions alone.
-    inverse_cloze_steps: so many first steps see inverse cloze alone; after that it makes up half of each batch.
-    """
-
-    def __init__(
-        self,
-        passages: str | Path,
-        model: BiEncoder,
-        batch_size: int,
-        questions: str | Path | None = None,
-        inverse_cloze: Any = None,
-        inverse_cloze_steps: int = 0,
-        hard_negatives: int = 1,
-        num_workers: int = 0,
-        seed: int = 0,
-    ):
-        super().__init__(num_workers)
-        self.file = passages
-        self.model = model
-        self.batch_size = batch_size
-        self.question_file = questions
-        self.questions: list[Example] = []
-        self.inverse_cloze: Any = inverse_cloze
-        self.inverse_cloze_steps = inverse_cloze_steps
-        self.hard_negatives = hard_negatives
-        self.seed = seed
-        self.passages: list[Passage] = []
-
-    def setup(self, stage: str | None = None) -> None:
-        if self.passages:
-            return
-        self.passages = list(read_passages(self.file))
-        self.row_of = {passage.id: row for row, passage in enumerate(self.passages)}
-        if self.question_file is not None:
-            self.questions = [e for e in read_examples(self.question_file) if e.positive_ids]
-        if not self.questions and self.inverse_cloze is None:
-            raise UserError("DPR has nothing to train on: give questions with positive_ids, or inverse_cloze")
-        for example in self.questions:
-            for passage_id in (*example.positive_ids, *example.hard_negative_ids):
-                if passage_id not in self.row_of:
-                    raise UserError(
-                        f"question {example.id} names passage {passage_id}, which {self.file} does not hold: "
-                        "give the passages that the questions were made for"
-                    )
-        if self.questions:
-            self.order = Shuffled(len(self.questions), self.seed)
-        if self.inverse_cloze is not None:
-            self.inverse_cloze.setup(self.passages)
-
-    def make_batch(self, step: int) -> BiEncoderBatch:
-        random = step_generator(self.seed, step)
-        only_cloze = not self.questions or (
-            self.inverse_cloze is not None and step < self.inverse_cloze_steps
-        )
-        asked = 0 if only_cloze else self.batch_size if self.inverse_cloze is None else self.batch_size // 2
-        queries: list[str] = []
-        passages: list[Passage] = []
-        rows: list[int] = []  # of each passage
-        right: list[set[int]] = []  # the rows that are right for each query
-        positive: list[int] = []  # where in `passages` each query's own passage stands
-        if self.inverse_cloze is not None and asked < self.batch_size:
-            for query, row, passage in self.inverse_cloze.make(random, self.batch_size - asked):
-                positive.append(len(passages))
-                queries.append(query)
-                passages.append(passage)
-                rows.append(row)
-                right.append({row})
-        for number in self.order.take(step * asked, asked) if asked else ():
-            example = self.questions[number]
-            gold = [self.row_of[i] for i in example.positive_ids]
-            hard = [self.row_of[i] for i in example.hard_negative_ids]
-            positive.append(len(passages))
-            queries.append(example.question)
-            right.append(set(gold))
-            chosen = [gold[random.integers(len(gold))]]
-            chosen += [hard[i] for i in random.permutation(len(hard))[: self.hard_negatives]]
-            rows += chosen
-            passages += [self.passages[row] for row in chosen]
-        allowed = np.array([[row not in own for row in rows] for own in right])
-        allowed[np.arange(len(queries)), positive] = True
-        return BiEncoderBatch(
-            self.model.question_encoder.tokenize(queries),
-            self.model.passage_encoder.tokenize(passages),
-            torch.tensor(positive),
-            torch.from_numpy(allowed),
-        )

@@ -1,6 +1,7 @@
 """Writing files so that nobody ever meets half of one: write aside, flush to disk, rename."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -73,6 +74,22 @@ def _flush(path: Path) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+@contextmanager
+def one_process(path: Path | str) -> Iterator[None]:
+    """Let one process of a machine in at a time, so that what is cached at `path` is made by the first of them."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_name(f".{path.name}.lock"), "w")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): choose a place that can be written"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: Path | str, value: Any) -> None:

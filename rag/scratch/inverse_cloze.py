@@ -7,6 +7,7 @@ neither half a name nor all of it is enough and what a passage says has to be re
 """
 
 import re
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -42,8 +43,8 @@ class InverseCloze:
     def setup(self, passages: Sequence[Passage]) -> None:
         """Learn which passages share their title or a word of it, and which words occur in no title."""
         self.passages = passages
-        by_word: dict[str, list[int]] = defaultdict(list)
-        by_title: dict[str, list[int]] = defaultdict(list)
+        by_word: dict[str, array] = defaultdict(lambda: array("i"))
+        by_title: dict[str, array] = defaultdict(lambda: array("i"))
         vocabulary: dict[str, None] = {}
         for row, passage in enumerate(passages):
             by_title[passage.title].append(row)
@@ -51,7 +52,7 @@ class InverseCloze:
                 by_word[word].append(row)
             if row < 50_000:
                 vocabulary.update(dict.fromkeys(_WORD.findall(passage.text.lower())))
-        self.clusters = [np.array(rows) for rows in by_word.values() if 2 <= len(rows) <= 1000]
+        self.clusters = [np.array(rows, np.int64) for rows in by_word.values() if 2 <= len(rows) <= 1000]
         self.same_title = {row: rows for rows in by_title.values() for row in rows}
         self.noise = [word for word in vocabulary if word not in by_word]
 
