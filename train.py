@@ -1,5 +1,6 @@
 """Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,18 +8,22 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from rag.analysis.run_report import write_run_report
-from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints
+from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.cli import plain, run_script
 from rag.demo import ensure
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.loggers import WandbPredictions, send_report
 from rag.passages import PassageStore
 from rag.retriever import check_depth
 from rag.runs import Run
+from rag.summary import describe, first_line, show
 
 USAGE = """
 python train.py [experiment=NAME] [key=value …]
@@ -32,7 +37,10 @@ The same command goes on after an interruption and does nothing when its result 
   python train.py optimization.lr=1e-4 trainer.max_steps=500 n_docs=10 seed=2
   python train.py paths.run=outputs/mine                     where the result goes
   python train.py overwrite=true                             replace a run made with other settings
-  python train.py logger=wandb                               curves in Weights & Biases as well as CSV
+  python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
+  python train.py experiment=… info=true                     show sizes, batch, memory and stop
+  python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit learns one batch
+  python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
 """
 
 
@@ -49,24 +57,26 @@ def train(cfg: DictConfig) -> None:
     decisive = {key: plain(cfg[key]) for key in ("module", "datamodule", "trainer", "seed", "monitor")}
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
     run = Run.open(cfg.paths.run, decisive, yaml, inputs, cfg.overwrite)
-    if run.finished:
+    if run.finished and not cfg.info:
         print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
         return
-    doing = "going on with" if run.resumable else "training"
-    print(f"{doing} {cfg.name}: {cfg.trainer.max_steps:,} steps, results in {run.folder}")
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)
     module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds
+    check_monitor(cfg.monitor, module.dev_figures)
     datamodule = instantiate(cfg.datamodule, model=module.model)
-    trainer = instantiate(
-        cfg.trainer,
-        logger=[instantiate(logger) for logger in cfg.logger.values()],
-        callbacks=[
-            TrainingProgress(cfg.name),
-            StopsBetweenSteps(run.folder / "last.ckpt"),
-            *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
-        ],
-    )
+    callbacks = [
+        TrainingProgress(cfg.name),
+        StopsBetweenSteps(run.folder / "last.ckpt"),
+        WandbPredictions(),
+        *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
+    ]
+    if cfg.stop_at_loss is not None:
+        callbacks.append(stops_at_loss(module.loss_figure, cfg.stop_at_loss))
+    loggers = [] if cfg.info else [instantiate(logger) for logger in cfg.logger.values()]
+    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
+    if not cfg.info:
+        rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
     # What is wrong with the data is told before anything is written.
     datamodule.setup("fit")
     retriever = getattr(module.model, "retriever", None)
@@ -76,6 +86,10 @@ def train(cfg: DictConfig) -> None:
             PassageStore.prepare(
                 cfg.corpus.path, retriever.index.folder / "passages"
             )  # refuses another corpus
+    if cfg.info:
+        settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
+        show(describe(cfg.name, settings, module, datamodule, trainer))
+        return
     if trainer.is_global_zero:
         run.begin()
     start = time.perf_counter()
@@ -99,7 +113,18 @@ def train(cfg: DictConfig) -> None:
         for name, value in figures.items():
             table.add_row(name, f"{value:.4f}")
         Console().print(table)
-        print(f"model in {run.folder / 'model'}, report in {write_run_report(run.folder)}")
+        report = write_run_report(run.folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                send_report(logger, report)
+        print(f"model in {run.folder / 'model'}, report in {report}")
+
+
+def check_monitor(monitor: str | None, figures: tuple[str, ...]) -> None:
+    """UserError unless the figure that chooses the best checkpoint is one that this kind of training has."""
+    known = {re.sub(r"@\w+$", "", figure) for figure in figures}
+    if monitor is not None and re.sub(r"@\d+$", "", monitor) not in known:
+        raise UserError(f"monitor={monitor} is no figure of dev here: there are {', '.join(figures)}")
 
 
 if __name__ == "__main__":

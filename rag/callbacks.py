@@ -1,6 +1,7 @@
 """What happens beside training: the progress bar, stopping, and the checkpoints a run goes on from and ends with."""
 
 import signal
+import sys
 import threading
 from contextlib import ExitStack
 from datetime import timedelta
@@ -122,3 +123,10 @@ def checkpoints(
     if patience is None:
         return [last, best]
     return [last, best, EarlyStopping(monitor, patience=patience, mode=mode)]
+
+
+def stops_at_loss(figure: str, loss: float) -> Callback:
+    """End training at the first step whose `figure`, a loss, is below `loss`."""
+    return EarlyStopping(
+        figure, patience=sys.maxsize, mode="min", stopping_threshold=loss, check_on_train_epoch_end=True
+    )

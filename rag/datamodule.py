@@ -63,6 +63,10 @@ class StepDataModule(pl.LightningDataModule):
         """The batch of a step (counted over all ranks: step · ranks + rank)."""
         raise NotImplementedError
 
+    def sizes(self) -> dict[str, int]:
+        """How many training examples, dev examples, … there are, once the data is set up."""
+        return {}
+
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
@@ -152,6 +156,9 @@ class RagDataModule(StepDataModule):
             if not self.pairs:
                 raise UserError("the task has no training example: look at task.train and task.train_sets")
             self.order = Shuffled(len(self.pairs), self.seed)
+
+    def sizes(self) -> dict[str, int]:
+        return {"training pairs": len(self.pairs), "dev examples": len(self.dev)}
 
     def make_batch(self, step: int) -> tuple[list[Example], Batch]:
         chosen = [self.pairs[i] for i in self.order.take(step * self.batch_size, self.batch_size)]

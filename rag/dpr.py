@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder,
 from rag.datamodule import torch_seed
 from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
+from rag.module import checkpoint_layers
 from rag.optimization import Optimization
 
 _RANKED_AT_ONCE = 256
@@ -159,7 +160,7 @@ class BiEncoder(nn.Module):
         self.question_encoder, self.passage_encoder = encoders
         if gradient_checkpointing:
             for encoder in encoders:
-                encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+                checkpoint_layers(encoder.model)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write question_encoder/ and passage_encoder/; the former remembers the latter's fingerprint."""
@@ -202,6 +203,7 @@ class DprModule(pl.LightningModule):
     """Trains both encoders; judges them on dev by the average rank of the gold passage (lower is better)."""
 
     dev_figures = ("dev/average_rank", "dev/first")
+    loss_figure = "train/loss"
 
     def __init__(self, model: BiEncoder, optimization: Optimization, seed: int = 0):
         super().__init__()

@@ -127,6 +127,12 @@ class DprData(StepDataModule):
             for example, (right, wrong) in zip(examples, rows, strict=True)
         ]
 
+    def sizes(self) -> dict[str, int]:
+        found = {"passages": len(self.store or ()), "training questions": len(self.questions)}
+        if self.dev is not None:
+            found |= {"dev questions": len(self.dev.questions), "dev passages": len(self.dev.rows)}
+        return found
+
     def make_batch(self, step: int) -> BiEncoderBatch:
         assert self.store is not None
         random = step_generator(self.seed, step)

@@ -2,16 +2,48 @@
 
 import netrc
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
 
 
-def wandb(project: str, name: str, folder: str, **settings: Any) -> WandbLogger:
+def wandb_logger(project: str, name: str, folder: str, **settings: Any) -> WandbLogger:
     """Weights & Biases: online for whoever is logged in, otherwise into `folder`, to be sent by `wandb sync`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return WandbLogger(project=project, name=name, save_dir=folder, offline=not logged_in(), **settings)
+
+
+class WandbPredictions(Callback):
+    """After each look at dev, a table of some of its questions with what was answered and retrieved."""
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        shown = getattr(pl_module, "shown", None)
+        if not shown or not trainer.is_global_zero:
+            return
+        columns = list(shown[0])
+        rows = [[one[column] for column in columns] for one in shown]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("dev/predictions", columns=columns, data=rows)
+
+
+def send_report(logger: WandbLogger, page: Path) -> None:
+    """Add the run's report and its picture as an artifact, and print where the run can be seen."""
+    import wandb
+
+    run = logger.experiment
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", f"report-{run.id}"), type="report")
+    for file in (page, page.with_suffix(".png")):
+        if file.exists():
+            artifact.add_file(str(file))
+    run.log_artifact(artifact)
+    folder = Path(run.dir).parent
+    run.finish()
+    print(f"Weights & Biases: {run.url}" if run.url else f"Weights & Biases, offline: wandb sync {folder}")
 
 
 def logged_in() -> bool:

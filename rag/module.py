@@ -4,6 +4,7 @@ There is no supervision of what to retrieve: the question encoder learns through
 passage encoder and the index stay as they are.
 """
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from rag.classify import HeadClassifier
 from rag.datamodule import torch_seed
 from rag.decoding import Decoding, generate
+from rag.errors import UserError
 from rag.metrics.qa import exact_match, token_f1
 from rag.metrics.retrieval import recall_at
 from rag.model import Batch, Likelihood, RagModel
@@ -24,6 +27,7 @@ from rag.tasks.example import Example
 
 # A retriever that gives every question of a batch the same passages, this many steps in a row, has collapsed.
 COLLAPSED_STEPS = 10
+SHOWN = 20  # dev questions whose answers and passages are kept for a logger's table
 
 
 class RagModule(pl.LightningModule):
@@ -31,7 +35,14 @@ class RagModule(pl.LightningModule):
 
     label_smoothing: ε; (1 − ε)·NLL + ε·(the generator's smoothing term), nothing of which reaches the retriever.
     per_token: weigh examples by their number of tokens (denoising), instead of equally (answers).
+    gradient_checkpointing: recompute each layer of BERT and of the generator in the backward pass.
     """
+
+    dev_figures = (
+        *("dev/em", "dev/f1", "dev/nll_per_example", "dev/nll_per_token"),
+        *("dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@1", "dev/recall@K"),
+    )
+    loss_figure = "train/nll_per_example"  # falls to nothing when a batch is learned by heart
 
     def __init__(
         self,
@@ -41,6 +52,7 @@ class RagModule(pl.LightningModule):
         label_smoothing: float = 0.0,
         per_token: bool = False,
         seed: int = 0,
+        gradient_checkpointing: bool = False,
     ):
         super().__init__()
         self.model = model
@@ -50,7 +62,14 @@ class RagModule(pl.LightningModule):
         self.per_token = per_token
         self.seed = seed
         self.collapsed = 0
-        self.predictions: list[tuple[list[Example], list[str], np.ndarray | None]] = []
+        self.scores: dict[
+            str, list[np.ndarray]
+        ] = {}  # of dev, one figure an example; NaN where there is none
+        self.shown: list[dict[str, str]] = []  # some dev questions with what was answered and retrieved
+        if gradient_checkpointing:
+            checkpoint_layers(model.generator.model)
+            if (encoder := getattr(model.retriever, "question_encoder", None)) is not None:
+                checkpoint_layers(encoder.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch_seed(self.seed, self.global_step, self.global_rank)
@@ -85,41 +104,73 @@ class RagModule(pl.LightningModule):
         if self.collapsed == COLLAPSED_STEPS:
             warnings.warn(
                 f"step {self.global_step}: for {COLLAPSED_STEPS} steps all questions of a batch retrieved the same "
-                f"{rows.shape[1]} passages, the retriever has collapsed: lower optimization.question_encoder_lr",
+                f"{rows.shape[1]} passages (entropy of p(z|x) {float(entropy):.2f} of {math.log(rows.shape[1]):.2f} "
+                "nats), the retriever has collapsed: lower optimization.question_encoder_lr",
                 stacklevel=2,
             )
 
+    def on_validation_epoch_start(self) -> None:
+        self.scores, self.shown = {}, []
+
     def validation_step(self, batch: tuple[list[Example], Batch], batch_idx: int) -> None:
         examples, inputs = batch
-        contexts = self.model.read(inputs)
-        answers = generate(self.model, contexts, self.decoding)
-        rows = None if contexts.retrieved is None else contexts.retrieved.rows
-        self.predictions.append((examples, [found[0].text for found in answers], rows))
+        likelihood: Likelihood = self.model(inputs)
+        assert inputs.label_mask is not None
+        nll = -likelihood.logprob.double().cpu().numpy()
+        answers = generate(self.model, self.model.read(inputs), self.decoding)
+        texts = [found[0].text for found in answers]
+        right = [example.answers for example in examples]
+        self._score("dev/em", exact_match(texts, right))
+        self._score("dev/f1", token_f1(texts, right))
+        self._score("dev/nll_per_example", nll)
+        # each example's mean counts as often as it has tokens: see on_validation_epoch_end
+        self._score("dev/tokens", inputs.label_mask.sum(dim=1).double().cpu().numpy())
+        rows = None
+        if likelihood.retrieved is not None:
+            rows = likelihood.retrieved.rows
+            entropy = torch.special.entr(likelihood.doc_logprobs.double().exp()).sum(dim=1)
+            self._score("dev/retrieval_entropy", entropy.cpu().numpy())
+            self._score("dev/distinct_passages", np.full(len(rows), len(np.unique(rows)) / rows.size))
+            store = self.model.retriever.index.passages
+            ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
+            gold = [example.positive_ids for example in examples]
+            for k, found in recall_at(ids, gold, sorted({1, rows.shape[1]})).items():
+                self._score(f"dev/recall@{k}", found)
+        for number in range(min(len(examples), SHOWN - len(self.shown))):
+            row = {
+                "question": examples[number].question,
+                "answers": " | ".join(examples[number].answers),
+                "prediction": texts[number],
+                "log p(y|x)": f"{answers[number][0].logprob:.3f}",
+            }
+            if rows is not None:
+                store = self.model.retriever.index.passages
+                found = [store[int(each)] for each in rows[number] if each >= 0]
+                row["passages"] = "\n\n".join(f"{passage.title} / {passage.text}" for passage in found)
+            self.shown.append(row)
+
+    def _score(self, name: str, values: np.ndarray) -> None:
+        self.scores.setdefault(name, []).append(values)
 
     def on_validation_epoch_end(self) -> None:
-        examples = [example for batch, _, _ in self.predictions for example in batch]
-        texts = [text for _, batch, _ in self.predictions for text in batch]
-        answers = [example.answers for example in examples]
-        scores = {"dev/em": exact_match(texts, answers), "dev/f1": token_f1(texts, answers)}
-        gold = [example.positive_ids for example in examples]
-        if self.predictions and self.predictions[0][2] is not None and any(gold):
-            store = self.model.retriever.index.passages
-            rows = np.concatenate([batch for _, _, batch in self.predictions if batch is not None])
-            ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
-            for k, found in recall_at(ids, gold, sorted({1, rows.shape[1]})).items():
-                scores[f"dev/recall@{k}"] = found
-        self.predictions.clear()
-        # sync_dist adds the ranks' sums and counts: each example counts once, however unevenly they are shared out.
-        for name, values in scores.items():
-            judged = values[~np.isnan(values)]
-            if len(judged):
-                self.log(
-                    name,
-                    float(judged.mean()),
-                    prog_bar=name == "dev/em",
-                    batch_size=len(judged),
-                    sync_dist=True,
-                )
+        """Means over the examples of all ranks: each counts once, however unevenly they are shared out."""
+        own = {}
+        for name, parts in self.scores.items():
+            values = np.concatenate(parts)
+            own[name] = (float(np.nansum(values)), int((~np.isnan(values)).sum()))
+        every: list[Any] = [own]
+        if dist.is_initialized():
+            every = [None] * dist.get_world_size()
+            dist.all_gather_object(every, own)
+        sums: dict[str, np.ndarray] = {}
+        for one in every:
+            for name, pair in one.items():
+                sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
+        if tokens := sums.pop("dev/tokens", np.zeros(2))[0]:
+            sums["dev/nll_per_token"] = np.array([sums["dev/nll_per_example"][0], tokens])
+        for name, (total, count) in sums.items():
+            if count:
+                self.log(name, total / count, prog_bar=name == "dev/em")
 
     def configure_optimizers(self) -> Any:
         settings = self.optimization
@@ -148,3 +199,15 @@ class RagModule(pl.LightningModule):
             null.save_pretrained(folder / "null_document.safetensors")
         if isinstance(self.model, HeadClassifier):
             self.model.save_head(folder / "head.safetensors")
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Let a transformers model keep only each layer's input, and recompute the rest in the backward pass.
+
+    Raises UserError for a model that cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"gradient_checkpointing=true, but a {type(model).__name__} cannot do it: leave that setting out"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -106,6 +106,9 @@ class DenoisingData(StepDataModule):
             if not self.generator.tokenizer.mask_token:
                 raise UserError("denoising needs a tokenizer with a mask token, such as BART's")
 
+    def sizes(self) -> dict[str, int]:
+        return {"passages": len(self.passages)}
+
     def make_batch(self, step: int) -> tuple[list[Example], Batch]:
         random = step_generator(self.seed, step)
         # The rank's share of the steps does not change when a run goes from whole sentences to runs.
