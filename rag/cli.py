@@ -262,6 +262,7 @@ def quieten() -> None:
     for message in (
         "does not have many workers",
         "no `val_dataloader`",
+        "sync_dist=True",  # figures of dev are the same on all ranks when they are logged
         "across ranks is zero",  # a data module whose dev file was not given
         "exists and is not empty",
         "It will use the implementation from `LightningModule`",

@@ -117,7 +117,12 @@ class RagModule(pl.LightningModule):
         likelihood: Likelihood = self.model(inputs)
         assert inputs.label_mask is not None
         nll = -likelihood.logprob.double().cpu().numpy()
-        answers = generate(self.model, self.model.read(inputs), self.decoding)
+        contexts = (
+            self.model.read(inputs)
+            if likelihood.retrieved is None
+            else self.model.read_retrieved(inputs, likelihood.retrieved)
+        )
+        answers = generate(self.model, contexts, self.decoding)
         texts = [found[0].text for found in answers]
         right = [example.answers for example in examples]
         self._score("dev/em", exact_match(texts, right))

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pytorch_lightning.loggers.logger import Logger
+from safetensors.torch import load_file
 
 from rag.cli import run_script
 from rag.index import Index
@@ -195,6 +197,143 @@ def test_evaluation_says_what_was_retrieved_and_swaps_the_index(demo, capsys):
     assert demo("evaluate", *command[:-1], f"index.path={demo.run('index_b')}", "hot_swap=null") == 0
     other = read_result(run / "evaluation")
     assert other["index"]["passages"] == result["index"]["passages"]
+
+
+# -- before and beside training ------------------------------------------------------------------
+
+
+def test_info_shows_the_experiment_and_leaves_nothing(demo, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = [
+        "experiment=miniwiki/rag_sequence",
+        *RAG,
+        "trainer.accumulate_grad_batches=3",
+        f"paths.run={run}",
+    ]
+    assert demo("train", *command, "info=true") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    index = Index.open(demo.run("index_a"))
+    assert "RagSequence" in shown and "QuestionAnswering" in shown
+    assert f"{len(index):,} passages of 16 dimensions, Flat" in shown
+    assert "2 passages a question" in shown and "12 examples a step (4 × 3 accumulated)" in shown
+    assert "by dev/em (max)" in shown and not run.exists()
+
+
+def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
+    """Looks at dev after steps 2, 4 and 6; exact match stays 0, so that the second look is the last."""
+    run = tmp_path / "run"
+    assert demo("train", "experiment=miniwiki/rag_sequence", *RAG, "patience=1", f"paths.run={run}") == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["figures"]["dev/em"] == 0 and result["steps"] == 4
+    assert {"dev/nll_per_token", "dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@2"} <= set(
+        result["figures"]
+    )
+
+
+def test_smoke_runs_a_few_steps_in_a_folder_of_its_own(demo, capsys):
+    before = contents(demo.run("dpr"))
+    assert demo("train", "experiment=miniwiki/dpr", *ENCODERS, "debug=smoke") == 0
+    run = demo.root / "out" / "debug" / "demo" / "dpr"
+    assert json.loads((run / "result.json").read_text())["steps"] == 4
+    assert "4 steps of 2 examples on cpu" in capsys.readouterr().out
+    assert contents(demo.run("dpr")) == before
+    assert demo("train", "experiment=miniwiki/dpr", *ENCODERS, "debug=smoke") == 0
+    assert "as last time" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["denoising", "rag_token", "frozen", "bm25", "closed_book"])
+def test_smoke_fits_every_kind_of_experiment(demo, experiment):
+    sizes = GENERATOR if experiment == "denoising" else ["decoding.max_new_tokens=3"]
+    assert demo("train", f"experiment=miniwiki/{experiment}", *sizes, "debug=smoke") == 0
+
+
+@pytest.mark.slow
+def test_overfit_learns_one_batch_by_heart(demo, capsys):
+    command = ["experiment=miniwiki/rag_token", "n_docs=2", "optimization.lr=0.01", "debug=overfit"]
+    assert demo("train", *command) == 0
+    result = json.loads((demo.root / "out" / "debug" / "demo" / "rag_token" / "result.json").read_text())
+    assert result["figures"]["train/nll_per_example"] < 0.05 and result["steps"] < 1000
+
+
+@pytest.mark.slow
+def test_weights_and_biases_offline(demo, tmp_path, monkeypatch, capsys):
+    """Curves, a table of predictions with their passages and the report, in the folder that wandb sync sends."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no login of the machine's owner
+    run = tmp_path / "run"
+    command = ["experiment=miniwiki/rag_sequence", *RAG, "logger=wandb", f"paths.run={run}"]
+    assert demo("train", *command) == 0
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    assert f"wandb sync {folder}" in "".join(capsys.readouterr().out.splitlines())
+    assert (run / "metrics.csv").is_file()
+    (table,) = sorted((folder / "files" / "media" / "table" / "dev").glob("predictions_6_*.json"))
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["question", "answers", "prediction", "log p(y|x)", "passages"]
+    assert len(content["data"]) == 4
+    logged = next(folder.glob("*.wandb")).read_bytes()
+    assert b"train/nll_per_example" in logged and b"report.md" in logged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["rag_sequence", "dpr"])
+def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model):
+    """DDP over gloo: the ranks' batches are those of one process with both, the losses are means of equal shares."""
+    settings = {
+        "rag_sequence": ["n_docs=2", "decoding.max_new_tokens=3", "datamodule.dev_limit=3"],
+        "dpr": [*ENCODERS, "datamodule.inverse_cloze=null"],
+    }[model]
+    common = [
+        *("experiment=miniwiki/" + model, *settings, *demo.places, "trainer.max_steps=3"),
+        *("trainer.log_every_n_steps=1", "optimization.warmup_steps=0", "optimization.lr=1e-3"),
+        *(["trainer.val_check_interval=3"] if model == "rag_sequence" else []),
+    ]
+    for name, more in {
+        "one": ["datamodule.batch_size=4"],
+        "two": ["datamodule.batch_size=2", "trainer.devices=2", "trainer.strategy=ddp"],
+    }.items():
+        command = [sys.executable, "train.py", *common, *more, f"paths.run={tmp_path / name}"]
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("3 steps of 4 examples") == 1  # told once
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    for figure in {name for name in one["figures"] if name.startswith("dev/") and "distinct" not in name}:
+        assert two["figures"][figure] == pytest.approx(one["figures"][figure], abs=2e-3), figure
+    for file in sorted((tmp_path / "one" / "model").rglob("model.safetensors")):
+        a, b = (
+            load_file(file),
+            load_file(tmp_path / "two" / "model" / file.relative_to(tmp_path / "one" / "model")),
+        )
+        for name in a:
+            # Adam divides by the gradient's size, so that rounding shows where a gradient is nearly nothing
+            close = (a[name] - b[name]).abs() <= 1e-4 + 1e-3 * a[name].abs()
+            assert close.float().mean() > 0.99, (file, name)
+
+
+@pytest.mark.slow
+def test_resuming_amid_accumulated_batches_with_loader_workers(demo, tmp_path):
+    """Stopped after the third of six steps of two accumulated batches each, made by two loader workers."""
+    command = ["experiment=miniwiki/rag_sequence", *RAG, "trainer.accumulate_grad_batches=2"]
+    command += ["trainer.val_check_interval=4", "datamodule.num_workers=2"]
+    stop = ["+logger.stop._target_=test_scripts.StopAfter", "+logger.stop.steps=2"]
+    assert demo("train", *command, f"paths.run={tmp_path / 'whole'}") == 0
+    assert demo("train", *command, *stop, f"paths.run={tmp_path / 'stopped'}") == 130
+    assert demo("train", *command, f"paths.run={tmp_path / 'stopped'}") == 0
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_half_precision_and_checkpointed_layers(demo, tmp_path):
+    """bf16 runs; recomputing the layers changes nothing."""
+    command = ["experiment=miniwiki/rag_token", *RAG]
+    assert demo("train", *command, "trainer.precision=bf16-mixed", f"paths.run={tmp_path / 'bf16'}") == 0
+    for name, value in (("kept", "false"), ("recomputed", "true")):
+        assert demo("train", *command, f"gradient_checkpointing={value}", f"paths.run={tmp_path / name}") == 0
+    kept, recomputed = (
+        load_file(tmp_path / n / "model/generator/model.safetensors") for n in ("kept", "recomputed")
+    )
+    for name in kept:
+        torch.testing.assert_close(recomputed[name], kept[name], rtol=1e-4, atol=1e-5)
 
 
 # -- again, interrupted, changed -----------------------------------------------------------------
@@ -450,6 +589,9 @@ def test_places_that_cannot_be_written(demo, tmp_path, capsys):
 
 
 COMMANDS = {
+    "monitor=dev/emm": "monitor=dev/emm is no figure of dev here: there are dev/em, dev/f1",
+    "monitor_mode=best": "monitor_mode=best does not exist: there are max and min",
+    "debug=smok": "debug=smok does not exist: did you mean smoke?",
     "foo": "foo is not an override: write key=value",
     "--verbose": "--verbose is not an override",
     "experiment=miniwiki/rag_sequense": "did you mean miniwiki/rag_sequence",
