@@ -93,10 +93,8 @@ def describe(
     if index is not None:
         rows += [
             ("K", f"{model.n_docs} passages a question"),
-            (
-                "index",
-                f"{index.folder}: {len(index):,} passages of {index.dim} dimensions, {index.manifest.factory}",
-            ),
+            ("index", f"{len(index):,} passages of {index.dim} dimensions, {index.manifest.factory}"),
+            ("index folder", str(index.folder)),
         ]
     ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     batch = examples_a_step(trainer, datamodule)
@@ -125,6 +123,8 @@ def describe(
 def show(rows: list[tuple[str, str]]) -> None:
     """Print the rows as a table."""
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for what, value in rows:
         table.add_row(what, value)
     Console().print(table)
