@@ -92,6 +92,9 @@ def train(cfg: DictConfig) -> None:
         return
     if trainer.is_global_zero:
         run.begin()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(decisive)
     start = time.perf_counter()
     resume = run.folder / "last.ckpt" if run.resumable else cfg.ckpt_path
     try:

@@ -257,22 +257,24 @@ def test_overfit_learns_one_batch_by_heart(demo, capsys):
 
 
 @pytest.mark.slow
-def test_weights_and_biases_offline(demo, tmp_path, monkeypatch, capsys):
+def test_weights_and_biases_offline(demo, tmp_path):
     """Curves, a table of predictions with their passages and the report, in the folder that wandb sync sends."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no login of the machine's owner
     run = tmp_path / "run"
-    command = ["experiment=miniwiki/rag_sequence", *RAG, "logger=wandb", f"paths.run={run}"]
-    assert demo("train", *command) == 0
+    settings = ["experiment=miniwiki/rag_sequence", *RAG, "logger=wandb", f"paths.run={run}", *demo.places]
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
+    environment["HOME"] = str(tmp_path)  # without the login of the machine's owner
+    command = [sys.executable, "train.py", *settings]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     (folder,) = (run / "wandb").glob("offline-run-*")
-    assert f"wandb sync {folder}" in "".join(capsys.readouterr().out.splitlines())
+    assert f"wandb sync {folder}" in done.stdout
     assert (run / "metrics.csv").is_file()
-    (table,) = sorted((folder / "files" / "media" / "table" / "dev").glob("predictions_6_*.json"))
+    (*_, table) = sorted((folder / "files" / "media" / "table" / "dev").glob("predictions_*.json"))
     content = json.loads(table.read_text())
     assert content["columns"] == ["question", "answers", "prediction", "log p(y|x)", "passages"]
     assert len(content["data"]) == 4
     logged = next(folder.glob("*.wandb")).read_bytes()
-    assert b"train/nll_per_example" in logged and b"report.md" in logged
+    assert b"nll_per_example" in logged and b"report.md" in logged
 
 
 @pytest.mark.slow
