@@ -147,6 +147,7 @@ class DprData(StepDataModule):
         right: list[list[int]] = []  # the rows that are right for each query
         positive: list[int] = []  # where in `passages` each query's own passage stands
         if asked < self.batch_size:
+            assert self.inverse_cloze is not None
             for query, row, passage in self.inverse_cloze.make(random, self.batch_size - asked):
                 positive.append(len(passages))
                 queries.append(query)

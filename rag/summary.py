@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from rag.datamodule import StepDataModule
 from rag.files import read_json
 
 # Bytes for each trained parameter in float32: itself, its gradient and AdamW's two moments; a frozen one has none.
@@ -70,7 +69,7 @@ def memory(module: nn.Module) -> int:
 
 
 def describe(
-    name: str, settings: dict[str, Any], module: Any, datamodule: StepDataModule, trainer: pl.Trainer
+    name: str, settings: dict[str, Any], module: Any, datamodule: Any, trainer: pl.Trainer
 ) -> list[tuple[str, str]]:
     """(what, value) rows of the summary of an experiment.
 
