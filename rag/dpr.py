@@ -252,7 +252,9 @@ class DprModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.trainer.max_steps > 0
-        return self.optimization.configure([(self, self.optimization.lr)], self.trainer.max_steps)
+        return self.optimization.configure(
+            [(self, self.optimization.lr)], self.trainer.max_steps, str(self.trainer.precision)
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device)

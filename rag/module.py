@@ -187,7 +187,7 @@ class RagModule(pl.LightningModule):
             part = getattr(self.model.retriever, name, None)
             if part is not None:
                 parts.append((part, retriever_lr))
-        return settings.configure(parts, self.trainer.max_steps)
+        return settings.configure(parts, self.trainer.max_steps, str(self.trainer.precision))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         examples, inputs = batch

@@ -33,10 +33,12 @@ class Optimization:
         if self.schedule not in known:
             raise UserError(f"the schedule {self.schedule!r} does not exist: there are {', '.join(known)}")
 
-    def configure(self, parts: Sequence[tuple[nn.Module, float]], max_steps: int) -> dict[str, Any]:
+    def configure(
+        self, parts: Sequence[tuple[nn.Module, float]], max_steps: int, precision: str = "32-true"
+    ) -> dict[str, Any]:
         """Lightning's optimiser dictionary for (module, learning rate) pairs over `max_steps` steps.
 
-        Biases and the gains of layer norms are not decayed.
+        Biases and the gains of layer norms are not decayed. precision: the trainer's.
         """
         groups = []
         for module, lr in parts:
@@ -46,6 +48,9 @@ class Optimization:
             )
             groups.append({"params": [p for p in trained if p.dim() <= 1], "lr": lr, "weight_decay": 0.0})
         groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.AdamW(groups, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
+        # Lightning clips no gradients of a fused optimiser in mixed precision, which would unscale them by itself.
+        fused = not precision.endswith("mixed")
+        betas = (self.betas[0], self.betas[1])
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.eps, fused=fused)
         scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

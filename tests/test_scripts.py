@@ -281,9 +281,16 @@ def test_weights_and_biases_offline(demo, tmp_path):
 @pytest.mark.parametrize("model", ["rag_sequence", "dpr"])
 def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model):
     """DDP over gloo: the ranks' batches are those of one process with both, the losses are means of equal shares."""
+    # Which of several golds and hard negatives is taken depends on the number of the batch: leave one of each.
+    asked = tmp_path / "asked.jsonl"
+    lines = (demo.root / "data" / "miniwiki" / "dpr.jsonl").read_text().splitlines()
+    records = [
+        {**r, "positive_ids": r["positive_ids"][:1], "hard_negative_ids": []} for r in map(json.loads, lines)
+    ]
+    asked.write_text("\n".join(json.dumps(record) for record in records))
     settings = {
         "rag_sequence": ["n_docs=2", "decoding.max_new_tokens=3", "datamodule.dev_limit=3"],
-        "dpr": [*ENCODERS, "datamodule.inverse_cloze=null"],
+        "dpr": [*ENCODERS, "datamodule.inverse_cloze=null", f"datamodule.questions={asked}"],
     }[model]
     common = [
         *("experiment=miniwiki/" + model, *settings, *demo.places, "trainer.max_steps=3"),
