@@ -20,7 +20,7 @@ from rag.analysis.error_breakdown import error_breakdown
 from rag.analysis.hot_swap_table import hot_swap_table
 from rag.analysis.more_passages import more_passages
 from rag.analysis.opened import Evaluation, open_model, settings
-from rag.analysis.page import cell, of_frame
+from rag.analysis.page import cell, excerpt, of_frame
 from rag.analysis.retrieval_change import ranks, retrieval_change
 from rag.decoding import generate
 from rag.encoders import QuestionEncoder
@@ -239,6 +239,7 @@ def test_exact_match_and_recall_against_k(folders):
         figures = {"em_by_k": {"1": em, "5": em + 0.25}, "recall": {"1": em, "5": 1.0}}
         folders.evaluated(run, ["a"] * 4, **figures, bm25={"recall": {"1": 0.1, "5": 0.2}})
     table = more_passages(runs).table
+    assert table["figure"].tolist() == ["EM", "EM", "recall", "recall", "recall"]
     assert table["model"].tolist() == ["RAG-Token", "RAG-Sequence", "RAG-Token", "RAG-Sequence", "BM25"]
     assert table["K = 1"].tolist() == [0.25, 0.5, 0.25, 0.5, 0.1]
     assert table["K = 5"].tolist() == [0.5, 0.75, 1.0, 1.0, 0.2]
@@ -349,6 +350,13 @@ def test_cells_say_what_is_missing():
     ]
     frame = pd.DataFrame({"a|b": [1]}, index=pd.Index(["x\ny"], name="row"))
     assert of_frame(frame) == ["| row | a\\|b |", "| --- | --- |", "| x y | 1 |"]
+
+
+def test_an_excerpt_shows_the_first_word_that_is_there():
+    text = "She worked for the Southern Bank for years and years."
+    assert excerpt(text, ["southern railway", "southern"], 30) == "…d for the Southern Bank for y…"
+    assert excerpt(text, ["nothing"], 12) == "She worked…"
+    assert excerpt("short", ["short"], 30) == "short"
 
 
 def test_figures_are_drawn_where_the_numbers_are():

@@ -67,6 +67,7 @@ def test_evaluation(tmp_path):
     page = write_run_report(run).read_text()
     assert page.startswith("# mine on test\n\n25 questions, K = 2, checkpoint outputs/x.\n")
     assert "| em | 0.500 | 0.250 – 0.750 |" in page
+    assert "| figure | K = 1 | K = 2 |" in page and "| em | 0.250 | 0.500 |" in page
     assert "| K | recall | answer_recall | BM25, answer_recall |" in page
     assert "| 1 | 0.500 | 0.750 | 0.125 |" in page and "| 2 | 1.000 | 1.000 | 0.500 |" in page
     assert "| A | 0.900 | 0.100 |" in page and "| B | 0.200 | 0.800 |" in page
@@ -74,6 +75,23 @@ def test_evaluation(tmp_path):
     shown = answers(run / "predictions.jsonl", 25, "mine")
     assert [line for line in shown if line.startswith("**q")] == [f"**q{n}** ✓" for n in range(0, 20, 2)]
     assert shown.count("| 0.25 | 0.75 | gold | **T** a\\|b |") == 10 * 3
+
+
+def test_an_evaluation_stands_beside_the_papers_figures(tmp_path):
+    """Percent become shares; this split goes before another, which is named; what was not measured is left out."""
+    run = tmp_path / "run"
+    result = {"questions": 1, "n_docs": 1, "em": 0.5, "f1": 0.25, "intervals": {"em": [0, 1], "f1": [0, 1]}}
+    result["title_hit"] = {"1": 0.75, "10": 1.0}
+    rows = [("em", "test", 44.5), ("em", "dev", 40.0), ("title_hit@1", "dev", 71.0), ("bleu_1", "dev", 1.0)]
+    nodes = "".join(f"  - {{metric: {m}, split: {s}, value: {v}}}\n" for m, s, v in rows)
+    write(run, result, f"name: mine\nsplit: test\ncheckpoint: outputs/x\npaper:\n{nodes}")
+    record = {"question": "q", "answers": ["a"], "prediction": "c", "logprob": -0.5}
+    (run / "predictions.jsonl").write_text(json.dumps(record) + "\n")
+    lines = write_run_report(run).read_text().splitlines()
+    assert "| em | 0.500 | 0.000 – 1.000 | 0.445 | +0.055 |" in lines
+    assert "| f1 | 0.250 | 0.000 – 1.000 |  |  |" in lines
+    assert "| title_hit@1 | 0.750 | – | 0.710 (dev) | +0.040 |" in lines
+    assert not any("bleu_1" in line for line in lines)
 
 
 def test_closed_book_evaluation(tmp_path):

@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from rag import marginalize
 from rag.analysis import plots
 from rag.analysis.opened import open_examples, open_model, settings
-from rag.analysis.page import Analysis, shortened
+from rag.analysis.page import Analysis, excerpt, shortened
 from rag.decoding import Decoding, generate
 from rag.errors import UserError
 from rag.metrics.retrieval import has_answer
 from rag.model import RagModel, RagToken
 
-TITLE, BEGINNING = 24, 44  # characters shown of a passage
+TITLE, EXCERPT = 24, 44  # characters shown of a passage
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,20 @@ class Posterior:
     whole: np.ndarray
     passages: list[tuple[str, str]]
 
+    def names(self) -> list[str]:
+        """Each passage by its title and what it says where the answer, or else a word of it, stands."""
+        words = [self.answer, *(token for token in self.tokens if len(token) > 3)]
+        return [
+            f"{shortened(title, TITLE)}: {excerpt(text, words, EXCERPT)}" for title, text in self.passages
+        ]
+
     def frame(self) -> pd.DataFrame:
         """One row a passage: p(z|x), the posterior at each token, p(z|x,y)."""
         columns = {"p(z|x)": self.prior}
         for number, token in enumerate(self.tokens):
             name = token if self.tokens.count(token) == 1 else f"{token} ({number + 1})"
             columns[name] = self.by_token[:, number]
-        names = [f"{title}: {shortened(text, BEGINNING)}" for title, text in self.passages]
-        index = pd.Index(names, name="passage")
+        index = pd.Index(self.names(), name="passage")
         return pd.DataFrame(columns | {"p(z|x,y)": self.whole}, index=index).astype(float)
 
 
@@ -94,14 +100,12 @@ def posterior(
 def draw(found: Posterior, cumulative: bool = False) -> Figure:
     """The heat map: a row a passage, a column a token, between the prior and the posterior of the answer."""
     count, tokens = found.by_token.shape
-    figure, axes = plots.new_figure(4.6 + 0.8 * (tokens + 2), 1.5 + 0.42 * count)
+    width = max(0.8, 0.25 + 0.085 * max(map(len, found.tokens)))  # inches a token
+    figure, axes = plots.new_figure(5 + width * (tokens + 2), 1.5 + 0.42 * count)
     only = axes[0, 0]
     values = np.column_stack([found.prior, found.by_token, found.whole])
     holds = ["✓ " if has_answer(f"{title} {text}", [found.answer]) else "" for title, text in found.passages]
-    names = [
-        f"{mark}{shortened(title, TITLE)}: {shortened(text, BEGINNING)}"
-        for mark, (title, text) in zip(holds, found.passages, strict=True)
-    ]
+    names = [mark + name for mark, name in zip(holds, found.names(), strict=True)]
     image = plots.grid(only, values, names, ["prior\np(z|x)", *found.tokens, "answer\np(z|x,y)"])
     for edge in (0.5, tokens + 0.5):  # between them the tokens
         only.axvline(edge, color="black", linewidth=1.5)

@@ -8,41 +8,49 @@ import pandas as pd
 from rag.analysis import plots
 from rag.analysis.opened import Evaluation
 from rag.analysis.page import Analysis
+from rag.analysis.run_report import sweeps_of
 from rag.errors import UserError
 
 
 def more_passages(runs: Sequence[Path]) -> Analysis:
-    """Exact match and recall of one or more runs against K (figure 3)."""
+    """Metrics and recall of one or more runs against K (figure 3)."""
     found = [Evaluation.open(run) for run in runs]
     for evaluation in found:
-        if "em_by_k" not in evaluation.result:
+        if not sweeps_of(evaluation.result):
             raise UserError(
                 f"{evaluation.folder} was evaluated for one K only: "
                 f"python evaluate.py checkpoint={evaluation.config.checkpoint} k_sweep=[1,5,10,20] does it for several"
             )
     names = names_of(found)
-    em = {name: each.result["em_by_k"] for name, each in zip(names, found, strict=True)}
+    shared = [m for m in sweeps_of(found[0].result) if all(m in sweeps_of(each.result) for each in found)]
+    panels = {
+        metric: {name: sweeps_of(each.result)[metric] for name, each in zip(names, found, strict=True)}
+        for metric in shared
+    }
     # One recall a figure: that of gold passages where they are known, else that of answers.
-    kind = "recall" if all("recall" in each.result for each in found) else "answer_recall"
-    recall = {name: each.result[kind] for name, each in zip(names, found, strict=True)}
-    bm25 = next((each.result["bm25"][kind] for each in found if kind in each.result.get("bm25", {})), None)
-    if bm25 is not None:
-        recall["BM25"] = bm25
+    kinds = {"recall": "gold passage", "answer_recall": "passage with an answer"}
+    kind = next((kind for kind in kinds if all(kind in each.result for each in found)), None)
+    if kind is not None:
+        panels[kind] = {name: each.result[kind] for name, each in zip(names, found, strict=True)}
+        bm25 = next((e.result["bm25"][kind] for e in found if kind in e.result.get("bm25", {})), None)
+        panels[kind] |= {} if bm25 is None else {"BM25": bm25}
 
-    figure, axes = plots.new_figure(10, 4, columns=2)
-    left, right = axes[0]
-    plots.against_k(left, em)
-    left.set(ylabel="exact match", title="More passages at test time")
-    plots.against_k(right, recall)
-    what = "gold passage" if kind == "recall" else "passage with an answer"
-    right.set(ylabel=f"questions with a {what} among K", title="What is retrieved")
+    figure, axes = plots.new_figure(5 * len(panels), 4, columns=len(panels))
+    for axis, (metric, models) in zip(axes[0], panels.items(), strict=True):
+        plots.against_k(axis, models)
+        if metric == kind:
+            axis.set(ylabel=f"questions with a {kinds[metric]} among K", title="What is retrieved")
+        else:
+            label = "exact match" if metric == "em" else metric
+            axis.set(ylabel=label, title="More passages at test time")
 
-    ks = sorted({int(k) for by_k in [*em.values(), *recall.values()] for k in by_k})
-    rows = {("EM", name): by_k for name, by_k in em.items()} | {(kind, n): by_k for n, by_k in recall.items()}
+    ks = sorted({int(k) for models in panels.values() for by_k in models.values() for k in by_k})
     frame = pd.DataFrame(
         [
-            {"figure": figure, "model": plots.label_of(name)} | {f"K = {k}": by_k.get(str(k)) for k in ks}
-            for (figure, name), by_k in rows.items()
+            {"figure": metric.upper() if metric == "em" else metric, "model": plots.label_of(name)}
+            | {f"K = {k}": by_k.get(str(k)) for k in ks}
+            for metric, models in panels.items()
+            for name, by_k in models.items()
         ]
     )
     trained = sorted({int(each.config.module.model.n_docs) for each in found})

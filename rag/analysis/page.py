@@ -82,3 +82,10 @@ def of_command(command: Sequence[str]) -> list[str]:
 def shortened(text: str, length: int) -> str:
     """The text, or its beginning and an ellipsis where it is longer than `length` characters."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def excerpt(text: str, words: Sequence[str], length: int) -> str:
+    """`length` characters of the text around the first of the words that occurs, or its beginning."""
+    place = next((found for word in words if (found := text.lower().find(word.lower())) >= 0), 0)
+    start = max(0, min(place - length // 3, len(text) - length))
+    return "…" * (start > 0) + shortened(text[start:], length)

@@ -115,22 +115,16 @@ def _evaluation(folder: Path) -> tuple[list[str], Any]:
         "",
         f"{result['questions']:,} questions, K = {result['n_docs']}, checkpoint {_short(config['checkpoint'])}.",
         "",
-        *table(
-            ["figure", "value", "95 % interval"],
-            [
-                [name, cell(float(result[name])), f"{low:.3f} – {high:.3f}"]
-                for name, (low, high) in result["intervals"].items()
-            ],
-        ),
+        *_figures(result, config),
     ]
     if "index" in result:
         index = result["index"]
         lines += ["", f"Index: {index['type']}, {index['passages']:,} passages."]
     lines += _recalls(result)
-    if "em_by_k" in result:
-        by_k = result["em_by_k"]
-        lines += ["", "## Exact match against K", ""]
-        lines += table([f"K = {k}" for k in by_k], [[cell(float(value)) for value in by_k.values()]])
+    if sweeps := sweeps_of(result):
+        header = ["figure", *(f"K = {k}" for k in next(iter(sweeps.values())))]
+        rows = [[name, *(cell(value) for value in by_k.values())] for name, by_k in sweeps.items()]
+        lines += ["", "## More passages at test time", "", *table(header, rows)]
     if "hot_swap" in result:
         from rag.analysis import plots
 
@@ -143,6 +137,36 @@ def _evaluation(folder: Path) -> tuple[list[str], Any]:
         lines += ["", "![scores, recall, exact match against K, hot-swap](report.png)"]
     lines += answers(folder / "predictions.jsonl", result["questions"], config["name"])
     return [*lines, *_made_by(run)], figure
+
+
+def _figures(result: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
+    """The metrics with their intervals, beside the paper's where the experiment names them (its `paper` node)."""
+    from rag.analysis.page import cell, table
+
+    nodes = sorted(config.get("paper") or [], key=lambda node: node["split"] == config["split"])
+    paper = {node["metric"]: node for node in nodes}  # this split's before another's
+    header = ["figure", "value", "95 % interval", *(["paper", "difference"] if paper else [])]
+    rows = []
+    for name in dict.fromkeys([*result["intervals"], *paper]):
+        metric, _, key = name.partition("@")
+        value = result.get(metric)
+        value = value.get(key) if isinstance(value, dict) else value
+        if value is None:
+            continue
+        low, high = result["intervals"].get(name, (None, None))
+        row = [name, cell(float(value)), "–" if low is None else f"{low:.3f} – {high:.3f}"]
+        if node := paper.get(name):
+            of = "" if node["split"] == config["split"] else f" ({node['split']})"
+            row += [f"{node['value'] / 100:.3f}{of}", f"{value - node['value'] / 100:+.3f}"]
+        elif paper:
+            row += ["", ""]
+        rows.append(row)
+    return table(header, rows)
+
+
+def sweeps_of(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """{metric: {K: …}} of the evaluations with several K (figure 3)."""
+    return {name.removesuffix("_by_k"): by_k for name, by_k in result.items() if name.endswith("_by_k")}
 
 
 def _recalls(result: Mapping[str, Any]) -> list[str]:
@@ -195,8 +219,8 @@ def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> Any:
         axis.set(ylabel="share of questions", title="Retrieval")
 
     def sweep(axis: Any) -> None:
-        plots.against_k(axis, {name: result["em_by_k"]})
-        axis.set(ylabel="exact match", title="More passages at test time")
+        plots.against_k(axis, sweeps_of(result))
+        axis.set(ylabel="score", title="More passages at test time")
 
     def swap(axis: Any) -> None:
         plots.swap_grid(axis, plots.cells_of(result["hot_swap"], list(config["hot_swap"]["editions"])))
@@ -204,7 +228,7 @@ def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> Any:
 
     panels = [scores] if all(0 <= result[each] <= 1 for each in result["intervals"]) else []
     panels += [recall] if {"recall", "answer_recall"} & result.keys() else []
-    panels += [sweep] if "em_by_k" in result else []
+    panels += [sweep] if sweeps_of(result) else []
     panels += [swap] if "hot_swap" in result else []
     if not panels:
         return None
