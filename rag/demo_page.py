@@ -244,6 +244,7 @@ class Page:
                     api_visibility="private",
                 )
                 reset.click(lambda: ([], [], ""), None, [turns, chat, read], api_visibility="private")
+                chat.clear(lambda: ([], ""), None, [turns, read], api_visibility="private")
         return blocks
 
     def settings(self, gr: Any) -> list[Any]:
