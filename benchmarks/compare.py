@@ -469,6 +469,12 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = _arguments()
+    if given.device != "cpu":
+        from benchmarks import throughput
+
+        return throughput.main(
+            ["--device", given.device, *(["--json", str(given.json)] if given.json else [])]
+        )
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     pin_to_one_core()

@@ -4,10 +4,13 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def pin_to_one_core() -> None:
@@ -43,9 +46,8 @@ def gemm_peak(
     return best
 
 
-def timed(call: object, device: str = "cpu") -> float:
+def timed(call: Callable[[], Any], device: str = "cpu") -> float:
     """Seconds of one call: CPU time on a CPU, time until the device is done elsewhere."""
-    assert callable(call)
     if device == "cpu":
         start = time.process_time()
         call()
@@ -55,3 +57,28 @@ def timed(call: object, device: str = "cpu") -> float:
     call()
     torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def copy_bandwidth(device: str = "cpu") -> float:
+    """Bytes a second read and written while a large tensor is copied, the best of some."""
+    source = torch.empty((1 << 32) if device == "cuda" else (1 << 26), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return max(2 * source.numel() / timed(lambda: target.copy_(source), device) for _ in range(5))
+
+
+def count_flop(call: Callable[[], Any]) -> int:
+    """FLOP of the matrix products of one call, attention's included (torch leaves out those of its kernel for CPUs)."""
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(gradient, query, key, value)
+
+    kernels = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+        call()
+    return counter.get_total_flops()

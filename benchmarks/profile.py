@@ -19,9 +19,8 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import describe, gemm_peak, pin_to_one_core, timed
+from benchmarks.machine import count_flop, describe, gemm_peak, pin_to_one_core, timed
 from rag.files import write_json
 
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"}
@@ -46,8 +45,7 @@ class Breakdown:
 def breakdown(what: str, call: Callable[[], Any], peak: float) -> Breakdown:
     call()
     seconds = min(timed(call) for _ in range(3))
-    with FlopCounterMode(display=False) as counter:
-        call()
+    flop = count_flop(call)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
     own = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
@@ -55,7 +53,6 @@ def breakdown(what: str, call: Callable[[], Any], peak: float) -> Breakdown:
     products = sum(time for name, time in own.items() if name in PRODUCTS)
     attention = sum(time for name, time in own.items() if ATTENTION in name)
     largest = sorted(((name, time / total) for name, time in own.items()), key=lambda pair: -pair[1])
-    flop = counter.get_total_flops()
     share = (products + attention) / total
     return Breakdown(
         what,

@@ -34,6 +34,12 @@ LOGITS_AT_ONCE = 1 << 24
 # How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
 # in its caches, on an accelerator enough to keep it busy.
 ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
+# How many numbers a training step keeps of the encoder, and half as many of the decoder, for its backward pass; what
+# goes beyond is computed again there. 256 MiB in float32; on an accelerator an eighth as many as it has bytes.
+KEPT_ON_CPU = 1 << 26
+# A layer keeps about so many numbers for each one of a token's state: 4 of the feed-forward part twice, queries, keys,
+# values, what was read, norms and sums.
+KEPT_IN_A_LAYER = 18
 
 
 @dataclass(frozen=True)
@@ -221,26 +227,56 @@ class Generator(nn.Module):
         """The encoder's states of each context; whatever stands at padding is not to be read.
 
         On the CPU, and wherever no gradient is wanted, contexts of like length are encoded together, so that little
-        padding is. A training step on a GPU is faster in one piece.
+        padding is. A training step on a GPU is faster in one piece. Where a step would keep more than it may for its
+        backward pass, the rest of the contexts are encoded again there.
         """
         on_cpu = input_ids.device.type == "cpu"
         at_once = ENCODED_AT_ONCE_ON_CPU if on_cpu else ENCODED_AT_ONCE
         rows_at_once = max(1, at_once // max(1, input_ids.shape[1] * self.model.config.hidden_size))
-        if (torch.is_grad_enabled() and not on_cpu) or len(input_ids) <= rows_at_once:
-            return self._encode(input_ids, mask)
+        kept = self._kept_by(input_ids.numel()) if torch.is_grad_enabled() else 0
+        in_one_piece = len(input_ids) <= rows_at_once or (torch.is_grad_enabled() and not on_cpu)
+        if in_one_piece and kept <= self._may_keep:
+            return self._encode(self._embedded("encoder", input_ids), mask)
         ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).clamp(min=1)
         ends, order = ends.sort()
-        pieces = []
-        for rows, own in zip(order.split(rows_at_once), ends.split(rows_at_once), strict=True):
+        inputs, mask = self._embedded("encoder", input_ids[order]), mask[order]
+        pieces, kept = [], 0
+        for some, own in zip(_slices(len(order), rows_at_once), ends.split(rows_at_once), strict=True):
             longest = int(own[-1])
-            encoded = self._encode(input_ids[rows, :longest], mask[rows, :longest])
+            piece = inputs[some, :longest], mask[some, :longest]
+            kept += self._kept_by(piece[1].numel())
+            if torch.is_grad_enabled() and kept > self._may_keep:
+                encoded = checkpoint(self._encode, *piece, use_reentrant=False)
+            else:
+                encoded = self._encode(*piece)
             pieces.append(nn.functional.pad(encoded, (0, 0, 0, mask.shape[1] - longest)))
         return torch.cat(pieces)[order.argsort()]
 
     def _encode(
-        self, input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"]
+        self, inputs: Tensor, mask: Bool[Tensor, "rows length"]
     ) -> Float[Tensor, "rows length width"]:
-        return self.model.get_encoder()(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        return self.model.get_encoder()(**{name: inputs}, attention_mask=mask.long()).last_hidden_state
+
+    def _embedded(self, part: str, tokens: Int[Tensor, "rows tokens"]) -> Tensor:
+        """The tokens' embeddings where a model takes them, else the tokens.
+
+        Each look-up has a gradient of the size of the whole vocabulary: one for all pieces of a batch is enough.
+        """
+        embeddings = getattr(getattr(self.model, f"get_{part}")(), "embed_tokens", None)
+        return tokens if embeddings is None else embeddings(tokens)
+
+    def _kept_by(self, tokens: int) -> int:
+        """How many numbers the encoder, or the decoder, keeps of so many tokens for the backward pass, about."""
+        config = self.model.config
+        return tokens * config.num_hidden_layers * config.hidden_size * KEPT_IN_A_LAYER
+
+    @property
+    def _may_keep(self) -> int:
+        device = self.model.device
+        if device.type != "cuda":
+            return KEPT_ON_CPU
+        return torch.cuda.get_device_properties(device).total_memory // 8
 
     def token_logprobs(
         self,
@@ -254,32 +290,46 @@ class Generator(nn.Module):
         The log-probabilities of the whole vocabulary are never held at once but for a chunk of rows at a
         time, computed again in the backward pass.
         """
-        inputs = labels.roll(1, dims=1)
-        inputs[:, 0] = self.start_token
-        hidden = self.model.get_decoder()(
-            input_ids=inputs,
+        tokens = labels.roll(1, dims=1)
+        tokens[:, 0] = self.start_token
+        inputs = self._embedded("decoder", tokens)
+        # Cross-attention keeps a key and a value of each token of the context.
+        per_row = self._kept_by(labels.shape[1]) + self._kept_by(mask.shape[1]) * 2 // KEPT_IN_A_LAYER
+        may_keep = self._may_keep // 2
+        if not torch.is_grad_enabled() or len(labels) * per_row <= may_keep:
+            hidden = self._decode(inputs, states, mask)
+        else:
+            rows, pieces = max(1, may_keep // (4 * per_row)), []
+            for some in _slices(len(labels), rows):
+                piece = inputs[some], states[some], mask[some]
+                if some.stop * per_row > may_keep:
+                    pieces.append(checkpoint(self._decode, *piece, use_reentrant=False))
+                else:
+                    pieces.append(self._decode(*piece))
+            hidden = torch.cat(pieces)
+        targets, means = _TargetScores.apply(
+            self._scaled(hidden).flatten(0, 1),
+            *self._output_weights(),
+            labels.flatten(),
+            self,
+            want_mean,
+        )
+        return targets.view(labels.shape), means.view(labels.shape) if want_mean else None
+
+    def _decode(
+        self, inputs: Tensor, states: Float[Tensor, "rows length width"], mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows tokens width"]:
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        return self.model.get_decoder()(
+            **{name: inputs},
             encoder_hidden_states=states,
             encoder_attention_mask=mask.long(),
             use_cache=False,
         ).last_hidden_state
-        rows = self.rows_at_once
-        flat_hidden, flat_labels = hidden.flatten(0, 1), labels.flatten()
-        if len(flat_labels) <= rows:
-            scored = [self._score(flat_hidden, flat_labels, want_mean)]
-        else:
-            scored = [
-                checkpoint(self._score, h, y, want_mean, use_reentrant=False, preserve_rng_state=False)
-                for h, y in zip(flat_hidden.split(rows), flat_labels.split(rows), strict=True)
-            ]
-        targets, means = zip(*scored, strict=True)
-        shape = labels.shape
-        return torch.cat(targets).view(shape), torch.cat(means).view(shape) if want_mean else None
 
-    def _score(self, hidden: Tensor, labels: Tensor, want_mean: bool) -> tuple[Tensor, Tensor | None]:
-        # One pass over V; logsumexp makes several.
-        logprobs = marginalize.at_least_float32(self.logits(hidden)).log_softmax(dim=-1)
-        target = logprobs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        return target, logprobs.mean(dim=-1) if want_mean else None
+    def _output_weights(self) -> tuple[Tensor, Tensor | None]:
+        output = self.model.get_output_embeddings()
+        return output.weight, output.bias
 
     @property
     def rows_at_once(self) -> int:
@@ -313,9 +363,93 @@ class Generator(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
         """The scores over the vocabulary of the decoder's states."""
-        logits = self.model.get_output_embeddings()(self._scaled(hidden))
+        return self._logits_of_scaled(self._scaled(hidden))
+
+    def _logits_of_scaled(self, hidden: Tensor) -> Tensor:
+        logits = self.model.get_output_embeddings()(hidden)
         bias = getattr(self.model, "final_logits_bias", None)  # BART
         return logits if bias is None else logits.add_(bias)
+
+
+class _TargetScores(torch.autograd.Function):
+    """log p_θ of one token in each of the decoder's states, and the mean over V where wanted.
+
+    logit − log Σ_v exp(logit_v): the scores over the vocabulary are held for a chunk of rows at a time, in one buffer,
+    and computed again in the backward pass; they are kept where one chunk is all. What each row is worth is known
+    only after the marginal, so that nothing of the gradient could be computed forward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        generator: Generator,
+        want_mean: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        device = hidden.device.type
+        ctx.generator, ctx.has_bias, ctx.want_mean = generator, bias is not None, want_mean
+        ctx.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        rows = generator.rows_at_once
+        targets, means, normalisers = [], [], []
+        probabilities = None
+        for some, own in zip(hidden.detach().split(rows), labels.split(rows), strict=True):
+            logits = marginalize.at_least_float32(generator._logits_of_scaled(some))
+            top = logits.amax(dim=-1)
+            target = logits.gather(-1, own.unsqueeze(-1)).squeeze(-1)
+            if want_mean:
+                means.append(logits.mean(dim=-1))
+            total = logits.sub_(top.unsqueeze(-1)).exp_().sum(dim=-1)
+            if len(hidden) <= rows:
+                probabilities = logits.div_(total.unsqueeze(-1))
+            normalisers.append(top + total.log_())
+            targets.append(target - normalisers[-1])
+            if want_mean:
+                means[-1] -= normalisers[-1]
+        ctx.save_for_backward(hidden, weight, labels, torch.cat(normalisers), probabilities)
+        return torch.cat(targets), torch.cat(means) if want_mean else None
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        of_target, of_mean = gradients
+        hidden, weight, labels, normalisers, probabilities = ctx.saved_tensors
+        hidden = hidden.detach()
+        generator, (enabled, dtype) = ctx.generator, ctx.autocast
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        to_hidden = torch.empty_like(hidden) if needs_hidden else None
+        to_weight = torch.zeros_like(weight) if needs_weight else None
+        to_bias = weight.new_zeros(len(weight)) if needs_bias else None
+        rows = generator.rows_at_once
+        with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
+            for some in _slices(len(hidden), rows):
+                # d log p(y) / d logit_v = [v = y] − p_v, and of the mean 1/V − p_v
+                ours = of_target[some]
+                factor = -(ours + of_mean[some] if ctx.want_mean else ours).unsqueeze(-1)
+                if probabilities is None:
+                    logits = marginalize.at_least_float32(generator._logits_of_scaled(hidden[some]))
+                    logits.sub_(normalisers[some].unsqueeze(-1)).exp_().mul_(factor)
+                else:
+                    logits = probabilities * factor
+                logits.scatter_add_(-1, labels[some].unsqueeze(-1), ours.unsqueeze(-1))
+                if ctx.want_mean:
+                    logits.add_(of_mean[some].unsqueeze(-1) / logits.shape[-1])
+                if to_bias is not None:
+                    to_bias += logits.sum(dim=0)
+                logits = logits.to(hidden.dtype)
+                if to_hidden is not None:
+                    to_hidden[some] = logits @ weight
+                if to_weight is not None:
+                    if enabled:
+                        to_weight += logits.T @ hidden[some]
+                    else:
+                        to_weight.addmm_(logits.T, hidden[some])
+        return to_hidden, to_weight, to_bias, None, None, None
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def token_rows(

@@ -255,6 +255,35 @@ def test_chunks_never_hold_more_logits_than_allowed(monkeypatch):
     assert sum(seen) == 2 * logprobs.numel()  # once forward, once again backward
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_what_a_step_may_not_keep_is_computed_again_and_changes_nothing(generator, monkeypatch, share):
+    """Contexts are encoded, and answers decoded, in pieces: all of them, or those beyond the limit, once more."""
+    generator.model.double()
+    encoded: list[int] = []
+    generator.model.get_encoder().register_forward_pre_hook(
+        lambda _, args, given: encoded.append(len(given["attention_mask"])), with_kwargs=True
+    )
+
+    def gradients() -> dict[str, torch.Tensor]:
+        generator.model.zero_grad()
+        *_, real, logprobs, _ = scored(generator)
+        logprobs[real].sum().backward()
+        found = generator.model.named_parameters()
+        return {name: w.grad.clone() for name, w in found if w.grad is not None}
+
+    whole = gradients()
+    assert encoded == [3]
+    _, mask, *_ = scored(generator)
+    encoded.clear()
+    monkeypatch.setattr(rag.generator, "KEPT_ON_CPU", int(share * generator._kept_by(int(mask.sum()))))
+    monkeypatch.setattr(rag.generator, "ENCODED_AT_ONCE_ON_CPU", 1)  # one context a piece
+    in_pieces = gradients()
+    assert sum(encoded) == 6 if share == 0 else 3 < sum(encoded) < 6
+    assert whole.keys() == in_pieces.keys()
+    for name, gradient in whole.items():
+        assert_close(in_pieces[name], gradient, msg=name)
+
+
 def test_padding_of_contexts_and_targets_changes_nothing(generator):
     generator.model.double()
     *_, real, logprobs, _ = scored(generator)

@@ -157,7 +157,10 @@ def test_save_and_load(tmp_path, generator):
     assert isinstance(loaded.model, LstmForConditionalGeneration)
     model, other = ClosedBook(generator), ClosedBook(loaded)
     batch = model.prepare(QUESTIONS, ANSWERS)
-    assert torch.equal(model(batch).logprob, other(batch).logprob)
+    for mine, read in zip(generator.model.parameters(), loaded.model.parameters(), strict=True):
+        assert torch.equal(mine, read)
+    # Products over weights that lie at other addresses may differ in the last bit.
+    assert_close(model(batch).logprob, other(batch).logprob, rtol=1e-6, atol=0)
     assert loaded.model.lm_head.weight is loaded.model.embeddings.weight
 
 

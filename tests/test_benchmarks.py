@@ -1,0 +1,79 @@
+"""The benchmarks at sizes that take seconds: they run, both sides agree, and the counts of FLOP are right."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import compare, profile, throughput, world
+from benchmarks.machine import count_flop
+from rag.model import RagToken
+
+
+@pytest.fixture
+def side(tmp_path: Path) -> compare.Side:
+    return compare.Side(world.SIZES["tiny"], docs=2, questions=2, passages=30, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_both_sides_agree_on_everything(side):
+    for what in compare.WHAT:
+        seconds, equal = compare.measure_time(compare.task(what, side), repeats=1)
+        assert equal and min(seconds) > 0, what
+
+
+def test_a_difference_is_seen(side):
+    own = compare.task("token_train", side)
+    losses, gradients = own.result(own.ours()())
+    assert own.equal((losses, gradients), (losses, gradients))
+    assert not own.equal((losses, gradients), (losses * 1.001, gradients))
+    assert not own.equal((losses, gradients), (losses, [g if g is None else g * 1.001 for g in gradients]))
+
+
+def test_peak_memory_is_that_of_the_call():
+    bytes_held = 200 << 20
+    assert 0.9 < compare.peak_memory(lambda: torch.ones(bytes_held // 4).sum()) / bytes_held < 1.3
+
+
+def test_flop_are_those_that_are_counted(side):
+    size = world.SIZES["tiny"]
+    model = side.model(RagToken)
+    batch = model.prepare(side.questions, side.answers)
+    retrieved = model.retriever(batch.questions, 2)
+    with torch.no_grad():
+        contexts = model.read_retrieved(batch, retrieved)
+        lengths = torch.full((4,), contexts.mask.shape[1])  # every row is as long as the longest
+        targets = torch.full((2,), batch.labels.shape[1])
+
+        def forward() -> None:
+            states = side.generator.encode(torch.full(contexts.mask.shape, 5), torch.ones_like(contexts.mask))
+            side.generator.token_logprobs(states, contexts.mask, batch.labels.repeat_interleave(2, dim=0))
+
+        counted = count_flop(forward)
+    assert throughput.generator_flop(size, lengths, targets, 2) == pytest.approx(counted, rel=0.01)
+
+
+def test_search_in_blocks_is_exact_search():
+    vectors, queries = torch.randn(103, 8), torch.randn(5, 8)
+    scores, rows = throughput.search_in_blocks(vectors, queries, 7, block=10)
+    expected = (queries @ vectors.T).topk(7)
+    torch.testing.assert_close(scores, expected.values)
+    assert torch.equal(rows, expected.indices)
+
+
+@pytest.mark.slow
+def test_throughput_runs_without_an_accelerator():
+    result = throughput.run("tiny", "cpu", repeats=1, at_most=2, passages=20, vectors=2_000)
+    kinds = [figure["what"] for figure in result["figures"]]
+    assert kinds == ["training", "training", "embedding", "search", "search", "search"]
+    assert [figure["B"] for figure in result["figures"][:2]] == [2, 2]
+    assert all(
+        value > 0 for figure in result["figures"] for value in figure.values() if isinstance(value, float)
+    )
+
+
+@pytest.mark.slow
+def test_breakdown(side):
+    found = profile.breakdown("token_train", compare.task("token_train", side).ours(), peak=1e11)
+    assert 0 < found.in_products + found.in_attention < 1
+    assert found.flop > 0 and found.largest[0][1] >= found.largest[-1][1]
