@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from rag.analysis import plots
 from rag.analysis.__main__ import main
-from rag.analysis.attention import attention
+from rag.analysis.attention import attention, context_of
 from rag.analysis.diversity import diversity
 from rag.analysis.document_posterior import document_posterior, posterior
 from rag.analysis.error_breakdown import error_breakdown
@@ -27,6 +27,7 @@ from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.generator import Generator
 from rag.index import Index
+from rag.lstm import new_model
 from rag.model import RagModel
 from rag.tasks.example import Example
 
@@ -297,6 +298,26 @@ def test_attention_over_a_passage_and_the_question(folders):
         np.testing.assert_allclose(found.table.sum(axis=0), 1, rtol=1e-5)
     np.testing.assert_allclose(even.table, 1 / len(even.table), rtol=1e-5)
     assert sharp.table.to_numpy().std() > 0.001
+
+
+def test_attention_of_the_lstm_is_its_own(folders):
+    """α as the decoder computes it from its states, one head, one layer."""
+    tokenizer = folders.generator.tokenizer
+    folders.generator = Generator(new_model(tokenizer, width=8, layers=1).eval(), tokenizer)
+    run = folders.trained()
+    found = attention(run, answer="the Tiber", question="which river runs through Rome", passage=2)
+    model, _ = open_model(settings(run))
+    lstm = model.generator.model
+    ids, mask = context_of(model, "which river runs through Rome", 2)
+    start = [
+        lstm.config.decoder_start_token_id,
+        *tokenizer("the Tiber", add_special_tokens=False)["input_ids"],
+    ]
+    with torch.no_grad():
+        states = lstm.encoder(ids, mask.long()).last_hidden_state
+        decoded = lstm.decoder(torch.tensor([start]), states, mask.long(), output_attentions=True)
+    np.testing.assert_allclose(found.table.to_numpy().T, decoded.cross_attentions[0][0, 0], rtol=1e-5)
+    np.testing.assert_allclose(found.table.sum(axis=0), 1, rtol=1e-5)
 
 
 def test_a_run_that_is_none_is_told(folders, tmp_path):
