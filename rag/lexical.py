@@ -23,13 +23,19 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.passages import PassageStore
+from rag.progress import progress_bar
 
 TOKEN = r"(?u)\b\w\w+\b"  # words of two letters or more, in lower case
 _FORMAT = 1
 
 
 def _texts(store: PassageStore) -> Iterator[str]:
-    return (f"{passage.title} {passage.text}" for passage in store)
+    with progress_bar("counting the words of passages", len(store), "passages") as advance:
+        for number, passage in enumerate(store, start=1):
+            yield f"{passage.title} {passage.text}"
+            if number % 1000 == 0:  # a bar moved millions of times would take minutes
+                advance(1000)
+        advance(len(store) % 1000)
 
 
 def _write_params(folder: Path, params: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from rag.passages import read_passages
+from rag.progress import progress_bar
 from rag.tasks.qa import read_examples
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # BART's, in BART's order
@@ -53,12 +54,15 @@ def train_bpe_tokenizer(
 def _texts(
     passages: Iterable[str | Path], questions: Iterable[str | Path] | None, max_passages: int | None = None
 ) -> Iterator[str]:
-    for path in passages:
-        for passage in islice(read_passages(path), max_passages):
-            yield f"{passage.title} {passage.text}"
-    for path in questions or ():
-        for example in read_examples(path):
-            yield example.question
+    with progress_bar("learning the tokenizer", None, "texts") as advance:
+        for path in passages:
+            for passage in islice(read_passages(path), max_passages):
+                yield f"{passage.title} {passage.text}"
+                advance(1)
+        for path in questions or ():
+            for example in read_examples(path):
+                yield example.question
+                advance(1)
 
 
 def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
