@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -16,14 +17,17 @@ from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.estimate import Estimate, estimate
-from rag.files import read_json, replace_folder
+from rag.files import put_back, read_json, replace_folder
 from rag.index import Index, Manifest, build
 from rag.index_type import IndexType, filled_factory
 from rag.passages import FORMATS, PassageStore, tokenizer_fingerprint
 from rag.processes import processes, wait_for_all
+from rag.ready_index import ReadyIndex, adopt, factory_of
+from rag.ready_vectors import MatchedVectors, ReadyVectors
 from rag.runs import check_place
 from rag.tasks.qa import read_examples
-from rag.vectors import EncoderInfo, embed, prepare
+from rag.update import read_ids, update
+from rag.vectors import UNKNOWN, EncoderInfo, embed, prepare
 
 USAGE = """
 python build_index.py [experiment=NAME] [key=value …]
@@ -34,37 +38,45 @@ goes on after an interruption and does nothing when the index is already there.
   python build_index.py experiment=miniwiki/index_a
   python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
   python build_index.py … estimate=true                      disk, memory and hours, before anything is done
+  python build_index.py experiment=null corpus=wiki_dpr      the hub's vectors, taken over instead of encoded
+  python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and the hub's FAISS file
+  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          another edition of an index
   python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
   torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
 """
 
 
 def build_index(cfg: DictConfig) -> None:
-    encoder = Path(cfg.passage_encoder)
-    if cfg.needs and not encoder.exists() and encoder.is_relative_to(cfg.paths.demo):
-        ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     folder = Path(cfg.index.path)
+    put_back(folder)
+    if cfg.add is not None or cfg.remove is not None:
+        change(cfg, folder)
+        return
+    trained = Path(cfg.passage_encoder)
+    if cfg.needs and not trained.exists() and trained.is_relative_to(cfg.paths.demo):
+        ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     kind = instantiate(cfg.index.type)
     if not Path(cfg.corpus.path).exists():
         raise UserError(f"{cfg.corpus.path} does not exist: give corpus.path={FORMATS}")
     check_place(folder, "index.path")
-    encoder = PassageEncoder.from_pretrained(cfg.passage_encoder).eval()
-    if torch.cuda.is_available():
-        encoder.cuda(int(os.environ.get("LOCAL_RANK", "0")))
+    given = cfg.corpus.get("vectors")
+    vectors = None if given is None else ReadyVectors.open(given)
+    taken_over = vectors is not None or isinstance(kind, ReadyIndex)
+    encoder, info = open_encoder(
+        cfg.passage_encoder, optional=taken_over and not cfg.embed_missing and not cfg.estimate
+    )
     if cfg.estimate:
+        if encoder is None or isinstance(kind, ReadyIndex):
+            raise UserError(
+                "there is nothing to estimate for a FAISS file that is taken over: give index=flat, sq8, …"
+            )
         count = int(os.environ.get("WORLD_SIZE", "1"))
         costs = (cfg.batch_size, count, cfg.passages_per_second)
         show_estimate(
             estimate(cfg.corpus.path, kind, encoder.dim, encoder.encode, *costs), cfg.corpus.path, folder
         )
         return
-    info = EncoderInfo(cfg.passage_encoder, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
-    queries = None
-    if cfg.recall_questions is not None:
-        asker = QuestionEncoder.from_pretrained(cfg.question_encoder).eval()
-        questions = [example.question for example in read_examples(cfg.recall_questions, limit=200)]
-        with torch.inference_mode():
-            queries = asker(**asker.tokenize(questions)).float().numpy()
+    queries = held_out_questions(cfg)
     work = folder
     if (folder / "manifest.json").exists():
         found = difference(folder, cfg.corpus.path, info)
@@ -82,23 +94,105 @@ def build_index(cfg: DictConfig) -> None:
             work = folder.with_name(f".{folder.name}.new")
     with processes() as (number, count):
         if number == 0:
-            print(
-                f"building an index ({kind.factory}) of {cfg.corpus.path} by {cfg.passage_encoder} in {folder}"
+            what = (
+                f"taking over {kind.file}"
+                if isinstance(kind, ReadyIndex)
+                else f"building an index ({kind.factory})"
             )
+            whose = f"vectors of {given}" if given else cfg.passage_encoder
+            print(f"{what} of {cfg.corpus.path} by {whose} in {folder}")
             if cfg.overwrite and begun_otherwise(work, cfg.corpus.path, info):
                 shutil.rmtree(work)
             prepare(cfg.corpus.path, work)
         wait_for_all()
         store = PassageStore.open(work / "passages")
-        sizes = (cfg.shard_size, cfg.batch_size)
-        embed(store, encoder.encode, work, info, *sizes, number, count, show_progress=number == 0)
+        known = None if vectors is None else matched(vectors, store, encoder, cfg, number == 0)
+        if known is not None or not isinstance(kind, ReadyIndex):
+            encode = None if encoder is None else encoder.encode
+            sizes = (cfg.shard_size, cfg.batch_size)
+            embed(store, encode, work, info, *sizes, number, count, show_progress=number == 0, known=known)
         wait_for_all()
         if number == 0:
-            build(work, kind, queries)
+            if isinstance(kind, ReadyIndex):
+                adopt(work, kind, info, queries)
+            else:
+                build(work, kind, queries)
             if work != folder:
                 replace_folder(work, folder)
             write_run_report(folder)
             show(Index.open(folder), f"index and report.md in {folder}")
+
+
+def open_encoder(name: str, optional: bool = False) -> tuple[PassageEncoder | None, EncoderInfo]:
+    """The passage encoder, on a GPU if there is one; where it may be missing and is, only its name."""
+    try:
+        encoder = PassageEncoder.from_pretrained(name).eval()
+    except UserError:
+        if not optional:
+            raise
+        return None, EncoderInfo(name, UNKNOWN, UNKNOWN)
+    if torch.cuda.is_available():
+        encoder.cuda(int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")))
+    return encoder, EncoderInfo(name, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
+
+
+def held_out_questions(cfg: DictConfig) -> Any:
+    """The vectors of some questions to measure recall with; None where none were given."""
+    if cfg.recall_questions is None:
+        return None
+    asker = QuestionEncoder.from_pretrained(cfg.question_encoder).eval()
+    questions = [example.question for example in read_examples(cfg.recall_questions, limit=200)]
+    with torch.inference_mode():
+        return asker(**asker.tokenize(questions)).float().numpy()
+
+
+def matched(
+    vectors: ReadyVectors, store: PassageStore, encoder: PassageEncoder | None, cfg: DictConfig, say: bool
+) -> MatchedVectors:
+    """Vectors held against the passages, and against the encoder where it is at hand."""
+    known = vectors.of(store)
+    if known.missing and not cfg.embed_missing:
+        raise UserError(
+            f"{vectors.path} holds {len(vectors):,} vectors for the {len(store):,} passages of {cfg.corpus.path}: "
+            f"{known.describe_missing()}; embed them with embed_missing=true, or take the passages that have a vector, "
+            f"as in corpus.path={vectors.path}"
+        )
+    if encoder is not None:
+        known.check_encoder(encoder.encode, cfg.passage_encoder)
+    if say and known.missing:
+        print(f"of {len(store):,} passages {known.describe_missing()}; these are embedded")
+    if say and known.strangers:
+        print(
+            f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {cfg.corpus.path}: left out"
+        )
+    if say and encoder is None:
+        print(f"{cfg.passage_encoder} is not at hand: that the vectors are its own is taken for granted")
+    return known
+
+
+def change(cfg: DictConfig, folder: Path) -> None:
+    """Add passages to an index, remove some."""
+    mine = Index.open(folder).manifest.encoder
+    removed = [] if cfg.remove is None else read_ids(cfg.remove)
+    encoder, info = None, None
+    if cfg.add is not None:
+        for name in dict.fromkeys([mine.name, cfg.passage_encoder]):
+            encoder, info = open_encoder(name, optional=True)
+            if encoder is not None and info.may_be(mine):
+                break
+        else:
+            raise UserError(
+                f"{folder} was embedded by {mine.name} (weights {mine.weights}), which is not at hand any more: give "
+                "passage_encoder=… a copy of it"
+            )
+    parts = [f"adding {cfg.add}"] * (cfg.add is not None) + [f"removing {len(removed):,} passages"] * bool(
+        removed
+    )
+    print(f"{' and '.join(parts)}: {folder} stays as it is until its new edition is complete")
+    encode = None if encoder is None else encoder.encode
+    index = update(folder, cfg.add, removed, encode, info, held_out_questions(cfg), cfg.batch_size)
+    write_run_report(folder)
+    show(index, f"index and report.md in {folder}")
 
 
 def difference(folder: Path, corpus: str, encoder: EncoderInfo) -> str | None:
@@ -107,7 +201,7 @@ def difference(folder: Path, corpus: str, encoder: EncoderInfo) -> str | None:
         manifest = Index.open(folder).manifest
     except UserError as error:
         return f"a damaged index ({error})"
-    if manifest.encoder.weights != encoder.weights:
+    if not manifest.encoder.may_be(encoder):
         return f"vectors of another encoder ({manifest.encoder.name})"
     try:
         PassageStore.prepare(corpus, folder / "passages")
@@ -116,9 +210,12 @@ def difference(folder: Path, corpus: str, encoder: EncoderInfo) -> str | None:
     return None
 
 
-def type_difference(manifest: Manifest, kind: IndexType) -> str | None:
+def type_difference(manifest: Manifest, kind: IndexType | ReadyIndex) -> str | None:
     """In what a finished index is not of the type asked for; None if it is."""
-    factory = filled_factory(kind, manifest.corpus.passages, manifest.dim)
+    if isinstance(kind, ReadyIndex):
+        factory = factory_of(kind.open(manifest.corpus.passages, manifest.dim))
+    else:
+        factory = filled_factory(kind, manifest.corpus.passages, manifest.dim)
     if manifest.factory != factory:
         return f"an index of type {manifest.factory} instead of {factory}"
     for name, found in manifest.search.items():
@@ -131,7 +228,7 @@ def type_difference(manifest: Manifest, kind: IndexType) -> str | None:
 def begun_otherwise(folder: Path, corpus: str, encoder: EncoderInfo) -> bool:
     """Whether an unfinished build in `folder` is of another corpus or encoder."""
     plan, store = folder / "vectors" / "plan.json", folder / "passages"
-    if plan.exists() and read_json(plan)["encoder"]["weights"] != encoder.weights:
+    if plan.exists() and not EncoderInfo(**read_json(plan)["encoder"]).may_be(encoder):
         return True
     try:
         if (store / "store.json").exists():
@@ -167,6 +264,9 @@ def show(index: Index, title: str) -> None:
     table.add_row("dimensions", str(index.dim))
     table.add_row("type", manifest.factory)
     table.add_row("encoder", manifest.encoder.name)
+    table.add_row("vectors", manifest.vectors)
+    if not manifest.recall:
+        table.add_row("recall against exact search", "unknown: there are no true vectors")
     for k, value in manifest.recall.items():
         table.add_row(f"recall@{k} against exact search", f"{value:.3f}")
     table.add_row("milliseconds a query", f"{manifest.ms_per_query:.2f}")

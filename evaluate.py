@@ -108,8 +108,9 @@ def evaluate(cfg: DictConfig) -> None:
             if cfg.bm25:
                 result["bm25"] = bm25_figures(store, examples, cfg.recall_at)
             manifest = model.retriever.index.manifest
-            result["index"] = {"type": manifest.factory, "passages": manifest.corpus.passages}
-            if "question_encoder" in model_config.retriever:
+            other_way = getattr(model.retriever, "kind", None)  # than the index's FAISS file
+            result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
+            if other_way is None:
                 result["index"]["recall"] = manifest.recall
             if cfg.k_sweep:
                 result["em_by_k"] = {str(k): scores[k]["em"].value for k in cfg.k_sweep}
@@ -132,6 +133,8 @@ def show(result: dict, checkpoint: str, split: str) -> None:
     if index:
         table.add_row("index", f"{index['type']}, {index['passages']:,} passages")
     found = index_recall(result)
+    if index and index.get("recall") == {}:
+        table.add_row("index against exact search", "unknown")
     if found is not None:
         table.add_row("index against exact search", f"{found:.3f}")
     for name in ("recall", "answer_recall"):

@@ -306,6 +306,11 @@ def from_checkpoint(
         key = path.split(".")[0].split("@")[0]
         if key in changeable and not override.startswith("~"):
             OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
+        elif override in ("retriever=exact", "retriever=dense") and "question_encoder" in (
+            saved.module.model.get("retriever") or {}
+        ):  # another way to find the same passages
+            saved.module.model.retriever._target_ = cfg.retriever._target_
+            saved.module.model.retriever.pop("dtype", None)
         elif key == "experiment":
             if cfg.name != saved.name:
                 raise UserError(

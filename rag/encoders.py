@@ -133,7 +133,8 @@ class PassageEncoder(Encoder):
         tokens = {
             name: value.to(device, non_blocking=True) for name, value in self.tokenize(passages).items()
         }
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+        with torch.autocast(device.type, dtype=half, enabled=device.type == "cuda"):
             vectors = self(**tokens)
         return vectors.float().cpu().numpy()
 

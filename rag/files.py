@@ -26,6 +26,7 @@ NOT_WRITABLE = {
     errno.EROFS,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
 }
 
 
@@ -123,3 +124,11 @@ def replace_folder(new: Path | str, old: Path | str) -> None:
         old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(folder: Path | str) -> None:
+    """Give a folder its name again that a kill between the two renames of `replace_folder` left without one."""
+    folder = Path(folder)
+    left = sorted(folder.parent.glob(f".{folder.name}.*.old"))
+    if left and not folder.exists():
+        left[-1].rename(folder)

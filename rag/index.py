@@ -19,11 +19,12 @@ another type is built from the same vectors.
 import fcntl
 import hashlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,35 @@ from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
-from rag.index_type import RECALL_AT, IndexType, Trial, fill, find, new_index, set_search, train, tune
+from rag.index_type import (
+    RECALL_AT,
+    IndexType,
+    Trial,
+    add_rest,
+    fill,
+    find,
+    new_index,
+    set_search,
+    train,
+    tune,
+    untuned,
+)
 from rag.passages import PassageStore, TokenStore, tokenizer_fingerprint
 from rag.progress import progress_bar
-from rag.vectors import EncoderInfo, Vectors, lock_folder, open_vectors, shard_file
+from rag.vectors import (
+    UNKNOWN,
+    DecodedVectors,
+    EncoderInfo,
+    Vectors,
+    lock_folder,
+    open_vectors,
+    shard_file,
+)
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
+DECODED = "decoded from index.faiss"
 
 
 # ---------------------------------------------------------------------------------- what an index is
@@ -61,7 +85,10 @@ class Manifest:
     search: the parameters in force (nprobe, ef_search, refine). recall: "1" … "100" → the share of the K best
     passages by exact search that this index finds, over the queries that `recall_queries` describes.
     ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of each step of `build`.
-    files: name → bytes and SHA-256.
+    files: name → bytes and SHA-256. vectors: how the true vectors came here: "encoded", or where they were taken
+    from and how that was checked, or DECODED where there are none. type: the IndexType as it was asked for.
+
+    Where there are no true vectors, recall is empty: nobody knows it.
     """
 
     encoder: EncoderInfo
@@ -78,6 +105,8 @@ class Manifest:
     seconds: dict[str, float]
     versions: dict[str, str]
     files: dict[str, dict[str, Any]]
+    vectors: str = "encoded"
+    type: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, path: Path) -> None:
@@ -119,6 +148,8 @@ def build(
     recall_queries: int = 200,
     seed: int = 0,
     show_progress: bool = True,
+    begun: Any = None,
+    encoder: EncoderInfo | None = None,
 ) -> "Index":
     """Make index.faiss from the vectors that `embed` wrote, measure its recall, write the manifest and open it.
 
@@ -126,6 +157,9 @@ def build(
     queries: vectors of held-out questions to measure recall and to choose search parameters with; the first
         `recall_queries` are used. None: vectors of that many sampled passages, each moved by Gaussian noise of
         half its own length (the manifest says which).
+    begun: a FAISS index that holds the vectors of the first rows already, or of all; it is completed instead of
+        training one, and `kind` names its filled factory string.
+    encoder: whose vectors `begun` holds, where it holds all and there are no true ones.
 
     An index that is already in the folder stays until the new one is complete. Raises UserError if vectors
     are missing, if the type cannot work for so many passages of so many dimensions, if another build is at
@@ -136,17 +170,26 @@ def build(
     with lock_folder(folder):
         _remove_leftovers(folder)
         store = PassageStore.open(folder / "passages")
-        plan, vectors = open_vectors(folder, store)
         seconds: dict[str, float] = {}
-        factory, index = new_index(kind, len(vectors), vectors.dim)
-
-        with _timed(seconds, "train"):
-            train(index, kind, vectors, seed)
-        with (
+        add = (
             _timed(seconds, "add"),
-            progress_bar("building the index", len(vectors), "vectors", show=show_progress) as bar,
-        ):
-            fill(index, vectors, bar)
+            progress_bar("building the index", len(store), "vectors", show=show_progress),
+        )
+        if begun is None:
+            plan, vectors = open_vectors(folder, store)
+            factory, index = new_index(kind, len(vectors), vectors.dim)
+            with _timed(seconds, "train"):
+                train(index, kind, vectors, seed)
+            with add[0], add[1] as bar:
+                fill(index, vectors, bar)
+        else:
+            factory, index = kind.factory, begun
+            if encoder is not None and not (folder / "vectors" / "plan.json").exists():
+                plan, vectors = {"encoder": asdict(encoder)}, DecodedVectors(begun)
+            else:
+                plan, vectors = open_vectors(folder, store)
+            with add[0], add[1] as bar:
+                add_rest(index, vectors, bar)
 
         _finish(folder, store, plan, vectors, kind, factory, index, queries, recall_queries, seed, seconds)
     return Index.open(folder)
@@ -156,7 +199,7 @@ def _finish(
     folder: Path,
     store: PassageStore,
     plan: dict[str, Any],
-    vectors: Vectors,
+    vectors: Vectors | DecodedVectors,
     kind: IndexType,
     factory: str,
     index: Any,
@@ -167,27 +210,32 @@ def _finish(
 ) -> None:
     """Measure an index that holds all vectors, choose its search parameters, write it and its manifest."""
     with _timed(seconds, "measure"):
+        described = "{n} held-out questions"
         if queries is None:
             described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
             queries = _perturbed(vectors, recall_queries, seed)
-        else:
-            described = "{n} held-out questions"
-            queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
+        queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
         if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
             raise UserError(
                 f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
                 "embed them with the question encoder that belongs to the passages' encoder"
             )
-        trial = Trial(index, vectors, queries)
-        search = tune(kind, trial)
-        ks = [k for k in RECALL_AT if k <= len(vectors)]
-        recall = {str(k): round(float(trial.recall(k, search).mean()), 4) for k in ks}
-        ms_per_query = round(trial.milliseconds(search), 3)
+        if isinstance(vectors, Vectors):
+            trial = Trial(index, vectors, queries)
+            search = tune(kind, trial)
+            ks = [k for k in RECALL_AT if k <= len(vectors)]
+            recall = {str(k): round(float(trial.recall(k, search).mean()), 4) for k in ks}
+            ms_per_query = round(trial.milliseconds(search), 3)
+        else:
+            described = "unknown: there are no true vectors to search exactly"
+            search, recall, ms_per_query = untuned(index, kind), {}, 0.0
 
     with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
         _write_faiss(index, aside)
         names = ["passages/passages.arrow", "passages/store.json"]
-        names += [f"vectors/{shard_file(Path(), n)}" for n in range(-(-len(store) // vectors.shard_size))]
+        if isinstance(vectors, Vectors):
+            shards = range(-(-len(store) // vectors.shard_size))
+            names += [f"vectors/{shard_file(Path(), number)}" for number in shards]
         files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
     Manifest(
         encoder=EncoderInfo(**plan["encoder"]),
@@ -209,6 +257,8 @@ def _finish(
             "pyarrow": pa.__version__,
         },
         files=files,
+        vectors=plan.get("origin", "encoded") if isinstance(vectors, Vectors) else DECODED,
+        type=asdict(kind),
     ).write(folder / "manifest.json")
 
 
@@ -241,7 +291,7 @@ def _write_faiss(index: Any, path: Path) -> None:
         ) from error
 
 
-def _perturbed(vectors: Vectors, count: int, seed: int) -> Float32[np.ndarray, "Q D"]:
+def _perturbed(vectors: Vectors | DecodedVectors, count: int, seed: int) -> Float32[np.ndarray, "Q D"]:
     random = np.random.default_rng(seed)
     rows = random.choice(len(vectors), min(count, len(vectors)), replace=False)
     sample = vectors.gather(np.sort(rows))
@@ -256,16 +306,22 @@ class Index:
     """N passages that can be searched by vector. Make one with `embed` and `build`; open it with
     `Index.open`.
 
-    manifest: what it is and how well it finds. passages: the PassageStore. `len(index)` is N, `dim` is D.
+    manifest: what it is and how well it finds. passages: the PassageStore. true_vectors: DecodedVectors where it was
+    taken over without any. `len(index)` is N, `dim` is D.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, passages: PassageStore, vectors: Vectors, index: Any
+        self,
+        folder: Path,
+        manifest: Manifest,
+        passages: PassageStore,
+        vectors: Vectors | DecodedVectors,
+        index: Any,
     ):
         self.folder = folder
         self.manifest = manifest
         self.passages = passages
-        self._vectors = vectors
+        self.true_vectors = vectors
         self._index = index
         self._tokens: dict[tuple[int, int, str, str], tuple[Any, TokenStore]] = {}
 
@@ -311,7 +367,10 @@ class Index:
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise UserError(f"{folder / 'index.faiss'} does not search by inner product: {again}")
         set_search(index, manifest.search)
-        vectors = Vectors(folder / "vectors", len(passages), manifest.dim, manifest.shard_size)
+        if manifest.vectors == DECODED:
+            vectors = DecodedVectors(index)
+        else:
+            vectors = Vectors(folder / "vectors", len(passages), manifest.dim, manifest.shard_size)
         return cls(folder, manifest, passages, vectors, index)
 
     def __len__(self) -> int:
@@ -345,11 +404,15 @@ class Index:
             raise UserError(
                 f"K={k} passages cannot be found in an index of {len(self)} ({self.folder}): lower K"
             )
-        return find(self._index, self._vectors, queries, k, refine or self.manifest.search["refine"])
+        return find(self._index, self.true_vectors, queries, k, refine or self.manifest.search["refine"])
 
     def vectors(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
         """The true vectors d(z) of `rows`, whatever the index's compression; zeros where a row is -1."""
-        return self._vectors.gather(rows)
+        return self.true_vectors.gather(rows)
+
+    def vector_blocks(self, rows: int) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
+        """All true vectors in order, as (first row, at most `rows` of them), mapped where that is possible."""
+        return self.true_vectors.blocks(rows)
 
     def tokens(
         self, tokenizer: Any, title_separator: str = " / ", prefix: str = "", show_progress: bool = True
@@ -392,16 +455,35 @@ class Index:
         return tokens
 
     def check_encoder(self, passage_encoder: str) -> None:
-        """Raise UserError unless the vectors were made by the passage encoder whose weights have this
-        hash."""
+        """Raise UserError unless the vectors were made by the passage encoder whose weights have this hash.
+
+        Of vectors that were taken over from elsewhere the encoder's weights may be unknown: a warning then.
+        """
         mine = self.manifest.encoder
-        if mine.weights != passage_encoder:
+        if mine.weights == UNKNOWN:
+            log.warning(
+                "%s holds vectors of %s whose weights nobody could check: that the question encoder belongs to them "
+                "is taken for granted",
+                self.folder,
+                mine.name,
+            )
+        elif mine.weights != passage_encoder:
             raise UserError(
                 f"{self.folder} was embedded by {mine.name} (weights {mine.weights}), but the question "
                 "encoder belongs "
                 f"to a passage encoder of weights {passage_encoder}: give index.path of an index of that "
                 "encoder, or "
                 "build one with build_index.py"
+            )
+
+    def check_same_encoder(self, other: "Index") -> None:
+        """Raise UserError unless the vectors of both indexes are of one passage encoder, as far as is known."""
+        mine, theirs = self.manifest.encoder, other.manifest.encoder
+        if not mine.may_be(theirs):
+            raise UserError(
+                f"{self.folder} was embedded by {mine.name} (weights {mine.weights}) and {other.folder} by "
+                f"{theirs.name} (weights {theirs.weights}): a question encoder fits one of them; give an index of the "
+                "same passage encoder, or build one with build_index.py"
             )
 
     def verify(self) -> None:

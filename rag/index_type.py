@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
-from rag.vectors import Vectors, best, exact_search
+from rag.vectors import DecodedVectors, Vectors, best, exact_search
 
 RECALL_AT = (1, 5, 20, 50, 100)
 TUNED_AT = (5, 20, 50)  # the search parameters are chosen by the worst recall at these K
@@ -240,6 +240,26 @@ def fill(index: Any, vectors: Vectors, advance: Callable[[int], None] = lambda _
         _measure_by(inner, faiss.METRIC_INNER_PRODUCT)
 
 
+def add_rest(
+    index: Any, vectors: Vectors | DecodedVectors, advance: Callable[[int], None] = lambda _: None
+) -> None:
+    """Add the vectors that an index does not hold yet, those after its last."""
+    first = index.ntotal
+    advance(first)
+    if first == len(vectors):
+        return
+    _, inner = _inner(index)
+    if is_graph := hasattr(inner, "hnsw"):
+        _measure_by(inner, faiss.METRIC_L2)
+    for start, block in vectors.blocks(_BLOCK):
+        new = block[max(0, first - start) :]
+        if len(new):
+            index.add(new)
+            advance(len(new))
+    if is_graph:
+        _measure_by(inner, faiss.METRIC_INNER_PRODUCT)
+
+
 def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[[int], None]) -> None:
     cells = np.empty(len(vectors), np.int32)
     for start, block in vectors.blocks(_BLOCK):
@@ -287,8 +307,17 @@ def set_search(index: Any, search: dict[str, int]) -> None:
         hnsw.efSearch = search["ef_search"]
 
 
+def untuned(index: Any, kind: IndexType) -> dict[str, int]:
+    """The search parameters asked for, or else those that an index came with; nothing to re-rank by."""
+    ivf = faiss.try_extract_index_ivf(index)
+    hnsw = _graph(index)
+    search = {} if ivf is None else {"nprobe": kind.nprobe or ivf.nprobe}
+    search |= {} if hnsw is None else {"ef_search": kind.ef_search or hnsw.efSearch}
+    return search | {"refine": 1}
+
+
 def find(
-    index: Any, vectors: Vectors, queries: Float32[np.ndarray, "B D"], k: int, refine: int
+    index: Any, vectors: Vectors | DecodedVectors, queries: Float32[np.ndarray, "B D"], k: int, refine: int
 ) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
     """Scores and rows of the k best, best first; −inf and −1 where there are fewer.
 
@@ -303,7 +332,7 @@ def find(
 
 
 def true_scores(
-    vectors: Vectors, queries: Float32[np.ndarray, "B D"], rows: Int64[np.ndarray, "B C"]
+    vectors: Vectors | DecodedVectors, queries: Float32[np.ndarray, "B D"], rows: Int64[np.ndarray, "B C"]
 ) -> Float32[np.ndarray, "B C"]:
     """q(x)ᵀd(z) of each query's candidates, from their true vectors; −inf for a row of −1."""
     scores = np.empty(rows.shape, np.float32)

@@ -198,6 +198,7 @@ class RagModule(pl.LightningModule):
         self.model.generator.save_pretrained(folder / "generator")
         encoder = getattr(self.model.retriever, "question_encoder", None)
         if encoder is not None:
+            self.model.retriever.name_partner()
             encoder.save_pretrained(folder / "question_encoder")
         null = getattr(self.model.retriever, "null_document", None)
         if null is not None:

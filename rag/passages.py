@@ -252,7 +252,7 @@ def _fields(record: dict[str, Any], place: str) -> tuple[str, str, str]:
 
 def _read_parquet(path: Path) -> Iterator[_Row]:
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # not a row group at once
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a Parquet file, or was cut short ({error})") from error
     with file:

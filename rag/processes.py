@@ -1,4 +1,4 @@
-"""The processes of one command, as torchrun starts them: number RANK of WORLD_SIZE, one if nothing says otherwise."""
+"""The processes of one command: those that torchrun or SLURM's srun started, one if nothing says otherwise."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
+from lightning_fabric.plugins.environments import SLURMEnvironment
 
 from rag.errors import UserError
 
@@ -17,15 +18,21 @@ def processes() -> Iterator[tuple[int, int]]:
     Raises UserError where there should be several and nothing says where they meet.
     """
     number, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    where = "env://"
+    if "RANK" not in os.environ and SLURMEnvironment.detect():
+        slurm = SLURMEnvironment()
+        number, count = slurm.global_rank(), slurm.world_size()
+        where = f"tcp://{slurm.main_address}:{slurm.main_port}"
     if count == 1:
         yield 0, 1
         return
-    if "MASTER_ADDR" not in os.environ:
+    if where == "env://" and "MASTER_ADDR" not in os.environ:
         raise UserError(
             f"WORLD_SIZE={count} but MASTER_ADDR is not set, so the processes cannot meet: start them with "
             f"torchrun --nproc-per-node={count}, or unset WORLD_SIZE"
         )
-    dist.init_process_group("gloo", timeout=timedelta(days=30))  # embedding Wikipedia takes days on few cores
+    waits = timedelta(days=30)  # embedding Wikipedia takes days on few cores
+    dist.init_process_group("gloo", init_method=where, rank=number, world_size=count, timeout=waits)
     try:
         yield number, count
     finally:

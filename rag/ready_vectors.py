@@ -336,7 +336,7 @@ def _map_npy(file: Path) -> np.ndarray:
 
 def _open_parquet(file: Path) -> Any:
     try:  # read through a small buffer: a row group of a million vectors is three gigabytes
-        parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+        parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{file} is not a Parquet file, or was cut short ({error}): fetch it again"

@@ -22,6 +22,7 @@ from rag.errors import UserError
 from rag.index import Index
 from rag.null_document import NullDocument
 from rag.passages import PassageStore
+from rag.vectors import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Retriever(Protocol):
         """The top `n_docs` passages of each question, best first."""
         ...
 
+    def swap(self, index: Index) -> None:
+        """Exchange the passages (hot-swap). Raises UserError, and keeps the old ones, if the index does not fit."""
+        ...
+
 
 def check_depth(index: Index, n_docs: int) -> None:
     """UserError unless K = `n_docs` passages can be retrieved from the index."""
@@ -75,6 +80,18 @@ def check_depth(index: Index, n_docs: int) -> None:
             f"K = {n_docs} passages cannot be retrieved from the {len(index):,} of {index.folder}: "
             f"give n_docs (and k_sweep) from 1 to {len(index):,}"
         )
+
+
+def _check_fit(question_encoder: QuestionEncoder, index: Index) -> None:
+    """UserError unless the index's vectors are those of the question encoder's passage encoder, as far as is known."""
+    if question_encoder.dim != index.dim:
+        raise UserError(
+            f"the index holds vectors of {index.dim} dimensions but the question encoder makes "
+            f"{question_encoder.dim}: give the index that was built with this encoder's passage encoder"
+        )
+    partner = getattr(question_encoder.model.config, "passage_encoder", None)
+    if partner is not None:
+        index.check_encoder(partner)
 
 
 class DenseRetriever(nn.Module):
@@ -92,14 +109,7 @@ class DenseRetriever(nn.Module):
         null_document: NullDocument | None = None,
     ):
         super().__init__()
-        if question_encoder.dim != index.dim:
-            raise UserError(
-                f"the index holds vectors of {index.dim} dimensions but the question encoder makes "
-                f"{question_encoder.dim}: give the index that was built with this encoder's passage encoder"
-            )
-        partner = getattr(question_encoder.model.config, "passage_encoder", None)
-        if partner is not None:
-            index.check_encoder(partner)
+        _check_fit(question_encoder, index)
         self.question_encoder = question_encoder
         self.index = index
         self.trainable = trainable
@@ -119,8 +129,19 @@ class DenseRetriever(nn.Module):
         return cls(encoder, Index.open(Path(index)), trainable, null_document)
 
     def swap(self, index: Index) -> None:
-        """Exchange the non-parametric memory (hot-swap, section 4.5). Raises UserError if it does not fit."""
-        self.index = DenseRetriever(self.question_encoder, index, self.trainable).index
+        """Exchange the non-parametric memory (hot-swap, section 4.5).
+
+        Raises UserError, and keeps the old one, if the vectors are of another dimension or another passage encoder.
+        """
+        _check_fit(self.question_encoder, index)
+        index.check_same_encoder(self.index)
+        self.index = index
+
+    def name_partner(self) -> None:
+        """Write into the question encoder's config whose vectors it was trained over, so that it refuses others."""
+        config, partner = self.question_encoder.model.config, self.index.manifest.encoder.weights
+        if getattr(config, "passage_encoder", None) is None and partner != UNKNOWN:
+            config.passage_encoder = partner
 
     def prepare(self, questions: list[str]) -> Questions:
         return Questions(questions, self.question_encoder.tokenize(questions))
@@ -128,10 +149,14 @@ class DenseRetriever(nn.Module):
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and self.trainable)  # a frozen encoder has no dropout either
 
+    def search(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Int64[np.ndarray, "batch docs"]:
+        """The rows of the `n_docs` passages with the largest q(x)ᵀd(z); −1 where fewer were found."""
+        return self.index.search(queries.detach().cpu().numpy(), n_docs)[1]
+
     def forward(self, questions: Questions, n_docs: int) -> Retrieved:
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             queries = self.question_encoder(**questions.tokens).float()
-        _, rows = self.index.search(queries.detach().cpu().numpy(), n_docs)
+        rows = self.search(queries, n_docs)
         vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
         scores = torch.einsum("bd,bkd->bk", queries, vectors)
         missed = torch.from_numpy(rows < 0).to(scores.device)
@@ -143,7 +168,10 @@ class DenseRetriever(nn.Module):
 
 
 class LexicalRetriever(nn.Module):
-    """BM25, TF-IDF or Jaccard similarity (section 4.5), whose scores are the logits of p(z|x)."""
+    """BM25, TF-IDF or Jaccard similarity (section 4.5), whose scores are the logits of p(z|x).
+
+    scorer: over the passages of `index`. build: makes one over the passages of another index, for `swap`.
+    """
 
     trainable = False
 
@@ -160,13 +188,17 @@ class LexicalRetriever(nn.Module):
         return cls(build(opened.passages), opened, build)
 
     def swap(self, index: Index) -> None:
-        """Exchange the passages. Raises UserError where nothing is known of how to score others."""
+        """Exchange the passages (hot-swap, section 4.5); any index fits, whoever made its vectors."""
         if self.build is None:
-            raise UserError(
-                "this retriever was made over one set of passages: make it with LexicalRetriever.over"
-            )
-        self.scorer = self.build(index.passages)
+            raise UserError("this retriever holds a ready-made scorer: give `build` to exchange its passages")
+        if index.passages.sha256 != self.index.passages.sha256:
+            self.scorer = self.build(index.passages)
         self.index = index
+
+    @property
+    def kind(self) -> str:
+        """What finds the passages, in place of the index's FAISS file."""
+        return type(self.scorer).__name__
 
     def prepare(self, questions: list[str]) -> Questions:
         return Questions(questions, {})

@@ -44,6 +44,12 @@ class EncoderInfo:
     tokenizer: str
     question_encoder: str | None = None
 
+    def may_be(self, other: "EncoderInfo") -> bool:
+        """Whether both are one encoder, as far as is known."""
+        if UNKNOWN in (self.weights, other.weights):
+            return self.name == other.name
+        return (self.weights, self.tokenizer) == (other.weights, other.tokenizer)
+
 
 # ---------------------------------------------------------------------------------- vectors on disk
 
@@ -64,7 +70,8 @@ class Vectors:
 
     def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
-            mapped: Any = np.load(shard_file(self.folder, number), mmap_mode="r")
+            # "copy on write": torch warns of arrays that cannot be written; nobody writes
+            mapped: Any = np.load(shard_file(self.folder, number), mmap_mode="c")
             mapped._mmap.madvise(mmap.MADV_RANDOM)  # from a disk, read a vector for a vector
             self._maps.append(mapped._mmap)
             self._shards[number] = np.asarray(mapped)
@@ -76,7 +83,7 @@ class Vectors:
         What was passed is released, so that this process holds one block at a time.
         """
         for number in range(-(-self._length // self.shard_size)):
-            mapped: Any = np.load(shard_file(self.folder, number), mmap_mode="r")
+            mapped: Any = np.load(shard_file(self.folder, number), mmap_mode="c")
             mapped._mmap.madvise(mmap.MADV_SEQUENTIAL)
             shard = np.asarray(mapped)
             for start in range(0, len(shard), rows):
@@ -99,6 +106,41 @@ class Vectors:
             if number >= 0:
                 here = np.flatnonzero(shard_of == number)
                 vectors[here] = self._shard(int(number))[flat[here] - number * self.shard_size]
+        return vectors.reshape(*np.shape(rows), self.dim)
+
+
+class DecodedVectors:
+    """What an index's quantiser left of the vectors, for an index that was taken over without the true ones."""
+
+    shard_size = 0
+
+    def __init__(self, index: Any):
+        self.dim = index.d
+        self._index = index
+        self._mapped = False
+
+    def __len__(self) -> int:
+        return self._index.ntotal
+
+    def blocks(self, rows: int) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
+        """All vectors in order, as (first row, at most `rows` of them)."""
+        for start in range(0, len(self), rows):
+            yield start, self.gather(np.arange(start, min(start + rows, len(self))))
+
+    def gather(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
+        """The vectors of `rows`; zeros where a row is -1 (nothing found)."""
+        flat = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if flat.size and not (-1 <= flat.min() and flat.max() < len(self)):
+            raise IndexError(f"rows from {flat.min()} to {flat.max()} of {len(self)} vectors")
+        if not self._mapped:
+            self._mapped = True
+            ivf = faiss.try_extract_index_ivf(self._index)
+            if ivf is not None:
+                ivf.make_direct_map()  # where each row is in the cells
+        vectors = np.zeros((flat.size, self.dim), np.float32)
+        found = flat >= 0
+        if found.any():
+            vectors[found] = self._index.reconstruct_batch(flat[found])
         return vectors.reshape(*np.shape(rows), self.dim)
 
 
@@ -259,6 +301,7 @@ def embed(
                 shard = _shard(store, encode, known, starts[number], sizes[number], batch_size, bar)
                 with write_aside(shard_file(folder / "vectors", number)) as aside, open(aside, "wb") as file:
                     np.save(file, shard, allow_pickle=False)
+                del shard  # or the next one would be made beside it
     return sum(sizes[n] for n in missing)
 
 
@@ -276,12 +319,11 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
             f"{str(begun.get('corpus_sha256'))[:12]}; now {plan['passages']:,}, "
             f"{plan['corpus_sha256'][:12]}): {instead}"
         )
-    was, now = begun.get("encoder", {}), plan["encoder"]
-    if (was.get("weights"), was.get("tokenizer")) != (now["weights"], now["tokenizer"]):
+    was, now = EncoderInfo(**begun["encoder"]), EncoderInfo(**plan["encoder"])
+    if not was.may_be(now):
         raise UserError(
-            f"{folder} was begun with the passage encoder {was.get('name')} (weights "
-            f"{was.get('weights')}), not with "
-            f"{now['name']} (weights {now['weights']}): {instead}"
+            f"{folder} was begun with the passage encoder {was.name} (weights {was.weights}), not with "
+            f"{now.name} (weights {now.weights}): {instead}"
         )
     if begun.get("shard_size") != plan["shard_size"]:
         raise UserError(
@@ -307,10 +349,11 @@ def _shard(
         if shard is not None and known is not None:
             part = shard[begin - start : begin - start + len(rows)]
             have = known.fill(begin, part)
-            if not np.isfinite(part[have]).all():
-                bad = rows[have][~np.isfinite(part[have]).all(axis=1)][0]
+            broken = have & ~np.isfinite(part).all(axis=1)
+            if broken.any():
                 raise UserError(
-                    f"the vector of passage {store[bad].id!r} {known.origin} is not finite: fetch the vectors again"
+                    f"the vector of passage {store[rows[broken][0]].id!r} {known.origin} is not finite: "
+                    "fetch the vectors again"
                 )
             bar(int(have.sum()))
             rows = rows[~have]

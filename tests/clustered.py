@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rag.index import Index, build
 from rag.index_type import IndexType
@@ -53,3 +55,28 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 def edit_json(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def write_tsv(path: Path, passages) -> Path:
+    rows = [f"{p.id}\t{p.text}\t{p.title}" for p in passages]
+    path.write_text("\n".join(["id\ttext\ttitle", *rows]) + "\n")
+    return path
+
+
+def write_parquet(folder, passages, files=3, group=7, vectors=None, left_out=(), fixed=False):
+    """facebook/wiki_dpr: train-00000-of-00003.parquet with id, text, title, embeddings; several row groups each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = encode(passages) if vectors is None else vectors
+    kind = pa.list_(pa.float32(), vectors.shape[1]) if fixed else pa.list_(pa.float32())
+    bounds = np.linspace(0, len(passages), files + 1).astype(int)
+    for number, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        part = passages[first:last]
+        columns = {
+            "id": [p.id for p in part],
+            "text": [p.text for p in part],
+            "title": [p.title for p in part],
+            "embeddings": pa.array(list(vectors[first:last]), kind),
+        }
+        table = pa.table({name: column for name, column in columns.items() if name not in left_out})
+        pq.write_table(table, folder / f"train-{number:05d}-of-{files:05d}.parquet", row_group_size=group)
+    return folder

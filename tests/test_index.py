@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import faiss
@@ -245,8 +247,7 @@ def test_verify_reads_every_byte(tmp_path):
 
 
 def test_opening_copies_nothing(two_thousand):
-    """FAISS reads through the mapped file: what opening adds to anonymous memory is far below the file's "
-    "size."""
+    """FAISS reads through the mapped file, and vectors are mapped when they are asked for."""
     build(two_thousand, "Flat", show_progress=False)
     index = Index.open(two_thousand)
     maps = Path("/proc/self/maps")
@@ -254,9 +255,51 @@ def test_opening_copies_nothing(two_thousand):
         pytest.skip("needs /proc")
     assert str(two_thousand / "index.faiss") in maps.read_text()
     assert index.search(random_queries(1), 1)[1].shape == (1, 1)
-    assert str(two_thousand / "vectors") not in maps.read_text()  # mapped when they are asked for
+    assert str(two_thousand / "vectors") not in maps.read_text()
     index.vectors(np.array([0, 1999]))
     assert str(two_thousand / "vectors/00002.npy") in maps.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
+def test_two_processes_hold_one_copy(two_thousand):
+    """Every page of the FAISS file and of the vectors that both have touched is one page of memory."""
+    build(two_thousand, "Flat", show_progress=False)
+    script = f"""
+import re, sys
+import numpy as np
+from rag.index import Index
+index = Index.open({str(two_thousand)!r})
+index.search(np.ones((1, {D}), np.float32), 5)  # exact search: it reads all vectors of the FAISS file
+index.vectors(np.arange(2000))
+print("opened", flush=True)
+sys.stdin.readline()
+found = dict.fromkeys(["Rss", "Pss", "Private_Clean", "Private_Dirty"], 0)
+ours = False
+for line in open("/proc/self/smaps"):
+    if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+        ours = line.rstrip().endswith((".faiss", ".npy"))
+    elif ours and (name := line.split(":")[0]) in found:
+        found[name] += int(line.split()[1])
+print(*found.values(), flush=True)
+sys.stdin.readline()
+"""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", script]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1, "cwd": root}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "opened\n"
+        for process in processes:
+            process.stdin.write("\n")
+        for process in processes:
+            resident, proportional, clean, dirty = map(int, process.stdout.readline().split())  # kB
+            assert resident >= 2 * 2000 * D * 4 / 1024
+            assert dirty == 0 and clean <= 0.1 * resident
+            assert proportional <= 0.6 * resident
+    finally:
+        for process in processes:
+            process.communicate("\n")
 
 
 # ---------------------------------------------------------------------------------- tokens

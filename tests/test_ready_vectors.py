@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clustered import ENCODER, D, bytes_of, corpus, encode
+from clustered import ENCODER, D, bytes_of, corpus, encode, write_parquet
 
 from rag.errors import UserError
 from rag.index import build
@@ -17,25 +17,6 @@ from rag.vectors import UNKNOWN, EncoderInfo, Vectors, embed
 
 def never(passages):
     raise AssertionError(f"{len(passages)} passages were encoded that have a vector")
-
-
-def write_parquet(folder, passages, files=3, group=7, vectors=None, left_out=(), fixed=False):
-    """facebook/wiki_dpr: train-00000-of-00003.parquet with id, text, title, embeddings; several row groups each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    vectors = encode(passages) if vectors is None else vectors
-    kind = pa.list_(pa.float32(), vectors.shape[1]) if fixed else pa.list_(pa.float32())
-    bounds = np.linspace(0, len(passages), files + 1).astype(int)
-    for number, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        part = passages[first:last]
-        columns = {
-            "id": [p.id for p in part],
-            "text": [p.text for p in part],
-            "title": [p.title for p in part],
-            "embeddings": pa.array(list(vectors[first:last]), kind),
-        }
-        table = pa.table({name: column for name, column in columns.items() if name not in left_out})
-        pq.write_table(table, folder / f"train-{number:05d}-of-{files:05d}.parquet", row_group_size=group)
-    return folder
 
 
 @pytest.fixture

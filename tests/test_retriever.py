@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.index_type import IndexType
+from rag.lexical import BM25
 from rag.passages import Passage
 from rag.retriever import DenseRetriever, LexicalRetriever
 
@@ -130,6 +131,43 @@ def test_swapping_in_an_index_that_does_not_fit_changes_nothing(tmp_path, retrie
     with pytest.raises(UserError, match="vectors of 8 dimensions but the question encoder makes 16"):
         retriever.swap(build_tiny_index(tmp_path / "narrow", narrow))
     assert retriever.index is before
+
+
+def test_swapping_in_an_index_of_another_encoder_is_refused(tmp_path, retriever):
+    """Of the same dimension, and the encoder's config names no partner: it belongs to the index it was used with."""
+    tokenizer = bert_tokenizer()
+    other = PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer)
+    before = retriever.index
+    with pytest.raises(
+        UserError, match=r"other was embedded by tiny \(weights .*\) and .*: a question encoder fits one"
+    ):
+        retriever.swap(build_tiny_index(tmp_path / "other", other))
+    assert retriever.index is before
+
+
+def test_a_trained_encoder_remembers_whose_vectors_it_belongs_to(tmp_path, retriever):
+    """The hub's question encoders name nobody; once trained over an index and saved, they refuse another's."""
+    retriever.name_partner()
+    retriever.question_encoder.save_pretrained(tmp_path / "trained")
+    assert DenseRetriever.from_pretrained(tmp_path / "trained", retriever.index.folder).index.dim == 16
+    tokenizer = bert_tokenizer()
+    other = PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer)
+    build_tiny_index(tmp_path / "other", other)
+    with pytest.raises(UserError, match="was embedded by tiny .* but the question encoder belongs"):
+        DenseRetriever.from_pretrained(tmp_path / "trained", tmp_path / "other")
+
+
+def test_swapping_the_passages_of_a_lexical_retriever(tmp_path, index, passage_encoder):
+    other = build_tiny_index(tmp_path / "other", passage_encoder, PASSAGES[::-1])
+    retriever = LexicalRetriever.over(BM25.build, index.folder)
+    before = retriever(retriever.prepare(QUESTIONS), 1)
+    assert before.rows[:, 0].tolist() == [0, 2, 4]
+    retriever.swap(other)
+    after = retriever(retriever.prepare(QUESTIONS), 1)
+    assert after.rows[:, 0].tolist() == [6, 4, 2] and retriever.index is other
+    assert_close(after.scores, before.scores)
+    with pytest.raises(UserError, match="give `build` to exchange its passages"):
+        LexicalRetriever(retriever.scorer, other).swap(index)
 
 
 def test_loading_from_folders(tmp_path, retriever, index):

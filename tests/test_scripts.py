@@ -671,6 +671,11 @@ def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys
     assert contents(demo.root) == before
     agreed = [checkpoint, "experiment=miniwiki/rag_sequence", "limit=1", "hot_swap=null", "k_sweep=[]"]
     assert demo("evaluate", *agreed, f"results={tmp_path / 'agreed'}") == 0
+    assert demo("evaluate", *agreed, "retriever=exact", f"results={tmp_path / 'exact'}") == 0
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("agreed", "exact")]
+    assert results[0]["index"]["type"] == "Flat" and results[1]["index"]["type"] == "exact search"
+    predictions = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("agreed", "exact")]
+    assert predictions[0] == predictions[1]
 
 
 @pytest.mark.parametrize("script", ["train", "build_index", "evaluate"])

@@ -75,6 +75,36 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path):
     assert embed(stopped, killed, tmp_path / "stopped", ENCODER, 15, 4, show_progress=False) == 0
 
 
+def test_a_run_killed_by_the_system_goes_on_to_the_same_bytes(tmp_path):
+    """SIGKILL while a shard is encoded: nothing can be tidied up, and nothing half-written passes for a shard."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    make(whole, 50, shard_size=10)
+    PassageStore.write(corpus(50), killed / "passages")
+    script = f"""
+import sys, time; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from clustered import ENCODER, PassageStore, embed, encode
+from pathlib import Path
+folder = Path({str(killed)!r})
+def slow(batch):
+    if any(p.id == "25" for p in batch):
+        print("encoding", flush=True)
+        time.sleep(60)
+    return encode(batch)
+embed(PassageStore.open(folder / "passages"), slow, folder, ENCODER, 10, 7, show_progress=False)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "encoding\n"
+        process.kill()
+    (killed / "vectors/.00002.npy.99.partial").write_bytes(
+        b"half"
+    )  # what a kill in the middle of writing leaves
+    assert sorted(f.name for f in (killed / "vectors").glob("0*")) == ["00000.npy", "00001.npy"]
+    store = PassageStore.open(killed / "passages")
+    assert embed(store, encode, killed, ENCODER, 10, 7, show_progress=False) == 30
+    build(killed, show_progress=False)
+    assert bytes_of(killed / "vectors") == bytes_of(whole / "vectors")
+
+
 def test_two_processes_share_the_shards(tmp_path):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     make(whole, 70, shard_size=10)

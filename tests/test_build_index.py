@@ -1,0 +1,315 @@
+"""build_index.py as it is typed: vectors taken over, another edition, every mistake in one sentence and exit code 2."""
+
+import gzip
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from clustered import bytes_of, corpus, write_parquet, write_tsv
+from conftest import bert_tokenizer, tiny_passage_encoder, tiny_question_encoder
+
+from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.index import DECODED, Index
+from rag.passages import Passage
+from rag.runs import PROJECT
+from rag.vectors import UNKNOWN, lock_folder
+
+PASSAGES = corpus(30)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> PassageEncoder:
+    """A passage encoder on disk (its `tokenizer.name_or_path` is its folder), and a question encoder beside it."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = bert_tokenizer([f"{p.title} {p.text}" for p in PASSAGES])
+    QuestionEncoder(tiny_question_encoder(len(tokenizer)), tokenizer).save_pretrained(folder / "question")
+    PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer).save_pretrained(folder / "passage")
+    return PassageEncoder.from_pretrained(folder / "passage").eval()
+
+
+@pytest.fixture
+def run(monkeypatch, encoder, tmp_path):
+    """Type a command; returns the exit code."""
+
+    def command(*arguments: str) -> int:
+        common = [
+            "experiment=null",
+            f"index.path={tmp_path / 'index'}",
+            f"passage_encoder={encoder.model.name_or_path}",
+        ]
+        monkeypatch.setattr(sys, "argv", ["build_index.py", *common, *arguments])
+        try:
+            runpy.run_path(str(PROJECT / "build_index.py"), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return command
+
+
+def refusal(capsys) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: ") and sum(line.startswith("error: ") for line in lines) == 1
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+# -- vectors and FAISS files made elsewhere ------------------------------------------------------
+
+
+def test_wiki_dpr_with_and_without_its_encoder_at_hand(run, encoder, tmp_path, capsys):
+    files = write_parquet(tmp_path / "nq", PASSAGES, vectors=encoder.encode(PASSAGES))
+    settings = ["corpus=wiki_dpr", f"corpus.path={files}"]
+    assert run(*settings, f"passage_encoder={tmp_path / 'none'}") == 0
+    assert "none is not at hand: that the vectors are its own is taken for granted" in capsys.readouterr().out
+    index = Index.open(tmp_path / "index")
+    assert index.manifest.encoder.weights == UNKNOWN and index.manifest.vectors == f"taken from {files}"
+    np.testing.assert_array_equal(index.vectors(np.arange(30)), encoder.encode(PASSAGES))
+    assert run(*settings, f"passage_encoder={tmp_path / 'none'}") == 0
+    assert "recall@20" in capsys.readouterr().out  # the finished index is shown
+
+    assert run(*settings, f"index.path={tmp_path / 'checked'}") == 0
+    manifest = Index.open(tmp_path / "checked").manifest
+    assert manifest.encoder.weights == encoder.fingerprint()
+    assert manifest.vectors.endswith("median cosine 1.0000")
+
+
+def test_more_passages_than_vectors(run, encoder, tmp_path, capsys):
+    """psgs_w100.tsv's 21,015,324 rows against wiki_dpr's 21,015,300 vectors, in small."""
+    files = write_parquet(tmp_path / "nq", PASSAGES[:27], vectors=encoder.encode(PASSAGES[:27]))
+    tsv = write_tsv(tmp_path / "psgs.tsv", PASSAGES)
+    settings = [f"corpus.path={tsv}", f"corpus.vectors={files}"]
+    assert run(*settings) == 2
+    sentence = refusal(capsys)
+    assert (
+        f"{files} holds 27 vectors for the 30 passages of {tsv}: 3 have none: rows 28 to 30 (ids '28' to '30')"
+        in sentence
+    )
+    assert "embed_missing=true" in sentence and f"corpus.path={files}" in sentence
+    assert not (tmp_path / "index/manifest.json").exists()
+    assert run(*settings, "embed_missing=true") == 0
+    index = Index.open(tmp_path / "index")
+    np.testing.assert_allclose(index.vectors(np.arange(30)), encoder.encode(PASSAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_of_another_encoder(run, encoder, tmp_path, capsys):
+    files = write_parquet(tmp_path / "nq", PASSAGES, vectors=encoder.encode(PASSAGES)[:, ::-1].copy())
+    assert run("corpus=wiki_dpr", f"corpus.path={files}") == 2
+    assert f"{files} holds other vectors than {encoder.model.name_or_path} makes" in refusal(capsys)
+
+
+def test_the_hubs_faiss_file(run, encoder, tmp_path, capsys):
+    """With the vectors its recall is measured; alone it is unknown; of another count it is refused."""
+    vectors = encoder.encode(PASSAGES)
+    files = write_parquet(tmp_path / "nq", PASSAGES, vectors=vectors)
+    for count in (30, 27):
+        index = faiss.index_factory(16, "HNSW8,SQ8", faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors[:count])
+        index.add(vectors[:count])
+        faiss.write_index(index, str(tmp_path / f"{count}.faiss"))
+    settings = ["corpus=wiki_dpr", f"corpus.path={files}", "index=wiki_dpr_hnsw_sq8"]
+    assert run(*settings, f"index.type.file={tmp_path / '30.faiss'}") == 0
+    manifest = Index.open(tmp_path / "index").manifest
+    assert manifest.recall["20"] >= 0.95 and manifest.vectors.startswith("taken from")
+    capsys.readouterr()
+    alone = [*settings, "corpus.vectors=null", f"index.path={tmp_path / 'alone'}"]
+    assert run(*alone, f"index.type.file={tmp_path / '27.faiss'}") == 2
+    assert "27.faiss holds 27 vectors for 30 passages" in refusal(capsys)
+    assert run(*alone, f"index.type.file={tmp_path / '30.faiss'}") == 0
+    assert "unknown: there are no true vectors" in capsys.readouterr().out
+    assert Index.open(tmp_path / "alone").manifest.vectors == DECODED
+
+
+# -- another edition -----------------------------------------------------------------------------
+
+
+def test_add_and_remove(run, encoder, tmp_path, capsys):
+    assert run(f"corpus.path={write_tsv(tmp_path / 'psgs.tsv', PASSAGES[:25])}") == 0
+    (tmp_path / "ids.txt").write_text("3\n25\n")
+    more = write_tsv(tmp_path / "more.tsv", PASSAGES[25:])
+    capsys.readouterr()
+    # the index knows its encoder, so that passage_encoder need not be given
+    assert run(f"add={more}", f"remove={tmp_path / 'ids.txt'}", f"passage_encoder={tmp_path / 'none'}") == 0
+    assert "removing 2 passages" in capsys.readouterr().out
+    expected = [p for p in PASSAGES if p.id not in ("3", "25")]
+    index = Index.open(tmp_path / "index")
+    assert list(index.passages) == expected
+    np.testing.assert_allclose(index.vectors(np.arange(28)), encoder.encode(expected), rtol=1e-4, atol=1e-5)
+    assert index.manifest.recall["20"] == 1.0
+
+
+def test_what_cannot_be_added_or_removed(run, encoder, tmp_path, capsys):
+    assert run(f"corpus.path={write_tsv(tmp_path / 'psgs.tsv', PASSAGES[:25])}") == 0
+    before = bytes_of(tmp_path / "index")
+    (tmp_path / "ids.txt").write_text("99\n")
+    there = write_tsv(tmp_path / "there.tsv", PASSAGES[20:])
+    for arguments, sentence in [
+        ([f"remove={tmp_path / 'ids.txt'}"], "holds no passage '99'"),
+        ([f"remove={tmp_path / 'no.txt'}"], "no.txt cannot be read"),
+        ([f"add={there}"], "holds the passage '21', which is in"),
+        ([f"add={tmp_path / 'no.tsv'}"], "no.tsv does not exist"),
+        ([f"add={there}", f"index.path={tmp_path / 'no'}"], "there is no index at"),
+    ]:
+        assert run(*arguments) == 2
+        assert sentence in refusal(capsys)
+        assert bytes_of(tmp_path / "index") == before
+
+
+# -- mistakes ------------------------------------------------------------------------------------
+
+HEAD = b"id\ttext\ttitle\n"
+CORPORA = {
+    "columns.tsv": (HEAD + b"1\tx\ty\n2\tx\n", "line 3: 2 columns where the header has 3"),
+    "quotes.tsv": (HEAD + b'1\t"x\ty\n2\t"z"\tt\n', "line 2: broken quotes"),
+    "twice.tsv": (HEAD + b"1\tx\ty\n1\tz\ty\n", "line 3: the id '1' comes a second time"),
+    "blank.tsv": (HEAD + b"1\t \ty\n", "line 2: the text of passage '1' is empty"),
+    "latin.tsv": (HEAD + b"1\tx\ty\n2\t\xe9\ty\n", "line 3: not UTF-8"),
+    "empty.tsv": (b"", "is empty"),
+    "head.tsv": (HEAD, "holds no passages"),
+    "short.tsv.gz": (gzip.compress(HEAD + b"1\tx\ty\n")[:-12], "damaged or was cut short"),
+    "broken.jsonl": (b'{"id": 1, "text": "x"}\n{"id": 2\n', "line 2: not valid JSON"),
+    "none.tsv": (None, "does not exist"),
+}
+
+
+@pytest.fixture(scope="module")
+def good(encoder, tmp_path_factory) -> Path:
+    """An index, to be copied and tried."""
+    folder = tmp_path_factory.mktemp("good")
+    arguments = ["experiment=null", f"corpus.path={write_tsv(folder / 'psgs.tsv', PASSAGES)}"]
+    with pytest.MonkeyPatch.context() as patch:
+        places = [f"index.path={folder / 'index'}", f"passage_encoder={encoder.model.name_or_path}"]
+        patch.setattr(sys, "argv", ["build_index.py", *arguments, *places])
+        runpy.run_path(str(PROJECT / "build_index.py"), run_name="__main__")
+    return folder
+
+
+QUICK = ("columns.tsv", "latin.tsv", "head.tsv")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CORPORA]
+)
+def test_a_wrong_corpus_is_refused_and_the_index_there_unharmed(run, good, tmp_path, capsys, name):
+    content, sentence = CORPORA[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    shutil.copytree(good / "index", tmp_path / "index")
+    before = bytes_of(tmp_path / "index")
+    for overwrite in ("false", "true"):
+        assert run(f"corpus.path={tmp_path / name}", f"overwrite={overwrite}") == 2
+        said = refusal(capsys)
+        assert sentence in said or (overwrite == "false" and "holds another corpus" in said)
+        assert bytes_of(tmp_path / "index") == before
+    assert run(f"corpus.path={tmp_path / name}", f"index.path={tmp_path / 'fresh'}") == 2
+    said = refusal(capsys)
+    assert sentence in said and name in said
+    assert not (tmp_path / "fresh/passages").exists()
+
+
+def test_a_corpus_changed_under_a_half_built_index(run, tmp_path, capsys):
+    tsv = write_tsv(tmp_path / "psgs.tsv", PASSAGES)
+    assert run(f"corpus.path={tsv}") == 0
+    for name in ("manifest.json", "index.faiss"):
+        (tmp_path / "index" / name).unlink()
+    before = bytes_of(tmp_path / "index")
+    write_tsv(tsv, PASSAGES[:-1])
+    assert run(f"corpus.path={tsv}") == 2
+    assert "holds the 30 passages of" in refusal(capsys)
+    assert bytes_of(tmp_path / "index") == before
+    write_tsv(tsv, PASSAGES)  # put right again, the build goes on
+    assert run(f"corpus.path={tsv}") == 0
+
+
+def test_a_kill_while_the_new_edition_takes_the_place_of_the_old_one(run, good, tmp_path, capsys):
+    """Between two renames the index has no name; the next command gives it back."""
+    shutil.copytree(good / "index", tmp_path / ".index.4711.old")
+    before = bytes_of(tmp_path / ".index.4711.old")
+    assert run(f"corpus.path={good / 'psgs.tsv'}") == 0
+    assert bytes_of(tmp_path / "index") == before and not (tmp_path / ".index.4711.old").exists()
+
+
+def truncated(folder: Path) -> None:
+    shard = folder / "vectors/00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-40])
+
+
+def edited(folder: Path) -> None:
+    record = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(record | {"dim": 8}))
+
+
+def other_faiss(folder: Path) -> None:
+    index = faiss.IndexFlatIP(16)
+    index.add(np.ones((29, 16), np.float32))
+    faiss.write_index(index, str(folder / "index.faiss"))
+
+
+@pytest.mark.parametrize(
+    "damage, sentence",
+    [(truncated, "00000.npy has"), (edited, "manifest.json was edited"), (other_faiss, "index.faiss has")],
+)
+def test_a_damaged_index_is_told_and_repaired_when_asked_to(run, good, tmp_path, capsys, damage, sentence):
+    shutil.copytree(good / "index", tmp_path / "index")
+    whole = {
+        n: b for n, b in bytes_of(tmp_path / "index").items() if n.endswith((".npy", ".faiss", ".arrow"))
+    }
+    damage(tmp_path / "index")
+    corpus_path = f"corpus.path={good / 'psgs.tsv'}"
+    assert run(corpus_path) == 2
+    said = refusal(capsys)
+    assert "holds a damaged index" in said and sentence in said
+    assert run(corpus_path, "overwrite=true") == 0
+    repaired = bytes_of(tmp_path / "index")
+    assert {name: repaired[name] for name in whole} == whole
+
+
+def test_two_builds_at_once_and_another_encoder(run, good, tmp_path, capsys):
+    shutil.copytree(good / "index", tmp_path / "index")
+    corpus_path = f"corpus.path={good / 'psgs.tsv'}"
+    torn = tmp_path / "index/manifest.json"
+    manifest = torn.read_bytes()
+    torn.unlink()
+    with lock_folder(tmp_path / "index"):
+        assert run(corpus_path) == 2
+        assert "another build (process" in refusal(capsys)
+    torn.write_bytes(manifest)
+    before = bytes_of(tmp_path / "index")
+    tokenizer = bert_tokenizer([f"{p.title} {p.text}" for p in PASSAGES])
+    PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer).save_pretrained(tmp_path / "other")
+    assert run(corpus_path, f"passage_encoder={tmp_path / 'other'}") == 2
+    assert "holds vectors of another encoder" in refusal(capsys)
+    assert bytes_of(tmp_path / "index") == before
+
+
+@pytest.mark.parametrize("room", [600, 3000])
+def test_a_disk_without_room(good, encoder, tmp_path, room):
+    """The system itself refuses to write more than `room` bytes into a file: at the passages, then at the vectors."""
+    shutil.copytree(good / "index", tmp_path / "index")
+    before = bytes_of(tmp_path / "index")
+    tsv = write_tsv(tmp_path / "more.tsv", [*PASSAGES, *(Passage(f"x{n}", "t", "u") for n in range(3))])
+    common = [f"passage_encoder={encoder.model.name_or_path}", f"corpus.path={tsv}", "experiment=null"]
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(PROJECT)!r})
+import build_index
+from rag.cli import run_script
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+run_script("build_index", build_index.USAGE, build_index.build_index, sys.argv[1:])
+"""
+    for place, more in (("index", ["overwrite=true"]), ("fresh", [])):
+        command = [*common, f"index.path={tmp_path / place}", *more]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *command], capture_output=True, text=True, cwd=PROJECT
+        )
+        assert done.returncode == 2, done.stderr
+        assert "cannot be written (" in done.stderr and "Traceback" not in done.stderr
+        assert bytes_of(tmp_path / "index") == before
+    assert not list(tmp_path.rglob("*.partial"))
