@@ -17,7 +17,10 @@ from rag.passages import Passage, PassageStore
 from rag.vectors import EncoderInfo, Vectors, embed, open_vectors
 
 N, D, SHARD = 10_500, 32, 4_000
-TYPES = sorted(file.stem for file in (CONFIGS / "index").glob("*.yaml"))
+# all but the FAISS files that are taken over: tests/test_ready_index.py
+TYPES = sorted(
+    file.stem for file in (CONFIGS / "index").glob("*.yaml") if not file.stem.startswith("wiki_dpr")
+)
 QUERIES = Clustered(N, D).block(N, 100)
 
 
