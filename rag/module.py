@@ -216,4 +216,6 @@ def checkpoint_layers(model: Any) -> None:
         raise UserError(
             f"gradient_checkpointing=true, but a {type(model).__name__} cannot do it: leave that setting out"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # the former is its name in newer versions, the latter goes with version 6
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -292,9 +292,12 @@ def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model)
         "rag_sequence": ["n_docs=2", "decoding.max_new_tokens=3", "datamodule.dev_limit=3"],
         "dpr": [*ENCODERS, "datamodule.inverse_cloze=null", f"datamodule.questions={asked}"],
     }[model]
+    # Adam divides by the gradient's size, so that rounding would become a step where a gradient is nothing in truth, as
+    # that of what all passages' vectors share; with a large ε it is plain gradient descent.
     common = [
+        "optimization.eps=1.0",
         *("experiment=miniwiki/" + model, *settings, *demo.places, "trainer.max_steps=3"),
-        *("trainer.log_every_n_steps=1", "optimization.warmup_steps=0", "optimization.lr=1e-3"),
+        *("trainer.log_every_n_steps=1", "optimization.warmup_steps=0", "optimization.lr=0.1"),
         *(["trainer.val_check_interval=3"] if model == "rag_sequence" else []),
     ]
     for name, more in {
@@ -314,9 +317,7 @@ def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model)
             load_file(tmp_path / "two" / "model" / file.relative_to(tmp_path / "one" / "model")),
         )
         for name in a:
-            # Adam divides by the gradient's size, so that rounding shows where a gradient is nearly nothing
-            close = (a[name] - b[name]).abs() <= 1e-4 + 1e-3 * a[name].abs()
-            assert close.float().mean() > 0.99, (file, name)
+            torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=2e-5, msg=f"{file}, {name}")
 
 
 @pytest.mark.slow
