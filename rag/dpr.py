@@ -160,7 +160,7 @@ class BiEncoder(nn.Module):
         self.question_encoder, self.passage_encoder = encoders
         if gradient_checkpointing:
             for encoder in encoders:
-                checkpoint_layers(encoder.model)
+                checkpoint_layers(encoder.bert)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write question_encoder/ and passage_encoder/; the former remembers the latter's fingerprint."""

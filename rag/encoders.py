@@ -55,6 +55,11 @@ class Encoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     @property
+    def bert(self) -> Any:
+        """The BERT inside DPR's model."""
+        return getattr(self.model, self.model.base_model_prefix).bert_model
+
+    @property
     def dim(self) -> int:
         """D, the length of a vector."""
         return getattr(self.model.config, "projection_dim", 0) or self.model.config.hidden_size
@@ -65,9 +70,8 @@ class Encoder(nn.Module):
         attention_mask: Int[Tensor, "batch length"] | Bool[Tensor, "batch length"],
         token_type_ids: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        encoder = getattr(self.model, self.model.base_model_prefix)
         if self.model.config.num_hidden_layers == 1 and not self.model.config.projection_dim:
-            return one_layer_state(encoder.bert_model, input_ids, attention_mask, token_type_ids)
+            return one_layer_state(self.bert, input_ids, attention_mask, token_type_ids)
         return self.model(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).pooler_output

@@ -69,7 +69,7 @@ class RagModule(pl.LightningModule):
         if gradient_checkpointing:
             checkpoint_layers(model.generator.model)
             if (encoder := getattr(model.retriever, "question_encoder", None)) is not None:
-                checkpoint_layers(encoder.model)
+                checkpoint_layers(encoder.bert)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch_seed(self.seed, self.global_step, self.global_rank)
