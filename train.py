@@ -54,7 +54,8 @@ def train(cfg: DictConfig) -> None:
     made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
     if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
-    decisive = {key: plain(cfg[key]) for key in ("module", "datamodule", "trainer", "seed", "monitor")}
+    keys = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
+    decisive = {key: plain(cfg[key]) for key in keys}
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
     run = Run.open(cfg.paths.run, decisive, yaml, inputs, cfg.overwrite)
     if run.finished and not cfg.info:

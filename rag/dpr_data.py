@@ -107,7 +107,10 @@ class DprData(StepDataModule):
             return store, sample(questions, limit, self.seed)
         examples = [example for example in read_examples(file) if example.positive_ids]
         if not examples:
-            raise UserError(f"{file} holds no question with positive_ids, which DPR is trained on")
+            raise UserError(
+                f"{file} holds no question with positive_ids, the passages that DPR is trained on and judged by: give "
+                "them, or go without (datamodule.questions=null, or datamodule.dev=null monitor=null)"
+            )
         examples = sample(examples, limit, self.seed)
         named = [
             [_row(corpus, one, example.id, self.file) for one in ids]

@@ -112,6 +112,12 @@ def test_a_question_about_an_unknown_passage_is_refused(tmp_path, corpus, encode
         DprData(corpus, encoders, 2, path, cache=tmp_path).setup()
 
 
+def test_questions_without_gold_passages_are_refused(tmp_path, corpus, encoders):
+    path = questions(tmp_path, [{"question": "who", "answers": ["a"]}])
+    with pytest.raises(UserError, match="holds no question with positive_ids"):
+        DprData(corpus, encoders, 2, path, cache=tmp_path).setup()
+
+
 def test_nothing_to_train_on_is_refused(tmp_path, corpus, encoders):
     with pytest.raises(UserError, match="nothing to train on"):
         DprData(corpus, encoders, 2, cache=tmp_path).setup()
