@@ -1,6 +1,6 @@
 """What retrieval finds among real passages: BM25, and a dense index where one is given.
 
-    python -m benchmarks.retrieval recall --passages FILE --questions FILE [--limit N] [--dense RUN]
+    python -m benchmarks.retrieval recall --passages FILE --questions FILE [--limit N] [--dense RUN] [--types a,b]
     python -m benchmarks.retrieval swap   --passages A B --questions FILE --answers KEY_A KEY_B [--dense RUN]
 
 `recall` counts the questions for which one of the first K passages contains an answer (DPR's token match, title and
@@ -16,7 +16,7 @@ by `DenseRetriever.swap`. BM25 is bm25s with k1 = 0.9, b = 0.4, English stop wor
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ from rag.vectors import EncoderInfo, embed, prepare
 
 KS = (1, 5, 20, 100)
 SWAP_KS = (1, 5, 20)
-Search = Callable[[list[str], int], np.ndarray]  # questions, K → rows
 
 
 def store_of(passages: Path, folder: Path) -> tuple[PassageStore, Path]:
@@ -52,12 +51,12 @@ def store_of(passages: Path, folder: Path) -> tuple[PassageStore, Path]:
     return prepare(passages, place), place
 
 
-def dense_index(run: Path, place: Path, kind: str = "flat") -> Index:
+def dense_index(run: Path, place: Path, kind: str = "flat", queries: np.ndarray | None = None) -> Index:
     """The index of a folder's passages by the passage encoder of a run; goes on after an interruption."""
     encoder = PassageEncoder.from_pretrained(run / "model" / "passage_encoder").eval()
     info = EncoderInfo(str(run), encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     embed(PassageStore.open(place / "passages"), encoder.encode, place, info, batch_size=128)
-    return build(place, index_type(kind))
+    return build(place, index_type(kind), queries)
 
 
 @torch.inference_mode()
@@ -71,28 +70,41 @@ def by_dense(retriever: DenseRetriever, questions: list[str], k: int) -> np.ndar
     return np.concatenate(rows)
 
 
-def searchers(run: Path | None, store: PassageStore, place: Path) -> dict[str, Search]:
-    bm25 = BM25.build(store)
-    found: dict[str, Search] = {"BM25": lambda questions, k: bm25.search(questions, k)[1]}
-    if run is not None:
-        asker = QuestionEncoder.from_pretrained(run / "model" / "question_encoder").eval()
-        retriever = DenseRetriever(asker, dense_index(run, place), trainable=False)
-        found["dense"] = lambda questions, k: by_dense(retriever, questions, k)
-    return found
-
-
 def recall(
-    passages: Path, questions: Path, folder: Path, limit: int | None = None, run: Path | None = None
+    passages: Path,
+    questions: Path,
+    folder: Path,
+    limit: int | None = None,
+    run: Path | None = None,
+    types: Sequence[str] = ("flat",),
 ) -> list[dict[str, Any]]:
-    """A row for each retriever and each kind of recall, with its value at each K."""
+    """A row for each retriever and each kind of recall, with its value at each K.
+
+    `exact` is what an index's manifest says of it: the share of exact search's 50 best that it finds for the first
+    200 of the questions.
+    """
     examples = read_examples(questions, limit=limit)
+    asked = [example.question for example in examples]
     store, place = store_of(passages, folder)
     ks = [k for k in KS if k <= len(store)]
     rows = []
-    for name, search in searchers(run, store, place).items():
-        found = search([example.question for example in examples], max(ks))
-        for kind, values in retrieval_figures(store, found, examples, ks).items():
-            rows.append({"retriever": name, "figure": kind, "questions": len(examples), **values})
+
+    def add(name: str, exact: float, found: np.ndarray) -> None:
+        for figure, values in retrieval_figures(store, found, examples, ks).items():
+            rows.append(
+                {"retriever": name, "exact": exact, "figure": figure, "questions": len(examples), **values}
+            )
+
+    add("BM25", 1.0, BM25.build(store).search(asked, max(ks))[1])
+    if run is not None:
+        asker = QuestionEncoder.from_pretrained(run / "model" / "question_encoder").eval()
+        with torch.inference_mode():
+            queries = asker(**asker.tokenize(asked[:200])).float().numpy()
+        for kind in types:
+            index = dense_index(run, place, kind, queries)
+            retriever = DenseRetriever(asker, index, trainable=False)
+            exact = index.manifest.recall[str(min(50, max(ks)))]
+            add(f"dense, {index.manifest.factory}", exact, by_dense(retriever, asked, max(ks)))
     return rows
 
 
@@ -155,6 +167,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--answers", nargs=2, help="swap: the fields with the answers of the two editions")
     parser.add_argument("--limit", type=int, help="recall: only the first so many questions")
     parser.add_argument("--dense", type=Path, metavar="RUN", help="a run folder with both encoders")
+    parser.add_argument(
+        "--types", default="flat", help="recall: types of index for --dense, as in configs/index"
+    )
     parser.add_argument("--json", type=Path, help="where the rows go as well")
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "rag_benchmark_retrieval"
@@ -164,7 +179,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("swap takes --passages A B and --answers KEY_A KEY_B")
     print(f"{given.what} over {', '.join(map(str, given.passages))}; indexes in {given.folder}")
     if given.what == "recall":
-        rows = recall(given.passages[0], given.questions, given.folder, given.limit, given.dense)
+        rows = recall(
+            given.passages[0], given.questions, given.folder, given.limit, given.dense, given.types.split(",")
+        )
     else:
         names = [key.removeprefix("answers_") for key in given.answers]
         editions = dict(zip(names, given.passages, strict=True))
