@@ -77,13 +77,14 @@ def recall(
     limit: int | None = None,
     run: Path | None = None,
     types: Sequence[str] = ("flat",),
+    answers: str = "answers",
 ) -> list[dict[str, Any]]:
     """A row for each retriever and each kind of recall, with its value at each K.
 
     `exact` is what an index's manifest says of it: the share of exact search's 50 best that it finds for the first
     200 of the questions.
     """
-    examples = read_examples(questions, limit=limit)
+    examples = read_examples(questions, answers, limit)
     asked = [example.question for example in examples]
     store, place = store_of(passages, folder)
     ks = [k for k in KS if k <= len(store)]
@@ -164,7 +165,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("recall", "swap"))
     parser.add_argument("--passages", type=Path, nargs="+", required=True)
     parser.add_argument("--questions", type=Path, required=True)
-    parser.add_argument("--answers", nargs=2, help="swap: the fields with the answers of the two editions")
+    parser.add_argument(
+        "--answers",
+        nargs="+",
+        default=["answers"],
+        help="the field with the answers; swap: one for each edition",
+    )
     parser.add_argument("--limit", type=int, help="recall: only the first so many questions")
     parser.add_argument("--dense", type=Path, metavar="RUN", help="a run folder with both encoders")
     parser.add_argument(
@@ -175,13 +181,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "rag_benchmark_retrieval"
     )
     given = parser.parse_args(arguments)
-    if given.what == "swap" and (given.answers is None or len(given.passages) != 2):
+    if given.what == "swap" and (len(given.answers), len(given.passages)) != (2, 2):
         parser.error("swap takes --passages A B and --answers KEY_A KEY_B")
     print(f"{given.what} over {', '.join(map(str, given.passages))}; indexes in {given.folder}")
     if given.what == "recall":
-        rows = recall(
-            given.passages[0], given.questions, given.folder, given.limit, given.dense, given.types.split(",")
-        )
+        types = given.types.split(",")
+        source = (given.passages[0], given.questions, given.folder)
+        rows = recall(*source, given.limit, given.dense, types, given.answers[0])
     else:
         names = [key.removeprefix("answers_") for key in given.answers]
         editions = dict(zip(names, given.passages, strict=True))
