@@ -129,6 +129,10 @@ def test_another_type_of_index_keeps_the_vectors(run: Command, files: list[str],
     build = ["build_index.py", "experiment=local/index", *files]
     folder = tmp_path / "local" / "index"
     vectors = folder / "vectors" / "00000.npy"
+    capsys.readouterr()
+    assert run(*build, "estimate=true", "index=sq8", "passages_per_second=3") == 0
+    shown = capsys.readouterr().out
+    assert "SQ8" in shown and "hours: embedding" in shown and not folder.exists()
     assert run(*build) == 0
     embedded = vectors.stat().st_mtime_ns
     assert run(*build, "index.type.factory=SQ8") == 2
