@@ -160,6 +160,16 @@ def test_the_posterior_of_the_models_own_answer_is_the_decoders(folders):
     np.testing.assert_allclose(analysis.table["p(z|x)"], answer.doc_logprobs.exp(), rtol=1e-4)
 
 
+def test_an_empty_answer_is_its_end_alone(folders):
+    model, decoding = open_model(settings(folders.trained()))
+    torch.nn.init.zeros_(model.generator.model.final_logits_bias)
+    with torch.no_grad():
+        model.generator.model.final_logits_bias[0, model.generator.end_token] = 100  # it ends at once
+    found = posterior(model, ASKED[0][0], None, 3, decoding)
+    assert found.answer == "" and found.tokens == ["(end)"]
+    np.testing.assert_allclose(found.by_token[:, 0], found.prior, rtol=1e-4)
+
+
 def test_closed_book_has_no_posterior(folders):
     with pytest.raises(UserError, match="reads no passages"):
         document_posterior(folders.trained("closed_book", "ClosedBook"))

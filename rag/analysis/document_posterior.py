@@ -70,8 +70,6 @@ def posterior(
     if not answer:
         contexts = model.read(model.prepare([question]), n_docs)
         answer = generate(model, contexts, decoding)[0][0].text
-        if not answer:
-            raise UserError(f"the model's answer to {question!r} is empty: give answer=…")
     scored = model(model.prepare([question], [answer]), n_docs)
     labels, mask = model.generator.tokenize_targets([answer])
     if isinstance(model, RagToken):
