@@ -440,7 +440,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare", description=__doc__.split("\n\n")[0]
+        prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--size", default="small", help="small, base or several: small,base")
     parser.add_argument("--only", default=",".join(WHAT), help="what to compare, separated by commas")

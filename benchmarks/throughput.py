@@ -67,7 +67,8 @@ class Training:
         corpus = [f"{title} / {body} //" for title, body in found] + self.questions + self.answers
         dtype = torch.bfloat16
         self.generator = world.generator(size, world.generator_tokenizer(corpus)).to(device)
-        self.encoder = world.question_encoder(size).to(device)
+        self.encoder: Any = world.question_encoder(size)
+        self.encoder.to(device)
         self.question_tokenizer = world.question_tokenizer(corpus)
         self.passages = self.generator.tokenizer(
             [f"{title} / {body}" for title, body in found], add_special_tokens=False
@@ -159,7 +160,8 @@ def embedding(
     pairs = text.passages(passages)
     tokenizer = world.question_tokenizer([f"{title} {body}" for title, body in pairs])
     torch.manual_seed(world.SEED)
-    encoder = world.passage_encoder(size).to(device)
+    encoder: Any = world.passage_encoder(size)
+    encoder.to(device)
     rows = tokenizer([title for title, _ in pairs], [body for _, body in pairs])["input_ids"]
     rows.sort(key=len)
     batches = []
