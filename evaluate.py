@@ -1,135 +1,261 @@
 """Evaluate a trained model: python evaluate.py checkpoint=RUN key=value …"""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from rag.analysis.hot_swap import hot_swap
+from rag.analysis.paper_tables import Cell, cells_of, write_table
 from rag.analysis.run_report import write_run_report
-from rag.cli import from_checkpoint, plain, run_script
+from rag.cli import from_checkpoint, in_transformers_format, key_of, plain, run_script
+from rag.datamodule import sample
 from rag.errors import UserError
-from rag.evaluation import answer_questions, bm25_figures, retrieval_figures, write_predictions
-from rag.files import read_json
+from rag.evaluation import answer_in_parts, judge, questions_at_once, read_parts, write_predictions
+from rag.files import read_json, write_aside
 from rag.index import Index
+from rag.processes import local_device, processes, wait_for_all
 from rag.retriever import check_depth
-from rag.runs import Run, digest, portable
+from rag.runs import Run, digest, git_commit, portable
 from rag.tasks.qa import read_examples
 
 USAGE = """
 python evaluate.py checkpoint=RUN [key=value …]
 
 Answers the questions of a split with a model that train.py left in the folder RUN, with that run's own settings,
-and writes predictions.jsonl and result.json into RUN/evaluation/.
+and writes predictions.jsonl and result.json into RUN/evaluation/. The same command goes on after an interruption.
 
   python evaluate.py checkpoint=outputs/demo/rag_sequence
-  python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev
+  python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev, drawn at random
   python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
-  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          exact match against K (figure 3)
+  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          figures against K (figure 3)
   python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
+  python evaluate.py checkpoint=facebook/rag-sequence-nq experiment=table1/nq_rag_sequence
+  torchrun --nproc-per-node=2 evaluate.py checkpoint=…         two processes share the questions
+  python evaluate.py report=table1                             finished runs beside the paper's table
 """
 
-
 LEAST_INDEX_RECALL = 0.95  # below this, what the generator reads is noticeably not what the scores ask for
+DECISIVE = (
+    "task",
+    "index",
+    "decoding",
+    "n_docs",
+    "split",
+    "limit",
+    "k_sweep",
+    "recall_at",
+    "bm25",
+    "hot_swap",
+)
 
 
 def evaluate(cfg: DictConfig) -> None:
-    cfg = from_checkpoint(cfg, sys.argv[1:])
+    if cfg.report is not None:
+        outputs = Path(cfg.paths.outputs)
+        write_table(cfg.report, outputs, outputs / "reports")
+        return
+    overrides = sys.argv[1:]
+    cfg = from_checkpoint(cfg, overrides)
     model_config = cfg.module.model
-    settings = {
-        key: plain(cfg[key])
-        for key in (
-            "task",
-            "index",
-            "decoding",
-            "n_docs",
-            "split",
-            "limit",
-            "k_sweep",
-            "recall_at",
-            "bm25",
-            "hot_swap",
-        )
-    }
-    settings["model"] = plain(model_config)
-    closed_book = "retriever" not in model_config
-    if cfg.split not in ("train", "dev", "test"):
-        raise UserError(f"split={cfg.split} does not exist: there are train, dev and test")
+    settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(model_config)}
+    reader = settings["model"].get("model", settings["model"])  # a classifier wraps the model that reads
+    closed_book = not {"retriever", "index"} & set(reader)
     if cfg.limit is not None and cfg.limit < 1:
         raise UserError(f"limit={cfg.limit} leaves no question: give 1 or more")
-    inputs = [str(Path(cfg.checkpoint) / "model"), settings["task"].get(cfg.split)]
-    if not closed_book:
-        inputs.append(cfg.index.path)
-        if cfg.hot_swap is not None:
-            inputs += [cfg.hot_swap.questions, *(each.index for each in cfg.hot_swap.editions.values())]
-    folder = (
-        cfg.results or Path(cfg.checkpoint) / "evaluation" / f"{cfg.split}-{digest(portable(settings))[:6]}"
-    )
-    yaml = OmegaConf.to_yaml(cfg, resolve=True)
-    run = Run.open(
-        folder, settings, yaml, [each for each in inputs if each], cfg.overwrite, setting="results"
-    )
-    if run.finished:
-        print(f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)")
-    else:
-        task = instantiate(cfg.task)
-        examples = task.examples(cfg.split)[: cfg.limit]
-        print(
-            f"evaluating {cfg.checkpoint} on {len(examples):,} questions ({cfg.split}), results in {run.folder}"
+    if cfg.batch_size is not None and (type(cfg.batch_size) is not int or cfg.batch_size < 1):
+        raise UserError(
+            f"batch_size={cfg.batch_size}: a whole number from 1 is expected, as in batch_size=32"
         )
-        model = instantiate(model_config)
-        decoding = instantiate(cfg.decoding)
-        ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
-        n_docs = 1 if closed_book else cfg.n_docs
-        deepest = 0 if closed_book else min(max(cfg.recall_at), len(model.retriever.index))
-        for k in () if closed_book else ks:
-            check_depth(model.retriever.index, k)
-        swap: Any = (None if closed_book else cfg.hot_swap) or {"editions": {}, "questions": None}
-        editions, file = swap["editions"], swap["questions"]
-        indexes = {name: Index.open(Path(edition.index)) for name, edition in editions.items()}
-        asked = {name: read_examples(file, e.answers) for name, e in editions.items()}
-        run.begin()
-        found = answer_questions(model, examples, decoding, ks, cfg.batch_size, deepest)
-        scores = {k: task.score(found.texts(k), examples) for k in ks}
-        result = {
-            "questions": len(examples),
-            "n_docs": n_docs,
-            **{name: score.value for name, score in scores[n_docs].items()},
-            "intervals": {name: [score.low, score.high] for name, score in scores[n_docs].items()},
-        }
-        if found.rows is not None:
-            store = model.retriever.index.passages
-            result |= retrieval_figures(store, found.rows, examples, cfg.recall_at)
-            if cfg.bm25:
-                result["bm25"] = bm25_figures(store, examples, cfg.recall_at)
-            manifest = model.retriever.index.manifest
-            other_way = getattr(model.retriever, "kind", None)  # than the index's FAISS file
-            result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
-            if other_way is None:
-                result["index"]["recall"] = manifest.recall
-            if cfg.k_sweep:
-                result["em_by_k"] = {str(k): scores[k]["em"].value for k in cfg.k_sweep}
-        if indexes:
-            result["hot_swap"] = hot_swap(model, indexes, asked, decoding, n_docs, cfg.batch_size)
-        write_predictions(run.folder / "predictions.jsonl", model, found, n_docs)
-        run.finish(result)
-        write_run_report(run.folder)
-    show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cfg.split)
-    print(f"predictions, figures and report.md in {run.folder}")
+    ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
+    n_docs = 1 if closed_book else cfg.n_docs
+    swap = None if closed_book else cfg.hot_swap
+    with processes() as (number, count):
+        run = Run.open(
+            cfg.results or place(cfg, settings),
+            settings,
+            OmegaConf.to_yaml(cfg, resolve=True),
+            inputs(cfg, settings, closed_book, swap),
+            cfg.overwrite,
+            setting="results",
+        )
+        if run.finished:
+            if number == 0:
+                print(
+                    f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)"
+                )
+        else:
+            task = instantiate(cfg.task)
+            everything = task.examples(cfg.split)
+            examples = sample(everything, cfg.limit)
+            if number == 0:
+                print(first_line(cfg, len(examples), len(everything), n_docs, count, run))
+            model = instantiate(model_config).to(local_device())
+            decoding = instantiate(cfg.decoding)
+            store = None if model.retriever is None else model.retriever.index.passages
+            if model.retriever is not None:
+                check_depth(model.retriever.index, min(ks))
+                check_depth(model.retriever.index, max(ks))
+            deepest = 0 if store is None else min(max(cfg.recall_at, default=0), len(store))
+            indexes, asked = open_editions(swap)
+            wait_for_all()
+            if number == 0:
+                run.begin()
+            wait_for_all()
+            parts = run.folder / "parts"
+            at_once = cfg.batch_size or questions_at_once(max(ks))
+            answer_in_parts(model, examples, decoding, ks, n_docs, at_once, deepest, parts, number, count)
+            wait_for_all()
+            if number == 0:
+                answered = read_parts(parts)
+                sweep = [] if closed_book else list(cfg.k_sweep)
+                figures = judge(task, examples, answered, n_docs, sweep, store, list(cfg.recall_at), cfg.bm25)
+                for cell, metric in (
+                    hot_swap(model, indexes, asked, decoding, n_docs, at_once).items() if swap else ()
+                ):
+                    figures.add("hot_swap", metric, cell)
+                write_predictions(run.folder / "predictions.jsonl", task, examples, answered, n_docs, store)
+                texts = [each.texts[n_docs] for each in answered]
+                for name, content in task.submission(texts, examples).items():
+                    with write_aside(run.folder / name) as aside:
+                        aside.write_text(content, encoding="utf-8")
+                    print(f"the answers are not public: {run.folder / name} is what is sent in")
+                run.finish(described(cfg, overrides, examples, n_docs, model) | figures.result())
+                shutil.rmtree(parts, ignore_errors=True)
+                write_run_report(run.folder)
+        if number == 0:
+            result = read_json(run.folder / "result.json")
+            show(result, str(cfg.checkpoint), cells_of(plain(cfg.get("paper") or []), cfg.name))
+            print(f"predictions, figures and report.md in {run.folder}")
 
 
-def show(result: dict, checkpoint: str, split: str) -> None:
-    n_docs, index, bm25 = result["n_docs"], result.get("index"), result.get("bm25", {})
-    table = Table("figure", "value", "95 % interval", title=f"{checkpoint} on {split}, K = {n_docs}")
+def place(cfg: DictConfig, settings: dict[str, Any]) -> Path:
+    """The folder of the results: inside the run's, or under outputs/ for a checkpoint that is none."""
+    name = f"{cfg.split}-{digest(portable(settings))[:6]}"
+    if in_transformers_format(cfg.checkpoint):
+        return Path(cfg.paths.outputs) / "evaluation" / cfg.checkpoint.strip("/").replace("/", "--") / name
+    return Path(cfg.checkpoint) / "evaluation" / name
+
+
+def inputs(
+    cfg: DictConfig, settings: dict[str, Any], closed_book: bool, swap: DictConfig | None
+) -> list[str]:
+    """What decides the result beside the settings: weights, questions, indexes."""
+    model = str(Path(cfg.checkpoint) / "model")
+    if in_transformers_format(cfg.checkpoint):
+        model = cfg.checkpoint if Path(cfg.checkpoint).exists() else f"hub://{cfg.checkpoint}"
+    found = [model, settings["task"].get(cfg.split)]
+    if not closed_book:
+        found.append(cfg.index.path)
+    if swap is not None:
+        found += [swap.questions, *(each.index for each in swap.editions.values())]
+    return [each for each in found if each]
+
+
+def open_editions(swap: DictConfig | None) -> tuple[dict[str, Index], dict[str, list]]:
+    """The indexes of a hot-swap and its questions with the answers of each edition."""
+    if swap is None:
+        return {}, {}
+    editions = {str(name): each for name, each in swap.editions.items()}
+    asked = {name: read_examples(swap.questions, each.answers) for name, each in editions.items()}
+    return {name: Index.open(Path(each.index)) for name, each in editions.items()}, asked
+
+
+def first_line(cfg: DictConfig, chosen: int, there: int, n_docs: int, processes: int, run: Run) -> str:
+    """What will happen, and where its results go."""
+    part = f"{chosen:,} of {there:,} questions of {cfg.split}, drawn at random," if chosen < there else ""
+    there_already = len(read_parts(run.folder / "parts"))
+    return (
+        f"{'going on with' if there_already else 'evaluating'} {cfg.checkpoint} on "
+        f"{part or f'{chosen:,} questions of {cfg.split},'} K = {n_docs}"
+        f"{f', {there_already:,} of them answered before' if there_already else ''}"
+        f"{f', {processes} processes' if processes > 1 else ''}; results in {run.folder}"
+    )
+
+
+def described(
+    cfg: DictConfig, overrides: list[str], examples: list, n_docs: int, model: Any
+) -> dict[str, Any]:
+    """What a result says of itself beside its figures: enough to find its place in a table of the paper."""
+    changed = [
+        each for each in overrides if key_of(each).split(".")[0] in ("task", "corpus", "index", "decoding")
+    ]
+    result: dict[str, Any] = {
+        "name": cfg.name,
+        "checkpoint": str(cfg.checkpoint),
+        "split": cfg.split,
+        "limit": cfg.limit,
+        "questions": len(examples),
+        "n_docs": n_docs,
+        "seed": cfg.seed,
+        "commit": git_commit(),
+        "changed": changed + [each for each in overrides if key_of(each) == "n_docs"],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    }
+    trained = Path(cfg.checkpoint) / "result.json"
+    if trained.exists():
+        result["training_seconds"] = read_json(trained).get("training_seconds")
+    if model.retriever is not None:
+        manifest = model.retriever.index.manifest
+        other_way = getattr(model.retriever, "kind", None)  # than the index's FAISS file
+        result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
+        if other_way is None:
+            result["index"]["recall"] = manifest.recall
+    return result
+
+
+def show(result: dict, checkpoint: str, cells: list[Cell]) -> None:
+    n_docs, index, intervals = (
+        result["n_docs"],
+        result.get("index"),
+        result["intervals"] | result["intervals_at"],
+    )
+    bm25 = result.get("bm25", {})
+    beside = {cell.metric: cell for cell in sorted(cells, key=lambda cell: cell.split == result["split"])}
+    table = Table("figure", "ours", "95 % interval", title=f"{checkpoint} on {result['split']}, K = {n_docs}")
+    if beside:
+        table.add_column("paper")
+        table.add_column("difference")
     if bm25:
         table.add_column("BM25")
-    for name, (low, high) in result["intervals"].items():
-        table.add_row(name, f"{result[name]:.3f}", f"{low:.3f} – {high:.3f}")
+
+    def row(name: str, value: float | None, key: str, other: float | None = None, label: str = "") -> None:
+        low, high = intervals.get(key, (None, None))
+        line = [
+            label or name,
+            "–" if value is None else f"{value:.3f}",
+            "–" if low is None else f"{low:.3f} – {high:.3f}",
+        ]
+        if beside:
+            cell = beside.get(key)
+            of_other = f" ({cell.split})" if cell is not None and cell.split != result["split"] else ""
+            line += ["", ""] if cell is None else [f"{cell.value / 100:.3f}{of_other}", ""]
+            if cell is not None and value is not None:
+                line[-1] = f"{value - cell.value / 100:+.3f}"
+        if bm25:
+            line.append("" if other is None else f"{other:.3f}")
+        table.add_row(*line)
+
+    for key in intervals:
+        name, _, k = key.partition("@")
+        if name.startswith("bm25."):
+            continue
+        values = result[name]
+        if not k:
+            row(key, values, key)
+        elif name == "hot_swap":
+            row(key, values[k], key, label=f"hot-swap, asked and indexed: {k}")
+        elif name.endswith("_by_k"):
+            row(key, values[k], key, label=f"{name.removesuffix('_by_k')} at K = {k}")
+        else:
+            row(key, values[k], key, bm25.get(name, {}).get(k))
     if index:
         table.add_row("index", f"{index['type']}, {index['passages']:,} passages")
     found = index_recall(result)
@@ -137,14 +263,6 @@ def show(result: dict, checkpoint: str, split: str) -> None:
         table.add_row("index against exact search", "unknown")
     if found is not None:
         table.add_row("index against exact search", f"{found:.3f}")
-    for name in ("recall", "answer_recall"):
-        for k, value in result.get(name, {}).items():
-            beside = [f"{bm25[name][k]:.3f}"] if bm25 else []
-            table.add_row(f"{name}@{k}", f"{value:.3f}", "", *beside)
-    for k, value in result.get("em_by_k", {}).items():
-        table.add_row(f"em at K = {k}", f"{value:.3f}")
-    for cell, value in result.get("hot_swap", {}).items():
-        table.add_row(f"hot-swap: asked {cell[0]}, indexed {cell[1]}", f"{value:.3f}")
     Console().print(table)
     if found is not None and found < LEAST_INDEX_RECALL:
         print(

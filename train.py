@@ -64,8 +64,9 @@ def train(cfg: DictConfig) -> None:
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)
     module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds
-    check_monitor(cfg.monitor, module.dev_figures)
     datamodule = instantiate(cfg.datamodule, model=module.model)
+    measures = getattr(getattr(datamodule, "task", None), "measures", ())
+    check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_figures))
     callbacks = [
         TrainingProgress(cfg.name),
         StopsBetweenSteps(run.folder / "last.ckpt"),

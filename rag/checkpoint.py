@@ -36,6 +36,27 @@ class Checkpoint:
     architecture: str  # RagTokenForGeneration or RagSequenceForGeneration, "" if the checkpoint does not say
 
 
+def architecture(path: str | Path) -> tuple[str, int]:
+    """("RagTokenForGeneration" or "RagSequenceForGeneration", n_docs) of a folder or hub id, from its config alone.
+
+    The first is "" where the checkpoint does not say. Raises UserError where there is no such checkpoint.
+    """
+    try:
+        config = PreTrainedConfig.get_config_dict(str(path))[0]
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"checkpoint={path} is neither a run folder of train.py nor a checkpoint in the format of "
+            f"facebook/rag-token-nq ({reason})"
+        ) from error
+    if (kind := config.get("model_type")) != "rag":
+        raise UserError(
+            f"checkpoint={path} holds {f'a model of type {kind}' if kind else 'no model'}, not one in the format of "
+            "facebook/rag-token-nq, and is no run folder of train.py"
+        )
+    return (config.get("architectures") or [""])[0], config.get("n_docs", RagConfig().n_docs)
+
+
 def load(path: str | Path, **settings: Any) -> Checkpoint:
     """Read a folder or hub id. `settings` are the Generator's and go before those of the checkpoint.
 

@@ -23,10 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 from yaml import MarkedYAMLError
 
+from rag.checkpoint import architecture
 from rag.errors import UserError
 from rag.runs import PROJECT
 
 CONFIGS = PROJECT / "configs"
+SCRIPTS = ("train", "build_index", "evaluate")
 GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if folder.is_dir()}
 OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
@@ -93,7 +95,19 @@ def run_script(
         if arguments[:1] == ["-sc"]:
             complete_in_shell(name, arguments[1:])
             return
-        body(compose_config(name, arguments))
+        cfg = compose_config(name, arguments)
+        check_script(cfg, name, arguments)
+        body(cfg)
+
+
+def check_script(cfg: DictConfig, name: str, arguments: list[str]) -> None:
+    """UserError where the experiment is one of other scripts alone."""
+    if name not in SCRIPTS or name in (scripts := cfg.get("scripts", SCRIPTS)):
+        return
+    chosen = next((each for each in arguments if key_of(each) == "experiment"), f"the experiment {cfg.name}")
+    raise UserError(
+        f"{chosen} does not fit {name}.py: it is for {' and '.join(f'{each}.py' for each in scripts)}"
+    )
 
 
 def complete_in_shell(name: str, arguments: list[str]) -> None:
@@ -276,7 +290,9 @@ def quieten() -> None:
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
 CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "bm25", "hot_swap")
-OWN = ("checkpoint", "split", "limit", "batch_size", "results", "overwrite")
+OWN = ("checkpoint", "split", "limit", "batch_size", "results", "overwrite", "report")
+# Groups of settings that an experiment gives beside the model; they belong to the composed config in any case.
+_NEUTRAL = ("paths", "hydra")
 
 
 def from_checkpoint(
@@ -288,43 +304,52 @@ def from_checkpoint(
 ) -> DictConfig:
     """The configuration a run was trained with, its weights as the model's, and a script's overrides on top.
 
+    The checkpoint is a run folder of train.py, or a folder or hub id in the format of facebook/rag-token-nq, which
+    says nothing of questions and passages: an experiment, or task= and index.path=, does.
     changeable: what the script may change of the run. own: settings that the script has and the run has not.
     Raises UserError for a checkpoint that is not a finished run of a model that answers questions, and for an override
     that contradicts it.
     """
     if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise UserError("say which model: checkpoint=RUN, a run folder of train.py")
+        raise UserError(
+            "say which model: checkpoint=RUN, a run folder of train.py, or a checkpoint in the format of "
+            "facebook/rag-token-nq"
+        )
     folder = Path(cfg.checkpoint)
+    refuse = _refusal(overrides, script, changeable, own)
+    if in_transformers_format(cfg.checkpoint):
+        return _from_transformers(cfg, overrides, refuse)
     saved = saved_config(folder)
     for key in (
         *own,
         *(each for each in changeable if each not in saved),
     ):  # a setting that is younger than the run
         OmegaConf.update(saved, key, cfg[key], force_add=True)
+    changed = {key_of(override) for override in overrides}
+    if "n_docs" not in changed and saved.get("test_n_docs") is not None:
+        saved.n_docs = saved.test_n_docs
     for override in overrides:
         path = key_of(override).replace("/", ".")
         key = path.split(".")[0].split("@")[0]
-        if key in changeable and not override.startswith("~"):
-            OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
+        if key == "experiment":
+            _apply_experiment(cfg, saved, override, changeable, "n_docs" in changed)
         elif override in ("retriever=exact", "retriever=dense") and "question_encoder" in (
-            saved.module.model.get("retriever") or {}
+            (saved.module.model.get("model") or saved.module.model).get("retriever") or {}
         ):  # another way to find the same passages
-            saved.module.model.retriever._target_ = cfg.retriever._target_
-            saved.module.model.retriever.pop("dtype", None)
-        elif key == "experiment":
-            if cfg.name != saved.name:
-                raise UserError(
-                    f"{override} is the run {cfg.name} but {folder} was trained as {saved.name}: drop one of the two"
-                )
-        elif key not in (*own, "paths", "hydra"):
-            raise UserError(
-                f"{override} contradicts the checkpoint, which decides it: {script} takes "
-                f"{', '.join((*changeable, *own))}"
-            )
-    changed = {key_of(override) for override in overrides}
+            retriever = (saved.module.model.get("model") or saved.module.model).retriever
+            retriever._target_ = cfg.retriever._target_
+            retriever.pop("dtype", None)
+        elif refuse(key, override):
+            OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
     if changed & {"corpus", "corpus.name"} and not changed & {"index", "index.path"}:
         saved.index.path = cfg.index.path  # the index of that corpus
     model = saved.module.model
+    if "classes" in model:
+        if model._target_ == "rag.classify.HeadClassifier":
+            model._target_ = "rag.classify.HeadClassifier.from_pretrained"
+            model.pop("dropout", None)
+            model.file = str(folder / "model" / "head.safetensors")
+        model = model.model
     model.generator = {
         "_target_": "rag.generator.Generator.from_pretrained",
         "path": str(folder / "model" / "generator"),
@@ -345,6 +370,111 @@ def from_checkpoint(
     return saved
 
 
+def _refusal(
+    overrides: list[str], script: str, changeable: tuple[str, ...], own: tuple[str, ...]
+) -> Callable[[str, str], bool]:
+    """A function of (key, override): whether the override changes the run; UserError if it may not."""
+
+    def changes(key: str, override: str) -> bool:
+        if key in changeable and not override.startswith("~"):
+            return True
+        if key in (*own, *_NEUTRAL):
+            return False
+        raise UserError(
+            f"{override} contradicts the checkpoint, which decides it: {script} takes "
+            f"{', '.join((*changeable, *own))}"
+        )
+
+    return changes
+
+
+def _apply_experiment(
+    cfg: DictConfig, saved: DictConfig, override: str, changeable: tuple[str, ...], n_docs_given: bool
+) -> None:
+    """An experiment of evaluate.py alone (figure3, hotswap) says how to evaluate; any other has to be the run's own."""
+    if list(cfg.scripts) != ["evaluate"]:
+        if cfg.name != saved.name:
+            raise UserError(
+                f"{override} is the run {cfg.name} but {cfg.checkpoint} was trained as {saved.name}: drop one of the "
+                "two"
+            )
+        return
+    if cfg.model._target_ != saved.module.model._target_:
+        wanted, found = (
+            each.rpartition(".")[2] for each in (cfg.model._target_, saved.module.model._target_)
+        )
+        raise UserError(
+            f"{override} is about {wanted} but {cfg.checkpoint} is {found}: give a checkpoint of that model"
+        )
+    for key in (*changeable, "name", "paper"):
+        OmegaConf.update(saved, key, cfg[key], merge=False, force_add=True)
+    if cfg.test_n_docs is not None and not n_docs_given:
+        saved.n_docs = cfg.test_n_docs
+
+
+def in_transformers_format(checkpoint: str) -> bool:
+    """Whether it is a folder in the format of facebook/rag-token-nq, or a hub id, and no run folder of train.py."""
+    folder = Path(checkpoint)
+    if folder.exists():
+        return (folder / "config.json").exists() and not (folder / "run.json").exists()
+    # what begins with a folder that is there is a path with a slip in it
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint) is not None and not Path(folder.parts[0]).exists()
+
+
+def _from_transformers(
+    cfg: DictConfig, overrides: list[str], refuse: Callable[[str, str], bool]
+) -> DictConfig:
+    """The configuration for a checkpoint that holds a model and nothing else."""
+    path = cfg.checkpoint
+    keys = {key_of(override).replace("/", ".").split(".")[0]: override for override in overrides}
+    for key, override in keys.items():
+        if key not in ("experiment", "model"):
+            refuse(key, override)
+    if "experiment" not in keys and not ("task" in keys and ("index" in keys or "corpus" in keys)):
+        raise UserError(
+            f"checkpoint={path} does not say which questions are asked of which passages: give experiment=…, or task=… "
+            "and index.path=…"
+        )
+    of_checkpoint, n_docs = architecture(path)
+    known = {
+        "RagSequenceForGeneration": "rag.model.RagSequence",
+        "RagTokenForGeneration": "rag.model.RagToken",
+    }
+    target = known.get(of_checkpoint, cfg.model._target_)
+    named = keys.get("model") or keys.get("experiment")
+    if named is not None and (cfg.model._target_ != target or "question_encoder" not in cfg.retriever):
+        retriever = (
+            "" if "question_encoder" in cfg.retriever else " over another retriever than a question encoder"
+        )
+        wanted, found = (each.rpartition(".")[2] for each in (cfg.model._target_, str(target)))
+        raise UserError(
+            f"{named} is about {wanted}{retriever} but checkpoint={path} is {found}: give an experiment of that model"
+        )
+    if "n_docs" not in keys:
+        of_experiment = cfg.n_docs if cfg.test_n_docs is None else cfg.test_n_docs
+        cfg.n_docs = of_experiment if "experiment" in keys else n_docs
+    cfg.module = {
+        "model": {
+            "_target_": f"{target}.from_pretrained",
+            "path": path,
+            "index": cfg.index.path,
+            "n_docs": cfg.n_docs,
+            "trainable": False,
+        }
+    }
+    for key in cfg.task:
+        if OmegaConf.is_missing(cfg.task, key):  # files that only training needs
+            cfg.task[key] = None
+    kept = ("name", "seed", "paths", "module", "paper", "scripts", *CHANGEABLE, *OWN)
+    return OmegaConf.create(
+        {
+            key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]
+            for key in kept
+            if key in cfg
+        }
+    )
+
+
 def saved_config(folder: Path) -> DictConfig:
     """The configuration of a finished run of train.py; UserError if it is none, or no model that answers questions."""
     if not (folder / "result.json").exists():
@@ -359,7 +489,11 @@ def saved_config(folder: Path) -> DictConfig:
         raise UserError(
             f"{folder / 'config.yaml'} cannot be read ({one_line(str(error))}): train it again"
         ) from error
-    if not isinstance(saved, DictConfig) or OmegaConf.select(saved, "module.model.generator") is None:
+    readers = (
+        "module.model.generator",
+        "module.model.model.generator",
+    )  # a classifier wraps the model that reads
+    if not isinstance(saved, DictConfig) or all(OmegaConf.select(saved, key) is None for key in readers):
         raise UserError(
             f"checkpoint={folder} is a run without a generator: only models that answer can be asked"
         )

@@ -1,12 +1,15 @@
-"""Answering a whole set of questions and judging the answers: EM, F1, recall, and EM against K (figure 3).
+"""Answering a whole set of questions and judging the answers: a task's measures, recall, figures against K (figure 3).
 
 The questions are encoded and searched for once, with the largest K; smaller K are prefixes of it, and so are the
 encoded contexts. For RAG-Sequence the hypotheses and their scores are made once too.
+
+`answer_in_parts` is for sets that take long: every batch is written as it is answered, so that an interrupted
+evaluation goes on where it was, also with another batch size or number of processes, which share the batches.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,21 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from rag.datamodule import evaluation_batches
 from rag.decoding import Answer, Decoding, generate_for_each
 from rag.errors import UserError
 from rag.files import write_aside
 from rag.lexical import BM25
-from rag.metrics.retrieval import answer_recall_at, recall_at
-from rag.model import Batch, Contexts, RagModel
-from rag.passages import PassageStore
+from rag.metrics.bootstrap import Metric, mean_with_interval
+from rag.metrics.retrieval import where_not_retrieved
+from rag.model import Batch, RagModel
+from rag.passages import Passage, PassageStore
 from rag.progress import progress_bar
 from rag.retriever import Retrieved
 from rag.tasks.example import Example
+from rag.tasks.records import read_records
+from rag.tasks.task import Task
+
+CONTEXTS_AT_ONCE = 160  # passages read together where nobody says how many questions to answer at once
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,23 @@ class Evaluation:
 
     def texts(self, n_docs: int) -> list[str]:
         return [answer.text for answer in self.answers[n_docs]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What is kept of one question."""
+
+    number: int  # its place among the questions, from 0
+    texts: dict[int, str]  # K → the best answer
+    logprob: float  # log p(y|x) of the answer for the K that is reported, in nats
+    rows: list[int]  # everything that was retrieved, best first, −1 for none; [] in closed book
+    prior: list[float]  # p(z|x) and
+    posterior: list[float]  # p(z|x,y) of the K passages that were read for that answer, the first of `rows`
+
+
+def questions_at_once(n_docs: int) -> int:
+    """How many questions are answered together with K = `n_docs`, unless somebody says."""
+    return max(1, CONTEXTS_AT_ONCE // n_docs)
 
 
 @torch.inference_mode()
@@ -56,95 +80,287 @@ def answer_questions(
     retrieve: this many passages are retrieved if that is more, for recall beyond the largest K.
     """
     model.eval()
-    largest = max(n_docs)
-    wide = max(largest, retrieve)
+    wide = max(*n_docs, retrieve)
     answers: dict[int, list[Answer]] = {k: [] for k in n_docs}
     found: list[np.ndarray] = []
-    device = model.generator.model.device
-    batches: Any = evaluation_batches(examples, model.prepare, batch_size)
     with progress_bar(description, len(examples), "questions") as advance:
-        for number in range(len(batches)):
-            chunk, batch = batches[number]
-            contexts, rows = _read(model, batch.to(device), largest, wide)
+        for start in range(0, len(examples), batch_size):
+            chunk = examples[start : start + batch_size]
+            by_k, rows = _answer(model, [example.question for example in chunk], decoding, n_docs, wide)
+            for k, best in by_k.items():
+                answers[k] += best
             if rows is not None:
                 found.append(rows)
-            for k, found_by in generate_for_each(model, contexts, decoding, n_docs).items():
-                answers[k] += [each[0] for each in found_by]
             advance(len(chunk))
     return Evaluation(list(examples), answers, np.concatenate(found) if found else None)
 
 
-def _read(model: RagModel, batch: Batch, n_docs: int, wide: int) -> tuple[Contexts, np.ndarray | None]:
+def _answer(
+    model: RagModel, questions: list[str], decoding: Decoding, n_docs: Sequence[int], wide: int
+) -> tuple[dict[int, list[Answer]], Int64[np.ndarray, "questions docs"] | None]:
+    """The best answers of one batch for each K, and the rows of the `wide` best passages."""
+    batch: Batch = model.prepare(questions).to(model.generator.model.device)
     if model.retriever is None:
-        return model.read(batch), None
+        found = generate_for_each(model, model.read(batch), decoding, [1])
+        return {1: [each[0] for each in found[1]]}, None
     if wide > len(model.retriever.index):
         raise UserError(
             f"{wide} passages are to be retrieved but the index holds {len(model.retriever.index)}: lower n_docs"
         )
     retrieved = model.retriever(batch.questions, wide)
-    kept = Retrieved(retrieved.rows[:, :n_docs], retrieved.scores[:, :n_docs])
-    return model.read_retrieved(batch, kept), retrieved.rows
+    null = [wide] if retrieved.rows.shape[1] > wide else []  # a null document stands after all others
+    found = {}
+    # without one, what was read for the largest K serves the smaller ones too
+    for ks in [[k] for k in n_docs] if null else [list(n_docs)]:
+        places = [*range(max(ks)), *null]
+        contexts = model.read_retrieved(
+            batch, Retrieved(retrieved.rows[:, places], retrieved.scores[:, places])
+        )
+        made = generate_for_each(model, contexts, decoding, [k + len(null) for k in ks])
+        found |= {k: [each[0] for each in made[k + len(null)]] for k in ks}
+    return found, retrieved.rows[:, :wide]
 
 
-def retrieval_figures(
+# -- in parts, which are kept as they come -------------------------------------------------------
+
+
+@torch.inference_mode()
+def answer_in_parts(
+    model: RagModel,
+    examples: Sequence[Example],
+    decoding: Decoding,
+    ks: Sequence[int],
+    n_docs: int,
+    batch_size: int,
+    retrieve: int,
+    folder: Path,
+    process: int = 0,
+    processes: int = 1,
+) -> None:
+    """Answer the questions that `folder` has no answers to yet, and keep each batch there.
+
+    ks: every K to be answered with; n_docs: the one of them that is reported with its passages. Of the batches that
+    are left, this process takes its share.
+    """
+    model.eval()
+    there = {each.number for each in read_parts(folder)}
+    left = [number for number in range(len(examples)) if number not in there]
+    batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)][process::processes]
+    share = "" if processes == 1 else f", process 1 of {processes}"
+    total, done = (len(examples), len(there)) if processes == 1 else (sum(map(len, batches)), 0)
+    with progress_bar(f"answering{share}", total, "questions", done, show=process == 0) as advance:
+        for numbers in batches:
+            questions = [examples[number].question for number in numbers]
+            by_k, rows = _answer(model, questions, decoding, ks, max(*ks, retrieve))
+            part = [
+                Answered(
+                    number,
+                    {k: best[i].text for k, best in by_k.items()},
+                    by_k[n_docs][i].logprob,
+                    [] if rows is None else rows[i].tolist(),
+                    by_k[n_docs][i].doc_logprobs.exp().tolist(),
+                    by_k[n_docs][i].posterior.tolist(),
+                )
+                for i, number in enumerate(numbers)
+            ]
+            with (
+                write_aside(folder / f"{numbers[0]:09d}.jsonl") as aside,
+                aside.open("w", encoding="utf-8") as file,
+            ):
+                for each in part:
+                    file.write(json.dumps(asdict(each), ensure_ascii=False) + "\n")
+            advance(len(numbers))
+
+
+def read_parts(folder: Path) -> list[Answered]:
+    """What `answer_in_parts` has kept so far, in the questions' order."""
+    found = []
+    for file in sorted(folder.glob("[0-9]*.jsonl")):
+        for _, record in read_records(file):
+            record["texts"] = {int(k): text for k, text in record["texts"].items()}
+            found.append(Answered(**record))
+    return sorted(found, key=lambda each: each.number)
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+def passage_metrics(
+    task: Task,
     store: PassageStore,
     rows: Int64[np.ndarray, "questions docs"],
     examples: Sequence[Example],
     ks: Sequence[int],
-) -> dict[str, dict[str, float]]:
-    """{"recall": {K: …}} where gold ids are known, and {"answer_recall": {K: …}}: two different things."""
+) -> dict[str, dict[int, Metric]]:
+    """{measure: {K: a right passage is among the K best}} by what the task calls right (`right_passages`).
+
+    "recall" (gold ids) and "answer_recall" (contains an answer) are different things. A measure that no example can
+    be judged by is left out. ks: those beyond what was retrieved are left out.
+    """
     ks = [k for k in ks if k <= rows.shape[1]]
-    ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
-    texts = ([passage_text(store, row) for row in own] for own in rows[:, : max(ks)].tolist())
-    figures = {"answer_recall": answer_recall_at(texts, [e.answers for e in examples], ks)}
-    if any(example.positive_ids for example in examples):
-        figures["recall"] = recall_at(ids, [e.positive_ids for e in examples], ks)
-    return {name: {str(k): float(np.nanmean(v)) for k, v in by_k.items()} for name, by_k in figures.items()}
+    depth = max(ks, default=0)
+    ranks: list[dict[str, float]] = []
+    for example, own in zip(examples, rows[:, :depth].tolist(), strict=True):
+        left = task.right_passages(example)
+        found: dict[str, float] = dict.fromkeys(left, np.inf)
+        for rank, row in enumerate(own):
+            if not left:
+                break
+            if row >= 0:
+                passage = store[row]
+                for name in [name for name, is_right in left.items() if is_right(passage)]:
+                    found[name] = rank
+                    del left[name]
+        ranks.append(found)
+    metrics: dict[str, dict[int, Metric]] = {}
+    for name in dict.fromkeys(name for found in ranks for name in found):
+        first = np.array([found.get(name, np.nan) for found in ranks])
+        metrics[name] = {
+            k: mean_with_interval(np.where(np.isnan(first), np.nan, (first < k).astype(np.float64)))
+            for k in ks
+        }
+    return metrics
+
+
+def bm25_metrics(
+    task: Task, store: PassageStore, examples: Sequence[Example], ks: Sequence[int]
+) -> dict[str, dict[int, Metric]]:
+    """What `passage_metrics` says of BM25 over the same passages, for the same questions."""
+    ks = [k for k in ks if k <= len(store)]
+    _, rows = BM25.build(store).search([example.question for example in examples], max(ks))
+    return passage_metrics(task, store, rows, examples, ks)
+
+
+class Figures:
+    """The figures of a result.json, each with its interval: {"em": …, "recall": {"1": …}, "intervals": {"em": …},
+    "intervals_at": {"recall@1": …}}.
+
+    What could not be judged (no public answer) is null.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.intervals: dict[str, list[float | None]] = {}
+        self.intervals_at: dict[str, list[float | None]] = {}
+
+    def add(self, name: str, metric: Metric, k: int | str | None = None) -> None:
+        """One figure, or one of several under the same name that differ in K (or another key)."""
+        interval = [_number(metric.low), _number(metric.high)]
+        if k is None:
+            self.values[name] = _number(metric.value)
+            self.intervals[name] = interval
+        else:
+            self.values.setdefault(name, {})[str(k)] = _number(metric.value)
+            self.intervals_at[f"{name}@{k}"] = interval
+
+    def result(self) -> dict[str, Any]:
+        return {**self.values, "intervals": self.intervals, "intervals_at": self.intervals_at}
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def judge(
+    task: Task,
+    examples: Sequence[Example],
+    answered: Sequence[Answered],
+    n_docs: int,
+    sweep: Sequence[int] = (),
+    store: PassageStore | None = None,
+    recall_at: Sequence[int] = (),
+    bm25: bool = False,
+) -> Figures:
+    """All figures of one evaluation.
+
+    The task's measures for `n_docs`; for each K of `sweep` as <measure>_by_k, with the best K; what was retrieved; and
+    "em_not_retrieved", exact match where none of the K passages contains an answer (section 4.1).
+    """
+    figures = Figures()
+    scores = {k: task.score([each.texts[k] for each in answered], examples) for k in {n_docs, *sweep}}
+    for name, metric in scores[n_docs].items():
+        figures.add(name, metric)
+    of_answers = [name for name in scores[n_docs] if not name.endswith("_gold")]
+    for k in sweep:
+        for name in of_answers:
+            figures.add(f"{name}_by_k", scores[k][name], k)
+    for name in of_answers if sweep else ():
+        figures.values[f"{name}_best_k"] = max(sorted(sweep), key=lambda k: scores[k][name].value)
+    if store is None:
+        return figures
+    rows = np.array([each.rows for each in answered])
+    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}))
+    for name, by_k in found.items():
+        for k in by_k if not recall_at else [k for k in recall_at if k in by_k]:
+            figures.add(name, by_k[k], k)
+    if "em" in scores[n_docs] and "answer_recall" in found:
+        hits = found["answer_recall"][n_docs].per_example
+        alone = mean_with_interval(where_not_retrieved(scores[n_docs]["em"].per_example, hits))
+        if alone.count:
+            figures.add("em_not_retrieved", alone)
+    if bm25:
+        beside = bm25_metrics(task, store, examples, recall_at)
+        figures.values["bm25"] = {
+            name: {str(k): _number(metric.value) for k, metric in by_k.items()}
+            for name, by_k in beside.items()
+        }
+        for name, by_k in beside.items():
+            for k, metric in by_k.items():
+                figures.intervals_at[f"bm25.{name}@{k}"] = [_number(metric.low), _number(metric.high)]
+    return figures
+
+
+# -- predictions ---------------------------------------------------------------------------------
+
+
+def write_predictions(
+    path: Path,
+    task: Task,
+    examples: Sequence[Example],
+    answered: Sequence[Answered],
+    n_docs: int,
+    store: PassageStore | None,
+    passages: int = 5,
+) -> None:
+    """predictions.jsonl: question, answers, prediction, log p(y|x) and the passages with prior and posterior.
+
+    The `passages` best ones by p(z|x), and the one with the largest posterior if it is not among them.
+    """
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+        for example, each in zip(examples, answered, strict=True):
+            record: dict[str, Any] = {
+                "id": example.id,
+                "question": example.question,
+                "answers": list(example.answers),
+                "prediction": each.texts[n_docs],
+                "logprob": round(each.logprob, 4),
+            }
+            if store is not None:
+                record["passages"] = list(_passages(task, store, example, each, n_docs, passages))
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _passages(
+    task: Task, store: PassageStore, example: Example, each: Answered, n_docs: int, count: int
+) -> Iterator[dict[str, Any]]:
+    read = [place for place in range(n_docs) if each.rows[place] >= 0]
+    shown = read[:count]
+    shown += [place for place in read[count:] if each.posterior[place] == max(each.posterior)][:1]
+    for place in shown:
+        passage = store[each.rows[place]]
+        yield {
+            "id": passage.id,
+            "title": passage.title,
+            "text": passage.text,
+            "prior": round(each.prior[place], 4),
+            "posterior": round(each.posterior[place], 4),
+            "gold": passage.id in example.positive_ids,
+        }
 
 
 def passage_text(store: PassageStore, row: int) -> str:
     """ "title text" of a passage; nothing for a row of −1 (not found)."""
     if row < 0:
         return ""
-    passage = store[row]
+    passage: Passage = store[row]
     return f"{passage.title} {passage.text}"
-
-
-def bm25_figures(
-    store: PassageStore, examples: Sequence[Example], ks: Sequence[int]
-) -> dict[str, dict[str, float]]:
-    """What `retrieval_figures` says of BM25 over the same passages, for the same questions."""
-    ks = [k for k in ks if k <= len(store)]
-    _, rows = BM25.build(store).search([example.question for example in examples], max(ks))
-    return retrieval_figures(store, rows, examples, ks)
-
-
-def write_predictions(
-    path: Path, model: RagModel, evaluation: Evaluation, n_docs: int, passages: int = 5
-) -> None:
-    """predictions.jsonl: question, answers, prediction, log p(y|x) and the passages with prior and posterior."""
-    with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
-        for example, answer in zip(evaluation.examples, evaluation.answers[n_docs], strict=True):
-            record: dict[str, Any] = {
-                "id": example.id,
-                "question": example.question,
-                "answers": list(example.answers),
-                "prediction": answer.text,
-                "logprob": round(answer.logprob, 4),
-            }
-            if model.retriever is not None:
-                store = model.retriever.index.passages
-                prior = answer.doc_logprobs.exp().tolist()
-                best = [k for k in range(len(prior)) if answer.rows[k] >= 0][:passages]
-                record["passages"] = [
-                    {
-                        "id": store[int(answer.rows[k])].id,
-                        "title": store[int(answer.rows[k])].title,
-                        "text": store[int(answer.rows[k])].text,
-                        "prior": round(prior[k], 4),
-                        "posterior": round(float(answer.posterior[k]), 4),
-                        "gold": store[int(answer.rows[k])].id in example.positive_ids,
-                    }
-                    for k in best
-                ]
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")

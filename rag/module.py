@@ -19,11 +19,11 @@ from rag.classify import HeadClassifier
 from rag.datamodule import torch_seed
 from rag.decoding import Decoding, generate
 from rag.errors import UserError
-from rag.metrics.qa import exact_match, token_f1
 from rag.metrics.retrieval import recall_at
 from rag.model import Batch, Likelihood, RagModel
 from rag.optimization import Optimization
 from rag.tasks.example import Example
+from rag.tasks.qa import QuestionAnswering
 
 # A retriever that gives every question of a batch the same passages, this many steps in a row, has collapsed.
 COLLAPSED_STEPS = 10
@@ -31,7 +31,7 @@ SHOWN = 20  # dev questions whose answers and passages are kept for a logger's t
 
 
 class RagModule(pl.LightningModule):
-    """Trains RAG-Sequence, RAG-Token or a closed-book generator; judges it on dev by exact match.
+    """Trains RAG-Sequence, RAG-Token or a closed-book generator; judges it on dev by its task's measures.
 
     label_smoothing: ε; (1 − ε)·NLL + ε·(the generator's smoothing term), nothing of which reaches the retriever.
     per_token: weigh examples by their number of tokens (denoising), instead of equally (answers).
@@ -39,7 +39,7 @@ class RagModule(pl.LightningModule):
     """
 
     dev_figures = (
-        *("dev/em", "dev/f1", "dev/nll_per_example", "dev/nll_per_token"),
+        *("dev/nll_per_example", "dev/nll_per_token"),
         *("dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@1", "dev/recall@K"),
     )
     loss_figure = "train/nll_per_example"  # falls to nothing when a batch is learned by heart
@@ -110,7 +110,7 @@ class RagModule(pl.LightningModule):
             )
 
     def on_validation_epoch_start(self) -> None:
-        self.scores, self.shown = {}, []
+        self.scores, self.shown, self.predicted = {}, [], []
 
     def validation_step(self, batch: tuple[list[Example], Batch], batch_idx: int) -> None:
         examples, inputs = batch
@@ -124,9 +124,7 @@ class RagModule(pl.LightningModule):
         )
         answers = generate(self.model, contexts, self.decoding)
         texts = [found[0].text for found in answers]
-        right = [example.answers for example in examples]
-        self._score("dev/em", exact_match(texts, right))
-        self._score("dev/f1", token_f1(texts, right))
+        self.predicted += zip(examples, texts, strict=True)
         self._score("dev/nll_per_example", nll)
         # each example's mean counts as often as it has tokens: see on_validation_epoch_end
         self._score("dev/tokens", inputs.label_mask.sum(dim=1).double().cpu().numpy())
@@ -163,18 +161,23 @@ class RagModule(pl.LightningModule):
         for name, parts in self.scores.items():
             values = np.concatenate(parts)
             own[name] = (float(np.nansum(values)), int((~np.isnan(values)).sum()))
-        every: list[Any] = [own]
+        every: list[Any] = [(own, self.predicted)]
         if dist.is_initialized():
             every = [None] * dist.get_world_size()
-            dist.all_gather_object(every, own)
+            dist.all_gather_object(every, (own, self.predicted))
         sums: dict[str, np.ndarray] = {}
-        for one in every:
+        predicted = [each for _, of_one in every for each in of_one]
+        task = getattr(self.trainer.datamodule, "task", None) or QuestionAnswering()  # type: ignore[attr-defined]
+        measures = task.score([text for _, text in predicted], [example for example, _ in predicted])
+        for name, metric in measures.items():
+            sums[f"dev/{name}"] = np.array([metric.value * metric.count, metric.count])
+        for one, _ in every:
             for name, pair in one.items():
                 sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
         if tokens := sums.pop("dev/tokens", np.zeros(2))[0]:
             sums["dev/nll_per_token"] = np.array([sums["dev/nll_per_example"][0], tokens])
         for name, (total, count) in sums.items():
-            if count:
+            if count and not math.isnan(total):
                 self.log(name, total / count, prog_bar=name == "dev/em")
 
     def configure_optimizers(self) -> Any:

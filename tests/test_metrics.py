@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score
 from rag.errors import UserError
 from rag.metrics.bootstrap import bootstrap, mean_with_interval
 from rag.metrics.classification import label_accuracy
-from rag.metrics.generation import bleu_1, distinct_trigrams, rouge_l
+from rag.metrics.generation import bleu_1, distinct_trigrams, rouge_l, trigram_diversity
 from rag.metrics.qa import exact_match, normalize, regex_match, token_f1
 from rag.metrics.qbleu import SQUAD, Weights, answerability, q_bleu, question_parts
 from rag.metrics.retrieval import (
@@ -369,13 +369,13 @@ def test_rouge_l_takes_the_best_reference():
 
 
 def test_distinct_trigrams_by_hand():
-    ratio = distinct_trigrams(["a b c d", "a b c", "x y"])  # abc, bcd, abc
-    assert ratio.value == pytest.approx(2 / 3) and ratio.count == 3
+    ratio = trigram_diversity(["a b c d", "a b c", "x y"])  # abc, bcd, abc
+    assert ratio.value == distinct_trigrams(["a b c d", "a b c", "x y"]) == pytest.approx(2 / 3)
     # without the first abc, without the second abc and bcd, without the third all three: 1/1, 2/2, 2/3
     spread = np.array([1, 1, 2 / 3])
     error = math.sqrt(2 / 3 * ((spread - spread.mean()) ** 2).sum())
     assert (ratio.low, ratio.high) == (pytest.approx(2 / 3 - 1.96 * error), 1.0)
-    assert math.isnan(distinct_trigrams(["a b"]).value)
+    assert math.isnan(distinct_trigrams(["a b"]))
 
 
 # Q-BLEU

@@ -656,7 +656,7 @@ def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys
         "model.n_docs=3": "evaluate.py takes corpus, task, index",
         "experiment=miniwiki/rag_token": "was trained as demo/rag_sequence",
         "~index": "contradicts the checkpoint",
-        "split=tset": "split=tset does not exist: there are train, dev and test",
+        "split=tset": "split=tset does not exist: there are train, dev, test (with a file: train, dev, test)",
         "limit=0": "limit=0 leaves no question",
         f"index.path={tmp_path}": "manifest.json is missing",
     }.items():

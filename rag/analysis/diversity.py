@@ -32,7 +32,7 @@ def diversity(runs: Sequence[Path]) -> Analysis:
             "model": plots.label_of(name),
             "texts": len(own),
             "words a text": sum(len(text.split()) for text in own) / len(own),
-            "distinct trigrams, %": 100 * distinct_trigrams(own).value,
+            "distinct trigrams, %": 100 * distinct_trigrams(own),
         }
         for name, own in texts.items()
     ]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from rag.decoding import Decoding
 from rag.evaluation import answer_questions
 from rag.index import Index
+from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match
 from rag.model import RagModel
 from rag.tasks.example import Example
@@ -21,14 +22,14 @@ def hot_swap(
     decoding: Decoding,
     n_docs: int,
     batch_size: int,
-) -> dict[str, float]:
+) -> dict[str, Metric]:
     """Exact match for each pair of editions, {"AA": …, "AB": …}: first the edition asked about, second the one indexed.
 
     examples: the same questions with the answers of each edition. The model's own index is put back afterwards.
     """
     first = next(iter(examples.values()))
     before = model.retriever.index
-    cells: dict[str, float] = {}
+    cells: dict[str, Metric] = {}
     try:
         for indexed, index in indexes.items():
             model.retriever.swap(index)
@@ -37,7 +38,7 @@ def hot_swap(
             )
             for asked, own in examples.items():
                 right = exact_match(found.texts(n_docs), [example.answers for example in own])
-                cells[asked + indexed] = float(right.mean())
+                cells[asked + indexed] = mean_with_interval(right)
     finally:
         model.retriever.swap(before)
     return dict(sorted(cells.items()))

@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from omegaconf import DictConfig, OmegaConf
 
 from rag.cli import compose_config, from_checkpoint
+from rag.datamodule import sample
 from rag.decoding import Decoding
 from rag.errors import UserError
 from rag.files import read_json
@@ -87,7 +88,7 @@ def open_model(config: DictConfig) -> tuple[RagModel, Decoding]:
 
 def open_examples(config: DictConfig) -> list[Example]:
     """The questions that are evaluated: `limit` of `split`."""
-    return instantiate(config.task).examples(config.split)[: config.limit]
+    return sample(instantiate(config.task).examples(config.split), config.limit)
 
 
 @torch.inference_mode()

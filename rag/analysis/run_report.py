@@ -197,7 +197,7 @@ def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> Any:
     name = Path(config["checkpoint"]).name
 
     def scores(axis: Any) -> None:
-        names = list(result["intervals"])[::-1]
+        names = [name for name, (low, _) in result["intervals"].items() if low is not None][::-1]
         own = [result[each] for each in names]
         plots.interval_bars(
             axis,
@@ -226,7 +226,8 @@ def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> Any:
         plots.swap_grid(axis, plots.cells_of(result["hot_swap"], list(config["hot_swap"]["editions"])))
         axis.set_title("Hot-swap: exact match")
 
-    panels = [scores] if all(0 <= result[each] <= 1 for each in result["intervals"]) else []
+    judged = [result[each] for each, (low, _) in result["intervals"].items() if low is not None]
+    panels = [scores] if judged and all(0 <= each <= 1 for each in judged) else []
     panels += [recall] if {"recall", "answer_recall"} & result.keys() else []
     panels += [sweep] if sweeps_of(result) else []
     panels += [swap] if "hot_swap" in result else []

@@ -56,13 +56,17 @@ def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     )
 
 
-def distinct_trigrams(predictions: Sequence[str]) -> Metric:
+def distinct_trigrams(predictions: Sequence[str]) -> float:
     """The number of distinct trigrams of white-space separated words over that of all trigrams (Table 5).
 
-    It is a property of the whole set of predictions, of which no single one has a share (`per_example` is NaN), and
-    depends on how many there are: compare equal sets. The interval is the jackknife's. NaN if no prediction has three
-    words. Case counts.
+    It is a property of the whole set of predictions, and depends on how many there are: compare equal sets. NaN if
+    no prediction has three words. Case counts.
     """
+    return trigram_diversity(predictions).value
+
+
+def trigram_diversity(predictions: Sequence[str]) -> Metric:
+    """`distinct_trigrams` with its interval, the jackknife's; no prediction has a share of it by itself."""
     own = [
         Counter(zip(words, words[1:], words[2:], strict=False))
         for words in (prediction.split() for prediction in predictions)

@@ -34,6 +34,7 @@ class CuratedTREC(QuestionAnswering):
 
     depth = TOP
     regular = True
+    measures = ("em",)
 
     def __init__(
         self,

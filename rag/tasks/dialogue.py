@@ -30,6 +30,8 @@ class Dialogue(TextToText):
         limit: read only the first so many examples of every split.
     """
 
+    measures = ("f1", *TextToText.measures)
+
     def __init__(
         self,
         train: str | None = None,

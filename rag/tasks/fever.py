@@ -43,6 +43,8 @@ class Fever(Task):
         limit: read only the first so many examples of every split.
     """
 
+    measures = ("accuracy",)
+
     def __init__(
         self,
         train: str | None = None,

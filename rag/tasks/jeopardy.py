@@ -26,6 +26,8 @@ _TAG = re.compile(r"<[^<>]*>")
 class JeopardyQuestions(TextToText):
     """An answer in, a Jeopardy clue out; judged by Q-BLEU-1 as well."""
 
+    measures = (*TextToText.measures, "q_bleu_1")
+
     def __init__(
         self,
         train: str | None = None,

@@ -82,6 +82,7 @@ class QuestionAnswering(Task):
     """
 
     regular: bool = False
+    measures = ("em", "f1")
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ class Task(ABC):
     """
 
     depth: int = 0
+    measures: tuple[str, ...] = ()  # the names that `score` gives
 
     def __init__(
         self,

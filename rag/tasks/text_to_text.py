@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rag.metrics.bootstrap import Metric
-from rag.metrics.generation import bleu_1, distinct_trigrams, rouge_l
+from rag.metrics.generation import bleu_1, rouge_l, trigram_diversity
 from rag.tasks.example import Example
 from rag.tasks.records import field, read_records, text_field, texts
 from rag.tasks.task import Task
@@ -24,6 +24,8 @@ class TextToText(Task):
         source, target: the keys of input and output.
         limit: read only the first so many examples of every split.
     """
+
+    measures = ("bleu_1", "rouge_l", "distinct_trigrams", "distinct_trigrams_gold")
 
     def __init__(
         self,
@@ -56,8 +58,8 @@ class TextToText(Task):
         return {
             "bleu_1": _spread(bleu_1(answered, references), judged),
             "rouge_l": _spread(rouge_l(answered, references), judged),
-            "distinct_trigrams": distinct_trigrams(predictions),
-            "distinct_trigrams_gold": distinct_trigrams([right[0] for right in references]),
+            "distinct_trigrams": trigram_diversity(predictions),
+            "distinct_trigrams_gold": trigram_diversity([right[0] for right in references]),
         }
 
 
