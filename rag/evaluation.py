@@ -28,6 +28,7 @@ from rag.passages import Passage, PassageStore
 from rag.progress import progress_bar
 from rag.retriever import Retrieved
 from rag.tasks.example import Example
+from rag.tasks.qa import QuestionAnswering
 from rag.tasks.records import read_records
 from rag.tasks.task import Task
 
@@ -229,6 +230,25 @@ def bm25_metrics(
     ks = [k for k in ks if k <= len(store)]
     _, rows = BM25.build(store).search([example.question for example in examples], max(ks))
     return passage_metrics(task, store, rows, examples, ks)
+
+
+def retrieval_figures(
+    store: PassageStore,
+    rows: Int64[np.ndarray, "questions docs"],
+    examples: Sequence[Example],
+    ks: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """{"recall": {K: …}, "answer_recall": {K: …}} of questions and answers, without intervals."""
+    found = passage_metrics(QuestionAnswering(), store, rows, examples, ks)
+    return {name: {str(k): metric.value for k, metric in by_k.items()} for name, by_k in found.items()}
+
+
+def bm25_figures(
+    store: PassageStore, examples: Sequence[Example], ks: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """`retrieval_figures` of BM25 over the same passages, for the same questions."""
+    found = bm25_metrics(QuestionAnswering(), store, examples, ks)
+    return {name: {str(k): metric.value for k, metric in by_k.items()} for name, by_k in found.items()}
 
 
 class Figures:
