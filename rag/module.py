@@ -170,14 +170,16 @@ class RagModule(pl.LightningModule):
         task = getattr(self.trainer.datamodule, "task", None) or QuestionAnswering()  # type: ignore[attr-defined]
         measures = task.score([text for _, text in predicted], [example for example, _ in predicted])
         for name, metric in measures.items():
-            sums[f"dev/{name}"] = np.array([metric.value * metric.count, metric.count])
+            # 0 where a small dev sample has nothing to judge by: the figure that is monitored has to be there
+            value = 0.0 if math.isnan(metric.value) else metric.value
+            sums[f"dev/{name}"] = np.array([value, 1])
         for one, _ in every:
             for name, pair in one.items():
                 sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
         if tokens := sums.pop("dev/tokens", np.zeros(2))[0]:
             sums["dev/nll_per_token"] = np.array([sums["dev/nll_per_example"][0], tokens])
         for name, (total, count) in sums.items():
-            if count and not math.isnan(total):
+            if count:
                 self.log(name, total / count, prog_bar=name == "dev/em")
 
     def configure_optimizers(self) -> Any:
