@@ -93,7 +93,11 @@ def open_examples(config: DictConfig) -> list[Example]:
 
 @torch.inference_mode()
 def retrieve(
-    retriever: Any, examples: Sequence[Example], depth: int, batch_size: int, description: str = "retrieving"
+    retriever: Any,
+    examples: Sequence[Example],
+    depth: int,
+    batch_size: int | None,
+    description: str = "retrieving",
 ) -> Int64[np.ndarray, "questions depth"]:
     """Rows of the `depth` best passages for each question."""
     if depth > len(retriever.index):
@@ -101,7 +105,7 @@ def retrieve(
     retriever.eval()
     found = []
     with progress_bar(description, len(examples), "questions") as advance:
-        for start in range(0, len(examples), batch_size):
+        for start in range(0, len(examples), batch_size := batch_size or 32):
             chunk = examples[start : start + batch_size]
             questions = retriever.prepare([example.question for example in chunk])
             found.append(retriever(questions, depth).rows)
