@@ -288,6 +288,7 @@ def test_two_builds_at_once_and_another_encoder(run, good, tmp_path, capsys):
     assert bytes_of(tmp_path / "index") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [600, 3000])
 def test_a_disk_without_room(good, encoder, tmp_path, room):
     """The system itself refuses to write more than `room` bytes into a file: at the passages, then at the vectors."""

@@ -116,12 +116,11 @@ def test_separators_and_prefix_come_from_the_config(tmp_path, index, question_en
     batch = model.prepare(["who"])
     found = model.retriever(batch.questions, 1)
     seen = []
-    model.generator.model.get_encoder().register_forward_hook(
-        lambda _, __, given, ___: seen.append(given["input_ids"]), with_kwargs=True
-    )
+    embeddings = model.generator.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     model.read_retrieved(batch, found)
     passage = index.passages[int(found.rows[0, 0])]
-    assert seen[0][0].tolist() == tokenizer(f" {passage.title} : {passage.text} ? who")["input_ids"]
+    assert seen[0].flatten().tolist() == tokenizer(f" {passage.title} : {passage.text} ? who")["input_ids"]
 
 
 def test_transformers_checkpoints_read_questions_in_lower_case(tmp_path, index, question_encoder):

@@ -72,6 +72,7 @@ def test_links_lead_somewhere(name):
         assert (FOLDER / target).exists(), target
 
 
+@pytest.mark.slow
 def test_the_two_marginals_come_out_as_printed(monkeypatch):
     (name,) = [name for name in NAMES if name.startswith("01")]
     again, before = run(name, monkeypatch), read(name)
