@@ -116,7 +116,7 @@ def test_separators_and_prefix_come_from_the_config(tmp_path, index, question_en
     batch = model.prepare(["who"])
     found = model.retriever(batch.questions, 1)
     seen = []
-    embeddings = model.generator.model.get_input_embeddings()
+    embeddings = model.generator.model.get_encoder().embed_tokens
     embeddings.register_forward_hook(lambda _, given, __: seen.append(given[0]))
     model.read_retrieved(batch, found)
     passage = index.passages[int(found.rows[0, 0])]
