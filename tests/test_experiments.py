@@ -191,8 +191,8 @@ def test_a_run_of_a_table_fills_its_cells(stand, name):
         assert any(found.folder.glob("submission.json*")) == sent
         for cell in cells:
             if cell.split == split and not sent or cell.instead == split:
-                if "trigrams" in cell.metric and "gold" not in cell.metric:
-                    continue  # what hardly trained models say may have no three words
+                if cell.metric in ("distinct_trigrams", "em_not_retrieved"):
+                    continue  # what these models say may have no three words, and fifty passages hold every answer
                 assert found.figure(cell.metric) is not None, cell
     assert "dev/" in curves
 
