@@ -378,6 +378,11 @@ def _passages(
         }
 
 
+def texts_of(store: PassageStore, rows: Int64[np.ndarray, "questions docs"]) -> Iterator[list[str]]:
+    """The texts of each question's passages, without titles, as DPR's match reads them; nothing for a row of −1."""
+    return ([store[row].text if row >= 0 else "" for row in own] for own in rows.tolist())
+
+
 def passage_text(store: PassageStore, row: int) -> str:
     """ "title text" of a passage; nothing for a row of −1 (not found)."""
     if row < 0:

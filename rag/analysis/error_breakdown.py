@@ -14,7 +14,7 @@ from rag.analysis import plots
 from rag.analysis.opened import Evaluation, open_examples, retrieve
 from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
-from rag.evaluation import passage_text
+from rag.evaluation import passage_text, texts_of
 from rag.metrics.qa import exact_match
 from rag.metrics.retrieval import answer_recall_at
 
@@ -38,9 +38,8 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
     retriever = instantiate(config.module.model.retriever)
     rows = retrieve(retriever, questions, int(config.n_docs), config.batch_size)
     store = retriever.index.passages
-    texts = ([passage_text(store, row) for row in own] for own in rows.tolist())
     answers = [example.answers for example in questions]
-    read = answer_recall_at(texts, answers, [rows.shape[1]])[rows.shape[1]] == 1
+    read = answer_recall_at(texts_of(store, rows), answers, [rows.shape[1]])[rows.shape[1]] == 1
     right = exact_match([p["prediction"] for p in evaluation.predictions], answers) == 1
 
     kinds = {"answer among the passages": read, "answer in no passage": ~read}

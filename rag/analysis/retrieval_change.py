@@ -15,7 +15,7 @@ from rag.analysis import plots
 from rag.analysis.opened import open_examples, retrieve, settings
 from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
-from rag.evaluation import passage_text
+from rag.evaluation import texts_of
 from rag.metrics.retrieval import answer_recall_at, recall_at
 from rag.passages import PassageStore
 from rag.retriever import DenseRetriever
@@ -78,8 +78,7 @@ def ranks(
         ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
         hits = recall_at(ids, [example.positive_ids for example in examples], every)
     else:
-        texts = ([passage_text(store, row) for row in own] for own in rows.tolist())
-        hits = answer_recall_at(texts, [example.answers for example in examples], every)
+        hits = answer_recall_at(texts_of(store, rows), [example.answers for example in examples], every)
     return rows.shape[1] + 1 - np.sum([hits[k] for k in every], axis=0)
 
 
