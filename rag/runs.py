@@ -194,7 +194,10 @@ def fingerprint(path: str | Path) -> str:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return digest({str(file.relative_to(path)): fingerprint(file) for file in files})
-    raise UserError(f"{path} does not exist, and this run needs it")
+    raise UserError(
+        f"{path} does not exist, and this run needs it: make it first, or give its own path (where the data of a task "
+        "comes from is written at the head of configs/task/)"
+    )
 
 
 def digest(value: Any) -> str:
