@@ -34,6 +34,7 @@ def test_a_failure_is_told_with_its_last_line_and_its_log(tmp_path):
         run_all([python("bad", "raise SystemExit('no such thing')")], tmp_path, workers=1, threads=1)
 
 
+@pytest.mark.slow
 def test_no_stage_outlives_a_driver_that_is_terminated(tmp_path):
     file = tmp_path / "pid"
     stage = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"

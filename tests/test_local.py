@@ -102,6 +102,7 @@ def train(run: Command, files: list[str], *stages: str) -> None:
         assert run("train.py", f"experiment=local/{stage}", *files, *TINY[stage].split()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*the retriever has collapsed")  # three steps teach it nothing
 def test_every_stage_runs_on_files_of_ones_own(run: Command, files: list[str], tmp_path: Path, capsys):
     """Each stage finds what the one before it left, and BM25's recall stands beside the model's."""
