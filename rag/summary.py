@@ -42,10 +42,10 @@ def expected_duration(folder: Path, steps: int) -> str | None:
     if not (folder / "result.json").exists():
         return None
     before = read_json(folder / "result.json")
-    if not before.get("steps") or not before.get("training_seconds"):
+    if not before.get("steps") or before.get("training_seconds") is None:
         return None
     seconds = steps * before["training_seconds"] / before["steps"]
-    return f"{seconds:,.0f} s" if seconds < 90 else f"{seconds / 60:,.0f} min"
+    return f"{max(seconds, 1):,.0f} s" if seconds < 90 else f"{seconds / 60:,.0f} min"
 
 
 def parts(model: nn.Module) -> dict[str, nn.Module]:

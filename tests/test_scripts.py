@@ -22,9 +22,11 @@ from pytorch_lightning.loggers.logger import Logger
 from safetensors.torch import load_file
 
 from rag.cli import run_script
+from rag.files import write_json
 from rag.index import Index
 from rag.miniwiki.world import write_world
 from rag.runs import PROJECT
+from rag.summary import expected_duration
 
 pytestmark = [
     pytest.mark.xdist_group("scripts"),  # on one worker, so that the models are trained once
@@ -239,6 +241,21 @@ def test_smoke_runs_a_few_steps_in_a_folder_of_its_own(demo, capsys):
     assert contents(demo.run("dpr")) == before
     assert demo("train", "experiment=miniwiki/dpr", *ENCODERS, "debug=smoke") == 0
     assert "as last time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "shown"),
+    [
+        ({"steps": 4, "training_seconds": 0.0}, "1 s"),
+        ({"steps": 4, "training_seconds": 8.0}, "20 s"),
+        ({"steps": 1, "training_seconds": 30.0}, "5 min"),
+        ({"steps": 0, "training_seconds": 3.0}, None),
+    ],
+)
+def test_how_long_it_will_take_as_last_time(tmp_path, before, shown):
+    assert expected_duration(tmp_path, 10) is None
+    write_json(tmp_path / "result.json", before)
+    assert expected_duration(tmp_path, 10) == shown
 
 
 @pytest.mark.slow
