@@ -274,14 +274,14 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         self, hidden: Float[Tensor, "batch docs copies width"]
     ) -> tuple[Float[Tensor, "batch copies vocab"], Float[Tensor, "batch docs copies"]]:
         """log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), and the logarithm of what normalises p_θ; a few questions at a time."""
-        marginals, normalisers = [], []
+        side_by_side = hidden.transpose(1, 2)  # what is summed over: (batch, copies, docs, width)
         at_once = self.generator.rows_at_once // (hidden.shape[1] * hidden.shape[2])
-        for some in _chunks(len(hidden), at_once):
-            logits = marginalize.at_least_float32(self.generator.logits(hidden[some]))
-            logprobs = logits.log_softmax(dim=-1)
-            normalisers.append(logits.amax(dim=-1) - logprobs.amax(dim=-1))
-            marginals.append(marginalize.next_token_logprobs(self.doc_logprobs[some], logprobs))
-        return torch.cat(marginals), torch.cat(normalisers)
+        parts = [
+            marginalize.mixed_vocabulary(self.doc_logprobs[some], self.generator.logits(side_by_side[some]))
+            for some in _chunks(len(hidden), at_once)
+        ]
+        marginals, normalisers = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return marginals, normalisers.transpose(1, 2)
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Int[Tensor, " batch"]) -> Cache:
         """Beams go on from other beams of their question, under each passage. Called by beam search at every step."""

@@ -340,9 +340,7 @@ class Generator(nn.Module):
         """log Σ_v exp(logit of v) for the decoder's states, without gradient; a few rows at a time."""
         parts = []
         for some in hidden.detach().split(self.rows_at_once):
-            logits = marginalize.at_least_float32(self.logits(some))
-            top = logits.amax(dim=-1, keepdim=True)
-            parts.append(logits.sub_(top).exp_().sum(dim=-1).log_() + top.squeeze(-1))
+            parts.append(marginalize.log_normalisers(marginalize.at_least_float32(self.logits(some))))
         return torch.cat(parts) if parts else hidden.new_zeros(0)
 
     def token_logits(

@@ -31,11 +31,12 @@ from rag.vectors import DecodedVectors, Vectors, best, exact_search
 
 RECALL_AT = (1, 5, 20, 50, 100)
 TUNED_AT = (5, 20, 50)  # the search parameters are chosen by the worst recall at these K
-REFINES = (1, 2, 3, 4, 6, 8, 12, 16)
+REFINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 POINTS_PER_CENTROID = (
     39  # fewer training vectors than this for each centroid, and k-means is not to be trusted
 )
 _BLOCK = 2_048  # vectors held in memory at a time
+_QUERIES = 50  # searched at a time while tuning
 _GATHERED = 1_024  # vectors that are read one by one at a time: the system maps up to 64 KB for each
 
 
@@ -52,7 +53,7 @@ class IndexType:
     nprobe, ef_search: how many cells or candidates a search looks at; None: chosen together with refine, the
         pair that reaches `target_recall` and reads the fewest bytes a query.
     refine: search refine·K candidates and re-rank them by their true vectors; None: 1 if the index keeps
-        whole vectors, otherwise one of 1, 2, 3, 4, 6, 8, 12, 16.
+        whole vectors, otherwise one of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64.
     target_recall: the least recall against exact search at K = 5, 20 and 50 that will do; it counts as
         reached when its lower bound at 95 % (over the queries measured with) reaches it.
     """
@@ -374,17 +375,18 @@ class Trial:
     def _search(self, search: dict[str, int], count: int) -> Float32[np.ndarray, "Q count"]:
         """The true scores of the first `count` candidates; −inf where they are none of exact search's."""
         # the first of more candidates are the same ones, except in a graph, where more are looked at for them
-        widest = min(max(RECALL_AT) * max(REFINES), len(self.vectors))
+        widest = min(max(TUNED_AT) * max(REFINES), len(self.vectors))
         width = count if _graph(self.index) is not None or count > widest else widest
         key = (width, *(value for name, value in search.items() if name != "refine"))
         if key not in self._found:
             set_search(self.index, search)
-            _, rows = self.index.search(self.queries, width)
-            scores = np.full(rows.shape, -np.inf, np.float32)
-            for query, found in enumerate(rows):
-                place = np.searchsorted(self._rows[query], found).clip(max=self._rows.shape[1] - 1)
-                same = self._rows[query, place] == found
-                scores[query, same] = self._scores[query, place[same]]
+            scores = np.full((len(self.queries), width), -np.inf, np.float32)
+            for start in range(0, len(scores), _QUERIES):
+                _, rows = self.index.search(self.queries[start : start + _QUERIES], width)
+                for query, found in enumerate(rows, start):
+                    place = np.searchsorted(self._rows[query], found).clip(max=self._rows.shape[1] - 1)
+                    same = self._rows[query, place] == found
+                    scores[query, same] = self._scores[query, place[same]]
             self._found[key] = scores
         return self._found[key][:, :count]
 

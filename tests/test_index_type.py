@@ -13,7 +13,18 @@ from benchmarks.index import Clustered
 from rag.cli import CONFIGS
 from rag.errors import UserError
 from rag.index import Index, build
-from rag.index_type import IndexType, Trial, file_bytes, fill, find, new_index, set_search, train, tune
+from rag.index_type import (
+    REFINES,
+    IndexType,
+    Trial,
+    file_bytes,
+    fill,
+    find,
+    new_index,
+    set_search,
+    train,
+    tune,
+)
 from rag.passages import Passage, PassageStore
 from rag.vectors import EncoderInfo, Vectors, embed, open_vectors
 
@@ -169,7 +180,7 @@ def test_tuning_takes_the_least_that_reaches_the_target(vectors):
     search = tune(kind, trial)
     assert reached(**search)
     assert search["nprobe"] > 8 and search["refine"] > 1  # otherwise the next line says little
-    fewer = product((8, 11, 16, 22, 32, 45, 64), (1, 2, 3, 4, 6, 8, 12, 16))
+    fewer = product((8, 11, 16, 22, 32, 45, 64), REFINES)
     less = [(n, r) for n, r in fewer if n <= search["nprobe"] and r <= search["refine"]]
     assert [pair for pair in less if reached(*pair)] == [(search["nprobe"], search["refine"])]
     assert tune(IndexType("IVF64,SQ4", nprobe=3, refine=2), trial) == {"nprobe": 3, "refine": 2}

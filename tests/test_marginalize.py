@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch.testing import assert_close
 
 from rag import marginalize
 from rag.marginalize import (
+    log_normalisers,
+    mixed_vocabulary,
     next_token_logprobs,
     sequence_logprob,
     sequence_posterior,
@@ -336,6 +338,40 @@ def test_a_vocabulary_of_next_tokens_is_a_distribution(case):
     assert_close(
         next_token_logprobs(priors, over_vocabulary).exp().sum(dim=1), torch.ones(len(priors)).double()
     )
+
+
+@given(
+    inputs(),
+    st.integers(1, 3),
+    st.sampled_from([1.0, 30.0, 200.0]),
+    st.sampled_from([torch.float16, torch.float32, torch.float64]),
+    st.booleans(),
+)
+def test_a_vocabulary_mixed_from_logits_is_the_mixture_of_probabilities(
+    case, copies, spread, dtype, forbidden
+):
+    """Logits near each other and so far apart that exponentials vanish; some tokens impossible."""
+    priors, tokens, _ = case
+    assume(not (priors == -INF).all(dim=1).any())
+    draw = torch.Generator().manual_seed(tokens.numel())
+    shape = (len(priors), copies, priors.shape[1], 7)
+    logits = (spread * torch.randn(shape, generator=draw, dtype=torch.float64)).to(dtype)
+    if forbidden:
+        logits[..., 3] = -INF
+    wide = logits.double().clone()  # what is mixed is overwritten
+    expected = next_token_logprobs(priors, wide.log_softmax(dim=-1).transpose(1, 2))
+    mixed, normalisers = mixed_vocabulary(priors.to(torch.promote_types(dtype, torch.float32)), logits)
+    assert mixed.dtype == normalisers.dtype == torch.promote_types(dtype, torch.float32)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype != torch.float64 else {"rtol": 1e-12, "atol": 1e-12}
+    assert_close(mixed.double(), expected, **tolerance)
+    assert_close(normalisers.double(), wide.logsumexp(dim=-1), **tolerance)
+
+
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 2), (40, 30_000), (3, 800_000)])
+def test_normalisers_are_those_of_torch(rows, vocabulary):
+    """More than one slice of rows where the vocabulary is large."""
+    logits = 20 * torch.randn(rows, 2, vocabulary)
+    assert_close(log_normalisers(logits), logits.logsumexp(dim=-1))
 
 
 def test_shapes_are_checked_while_the_tests_run():
