@@ -1,5 +1,26 @@
 """Build the index of a corpus, offline and once: python build_index.py corpus.path=… passage_encoder=… key=value …"""
 
+from rag.cli import check_command
+
+USAGE = """
+python build_index.py [experiment=NAME] [key=value …]
+
+Reads a corpus, embeds its passages and builds a FAISS index over them, in the folder index.path. The same command
+goes on after an interruption and does nothing when the index is already there.
+
+  python build_index.py experiment=miniwiki/index_a
+  python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
+  python build_index.py … estimate=true                      disk, memory and hours, before anything is done
+  python build_index.py experiment=null corpus=wiki_dpr      the hub's vectors, taken over instead of encoded
+  python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and the hub's FAISS file
+  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          another edition of an index
+  python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
+  torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
+"""
+
+if __name__ == "__main__":  # before what takes seconds to import
+    check_command("build_index", USAGE)
+
 import os
 import shutil
 from pathlib import Path
@@ -28,22 +49,6 @@ from rag.runs import check_place
 from rag.tasks.qa import read_examples
 from rag.update import read_ids, update
 from rag.vectors import UNKNOWN, EncoderInfo, embed, prepare
-
-USAGE = """
-python build_index.py [experiment=NAME] [key=value …]
-
-Reads a corpus, embeds its passages and builds a FAISS index over them, in the folder index.path. The same command
-goes on after an interruption and does nothing when the index is already there.
-
-  python build_index.py experiment=miniwiki/index_a
-  python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
-  python build_index.py … estimate=true                      disk, memory and hours, before anything is done
-  python build_index.py experiment=null corpus=wiki_dpr      the hub's vectors, taken over instead of encoded
-  python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and the hub's FAISS file
-  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          another edition of an index
-  python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
-  torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
-"""
 
 
 def build_index(cfg: DictConfig) -> None:

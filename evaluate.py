@@ -1,5 +1,27 @@
 """Evaluate a trained model: python evaluate.py checkpoint=RUN key=value …"""
 
+from rag.cli import check_command
+
+USAGE = """
+python evaluate.py checkpoint=RUN [key=value …]
+
+Answers the questions of a split with a model that train.py left in the folder RUN, with that run's own settings,
+and writes predictions.jsonl and result.json into RUN/evaluation/. The same command goes on after an interruption.
+
+  python evaluate.py checkpoint=outputs/demo/rag_sequence
+  python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev, drawn at random
+  python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
+  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          figures against K (figure 3)
+  python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
+  python evaluate.py checkpoint=… task.test=my.jsonl           other questions
+  python evaluate.py checkpoint=facebook/rag-sequence-nq experiment=table1/nq_rag_sequence
+  torchrun --nproc-per-node=2 evaluate.py checkpoint=…         two processes share the questions
+  python evaluate.py report=table1                             finished runs beside the paper's table
+"""
+
+if __name__ == "__main__":  # before what takes seconds to import
+    check_command("evaluate", USAGE)
+
 import shutil
 import sys
 from pathlib import Path
@@ -24,23 +46,6 @@ from rag.processes import local_device, processes, wait_for_all
 from rag.retriever import check_depth
 from rag.runs import Run, digest, git_commit, portable
 from rag.tasks.qa import read_examples
-
-USAGE = """
-python evaluate.py checkpoint=RUN [key=value …]
-
-Answers the questions of a split with a model that train.py left in the folder RUN, with that run's own settings,
-and writes predictions.jsonl and result.json into RUN/evaluation/. The same command goes on after an interruption.
-
-  python evaluate.py checkpoint=outputs/demo/rag_sequence
-  python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev, drawn at random
-  python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
-  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          figures against K (figure 3)
-  python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
-  python evaluate.py checkpoint=… task.test=my.jsonl           other questions
-  python evaluate.py checkpoint=facebook/rag-sequence-nq experiment=table1/nq_rag_sequence
-  torchrun --nproc-per-node=2 evaluate.py checkpoint=…         two processes share the questions
-  python evaluate.py report=table1                             finished runs beside the paper's table
-"""
 
 LEAST_INDEX_RECALL = 0.95  # below this, what the generator reads is noticeably not what the scores ask for
 DECISIVE = (

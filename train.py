@@ -1,5 +1,28 @@
 """Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
 
+from rag.cli import check_command
+
+USAGE = """
+python train.py [experiment=NAME] [key=value …]
+
+Trains what the experiment describes and writes the run folder (model/, metrics, config) under outputs/.
+The same command goes on after an interruption and does nothing when its result is already there.
+
+  python train.py                                            RAG-Sequence end to end on the built-in mini-wiki
+  python train.py experiment=miniwiki/rag_token              one of configs/experiment/
+  python train.py experiment=local/rag_sequence task.train=my.jsonl corpus.path=my.tsv
+  python train.py optimization.lr=1e-4 trainer.max_steps=500 n_docs=10 seed=2
+  python train.py paths.run=outputs/mine                     where the result goes
+  python train.py overwrite=true                             replace a run made with other settings
+  python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
+  python train.py experiment=… info=true                     show sizes, batch, memory and stop
+  python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit learns one batch
+  python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
+"""
+
+if __name__ == "__main__":  # before what takes seconds to import
+    check_command("train", USAGE)
+
 import re
 import time
 from pathlib import Path
@@ -24,24 +47,6 @@ from rag.passages import PassageStore
 from rag.retriever import check_depth
 from rag.runs import Run
 from rag.summary import describe, first_line, show
-
-USAGE = """
-python train.py [experiment=NAME] [key=value …]
-
-Trains what the experiment describes and writes the run folder (model/, metrics, config) under outputs/.
-The same command goes on after an interruption and does nothing when its result is already there.
-
-  python train.py                                            RAG-Sequence end to end on the built-in mini-wiki
-  python train.py experiment=miniwiki/rag_token              one of configs/experiment/
-  python train.py experiment=local/rag_sequence task.train=my.jsonl corpus.path=my.tsv
-  python train.py optimization.lr=1e-4 trainer.max_steps=500 n_docs=10 seed=2
-  python train.py paths.run=outputs/mine                     where the result goes
-  python train.py overwrite=true                             replace a run made with other settings
-  python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
-  python train.py experiment=… info=true                     show sizes, batch, memory and stop
-  python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit learns one batch
-  python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
-"""
 
 
 def train(cfg: DictConfig) -> None:

@@ -20,10 +20,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from transformers.utils import logging as transformers_logging
 from yaml import MarkedYAMLError
 
-from rag.checkpoint import architecture
 from rag.errors import UserError
 from rag.runs import PROJECT
 
@@ -87,17 +85,32 @@ def run_script(
 ) -> None:
     """Compose configs/<name>.yaml with the command line's overrides and call `body` with it."""
     quieten()
-    arguments = sys.argv[1:] if arguments is None else arguments
     with mistakes_in_one_sentence():
-        if any(argument in ("-h", "--help") for argument in arguments):
-            print(usage.strip())
-            return
-        if arguments[:1] == ["-sc"]:
-            complete_in_shell(name, arguments[1:])
-            return
-        cfg = compose_config(name, arguments)
-        check_script(cfg, name, arguments)
-        body(cfg)
+        cfg = read_command(name, usage, sys.argv[1:] if arguments is None else arguments)
+        if cfg is not None:
+            quieten_models()
+            body(cfg)
+
+
+def check_command(name: str, usage: str) -> None:
+    """Answer --help and tell a mistake in the command line: before a script's imports, which take seconds."""
+    quieten()
+    with mistakes_in_one_sentence():
+        if read_command(name, usage, sys.argv[1:]) is None:
+            sys.exit()
+
+
+def read_command(name: str, usage: str, arguments: list[str]) -> DictConfig | None:
+    """The configuration that a command line asks for; None where it asked for something else, which was answered."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(usage.strip())
+        return None
+    if arguments[:1] == ["-sc"]:
+        complete_in_shell(name, arguments[1:])
+        return None
+    cfg = compose_config(name, arguments)
+    check_script(cfg, name, arguments)
+    return cfg
 
 
 def check_script(cfg: DictConfig, name: str, arguments: list[str]) -> None:
@@ -284,8 +297,14 @@ def quieten() -> None:
         "in eval mode at the start of training",  # a frozen question encoder is meant to be
     ):
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}.*")
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def quieten_models() -> None:
+    """The same for what transformers shows while it reads weights; takes the half second that it is imported in."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
@@ -435,6 +454,8 @@ def _from_transformers(
             f"checkpoint={path} does not say which questions are asked of which passages: give experiment=…, or task=… "
             "and index.path=…"
         )
+    from rag.checkpoint import architecture  # with transformers and torch, which no other mistake waits for
+
     of_checkpoint, n_docs = architecture(path)
     known = {
         "RagSequenceForGeneration": "rag.model.RagSequence",

@@ -1,5 +1,6 @@
 """Looks at runs: tables against what was counted by hand, posteriors against transformers' own BART."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from rag.analysis import plots
-from rag.analysis.__main__ import main
+from rag.analysis.__main__ import ANALYSES, load, main
 from rag.analysis.attention import attention, context_of
 from rag.analysis.diversity import diversity
 from rag.analysis.document_posterior import document_posterior, posterior
@@ -29,6 +30,7 @@ from rag.generator import Generator
 from rag.index import Index
 from rag.lstm import new_model
 from rag.model import RagModel
+from rag.runs import PROJECT
 from rag.tasks.example import Example
 
 PNG = b"\x89PNG"
@@ -371,8 +373,16 @@ def test_mistakes_on_the_command_line(arguments, told):
 def test_help_names_every_analysis(capsys):
     main(["--help"])
     out = capsys.readouterr().out
-    for name in ("document_posterior", "more_passages", "retrieval_change", "error_breakdown", "attention"):
-        assert f"\n{name}\n" in out
+    for name, does in ANALYSES.items():
+        assert f"  {name} " in out and does in out
+        assert (inspect.getdoc(load(name)) or "").startswith(does.removesuffix(".").split(" (")[0])
+    analyses = (
+        path for path in (PROJECT / "rag" / "analysis").glob("*.py") if "-> Analysis:" in path.read_text()
+    )
+    assert {path.stem for path in analyses} - {"run_report", "page"} == set(ANALYSES)
+    main(["retrieval_change", "--help"])
+    out = capsys.readouterr().out
+    assert "run=FOLDER [before=] [depth=" in out and "before: another question encoder" in out
 
 
 def test_cells_say_what_is_missing():

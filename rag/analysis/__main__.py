@@ -1,12 +1,13 @@
 """Look at what a run did: python -m rag.analysis NAME run=FOLDER [key=value …]"""
 
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag.cli import mistakes_in_one_sentence, nearest, quieten
+from rag.cli import mistakes_in_one_sentence, nearest, quieten, quieten_models
 from rag.errors import UserError
 
 USAGE = """
@@ -21,52 +22,56 @@ the pages go into its folder analysis/, or where output=… says.
 """
 
 
-def analyses() -> dict[str, Callable[..., Any]]:
-    """The analyses by name. Imported here: --help and mistakes need neither torch nor matplotlib."""
-    from rag.analysis.attention import attention
-    from rag.analysis.diversity import diversity
-    from rag.analysis.document_posterior import document_posterior
-    from rag.analysis.error_breakdown import error_breakdown
-    from rag.analysis.hot_swap_table import hot_swap_table
-    from rag.analysis.more_passages import more_passages
-    from rag.analysis.retrieval_change import retrieval_change
-
-    each = (
-        document_posterior,
-        more_passages,
-        hot_swap_table,
-        retrieval_change,
-        error_breakdown,
-        diversity,
-        attention,
-    )
-    return {analysis.__name__: analysis for analysis in each}
+# Each is the function of that name in the module of that name; imported when it is asked for, for --help and mistakes
+# need neither torch nor matplotlib.
+ANALYSES = {
+    "document_posterior": "Which passage each token of an answer comes from (figure 2).",
+    "more_passages": "Metrics and recall of one or more runs against K (figure 3).",
+    "hot_swap_table": "Exact match of one or more runs with the index exchanged (section 4.5).",
+    "retrieval_change": "What end-to-end training moved: the gold passage's rank before and after (section 4.5).",
+    "error_breakdown": "Answers by whether a passage with the answer was read, and whether they were right.",
+    "diversity": "Distinct trigrams of what one or more runs generated (Table 5).",
+    "attention": "What the generator attends to in a passage at each token of its answer (the LSTM baseline).",
+}
 
 
 def usage() -> str:
-    lines = [USAGE.strip(), ""]
-    for name, analysis in analyses().items():
-        doc = inspect.getdoc(analysis) or ""
-        first, _, rest = doc.partition("\n\n")
-        lines += [name, f"  {first}", *(f"  {line}" for line in rest.splitlines())]
-    return "\n".join(lines)
+    width = max(map(len, ANALYSES))
+    lines = [f"  {name:{width}}  {does}" for name, does in ANALYSES.items()]
+    more = "python -m rag.analysis NAME --help tells NAME's own settings."
+    return "\n".join([USAGE.strip(), "", *lines, "", more])
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The analysis of that name; UserError if there is none."""
+    if name not in ANALYSES:
+        raise UserError(f"the analysis {name} does not exist: {nearest(name, list(ANALYSES))}")
+    return getattr(importlib.import_module(f"rag.analysis.{name}"), name)
+
+
+def usage_of(name: str) -> str:
+    """What an analysis does, and its settings with what they are if not given."""
+    own = inspect.signature(analysis := load(name)).parameters.values()
+    settings = " ".join(f"[{each.name}={each.default}]" for each in own if each.name not in ("run", "runs"))
+    runs = "run=FOLDER [run=FOLDER …]" if any(each.name == "runs" for each in own) else "run=FOLDER"
+    return f"python -m rag.analysis {name} {runs} {settings} [output=FOLDER]\n\n{inspect.getdoc(analysis)}"
 
 
 def main(arguments: Sequence[str]) -> None:
-    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
-        print(usage())
+    asked = [argument for argument in arguments if argument not in ("-h", "--help")]
+    if len(asked) < len(arguments) or not asked:
+        print(usage_of(asked[0]) if asked else usage())
         return
     name, *rest = arguments
-    known = analyses()
-    if name not in known:
-        raise UserError(f"the analysis {name} does not exist: {nearest(name, list(known))}")
-    runs, output, chosen = parse(rest, inspect.signature(known[name]).parameters)
-    several = "runs" in inspect.signature(known[name]).parameters
+    parameters = inspect.signature(analysis := load(name)).parameters
+    runs, output, chosen = parse(rest, parameters)
+    several = "runs" in parameters
     if not runs or (len(runs) > 1 and not several):
         raise UserError(f"{name} takes {'one or more runs' if several else 'one run'}: give run=FOLDER")
+    quieten_models()
     folder = Path(output) if output else runs[0] / "analysis"
     print(f"{name} of {', '.join(map(str, runs))}, written into {folder}")
-    found = known[name](runs if several else runs[0], **chosen)
+    found = analysis(runs if several else runs[0], **chosen)
     from rich.console import Console
     from rich.table import Table
 
