@@ -420,7 +420,8 @@ def tune(kind: IndexType, trial: Trial) -> dict[str, int]:
         steps = (int(8 * 2 ** (n / 2)) for n in range(64))
         efforts = [*(n for n in steps if n < inner.nlist), inner.nlist]
     elif graph is not None:
-        effort, given, efforts = "ef_search", kind.ef_search, [64, 96, 128, 192, 256, 384, 512, 1024]
+        effort, given = "ef_search", kind.ef_search
+        efforts = [64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
     else:
         effort, given, efforts = "", None, [0]
 
