@@ -46,7 +46,7 @@ from rag.loggers import WandbPredictions, send_report
 from rag.passages import PassageStore
 from rag.retriever import check_depth
 from rag.runs import Run
-from rag.summary import describe, first_line, show
+from rag.summary import describe, describe_unopened, first_line, show
 
 
 def train(cfg: DictConfig) -> None:
@@ -56,6 +56,9 @@ def train(cfg: DictConfig) -> None:
         )
     inputs = [path for path in plain(cfg.inputs) if path is not None]  # a setting that was set to null
     missing = [Path(path) for path in inputs if "://" not in path and not Path(path).exists()]
+    if cfg.info and missing:
+        show(describe_unopened(plain(cfg), missing))
+        return
     made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
     if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)

@@ -12,6 +12,14 @@ from rag.files import read_json
 
 # Bytes for each trained parameter in float32: itself, its gradient and AdamW's two moments; a frozen one has none.
 _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
+_MEMORY_OF = "weights, gradients, AdamW; activations on top"
+# Parameters of the paper's models, for an estimate before they are downloaded.
+_PUBLISHED = {
+    "facebook/bart-large": 406_291_456,
+    "facebook/bart-base": 139_420_416,
+    "facebook/dpr-question_encoder-single-nq-base": 108_891_648,
+    "facebook/dpr-question_encoder-multiset-base": 108_891_648,
+}
 
 
 def device(trainer: pl.Trainer) -> str:
@@ -100,23 +108,75 @@ def describe(
     shares = f" × {ranks} ranks" if ranks > 1 else ""
     shares += f" × {accumulated} accumulated" if accumulated > 1 else ""
     rows.append(("batch", f"{batch:,} examples a step ({batch // ranks // accumulated:,}{shares})"))
-    best = f"by {settings['monitor']} ({settings['monitor_mode']})" if settings["monitor"] else "the last"
-    optimization = settings["optimization"]
-    rates = f"{optimization['lr']:g}"
-    if optimization.get("question_encoder_lr") is not None:
-        rates += f", question encoder {optimization['question_encoder_lr']:g}"
     rows += [
         ("steps", f"{trainer.max_steps:,}"),
-        (
-            "learning rate",
-            f"{rates}; {optimization['schedule']}, {optimization['warmup_steps']:,} steps of warm-up",
-        ),
+        ("learning rate", rates(settings["optimization"])),
         ("device", device(trainer)),
-        ("memory", f"{memory(model) / 1e9:,.2f} GB a device: weights, gradients, AdamW; activations on top"),
-        ("best checkpoint", best),
+        ("memory", f"{memory(model) / 1e9:,.2f} GB a device: {_MEMORY_OF}"),
+        ("best checkpoint", best(settings)),
         ("results", str(settings["paths"]["run"])),
     ]
     return rows
+
+
+def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tuple[str, str]]:
+    """`describe` by the configuration alone, for an experiment whose data, index or start is not there yet."""
+    model = settings["module"]["model"]
+    model = model.get("model", model) if isinstance(model, dict) else {}  # a classifier's is inside
+    retriever, data, trainer = model.get("retriever"), settings["datamodule"], settings["trainer"]
+    rows = [("experiment", settings["name"])]
+    rows += [(name, class_of(node)) for name, node in (("model", model), ("task", data.get("task"))) if node]
+    parts = {"question encoder": (retriever or {}).get("question_encoder")}
+    parts["generator"] = (model.get("generator") or {}).get("path")
+    parts = {part: name for part, name in parts.items() if isinstance(name, str)}
+    rows += [(part, name) for part, name in parts.items()]
+    if retriever is not None:
+        later = settings.get("test_n_docs") or settings["n_docs"]
+        asked = f", {later} in evaluation" if later != settings["n_docs"] else ""
+        rows += [
+            ("K", f"{settings['n_docs']} passages a question{asked}"),
+            ("index", settings["index"]["type"].get("factory", class_of(settings["index"]["type"]))),
+            ("index folder", settings["index"]["path"]),
+        ]
+    accumulated = trainer.get("accumulate_grad_batches", 1)
+    shares = f" × {accumulated} accumulated" if accumulated > 1 else ""
+    rows += [
+        ("batch", f"{data['batch_size']:,} examples a device{shares}"),
+        ("steps", f"{trainer['max_steps']:,}"),
+        ("learning rate", rates(settings["optimization"])),
+    ]
+    if parts and all(name in _PUBLISHED for name in parts.values()):
+        frozen = {"question encoder"} if retriever and not retriever.get("trainable", True) else set()
+        bytes_of = {part: _FROZEN_BYTES if part in frozen else _TRAINED_BYTES for part in parts}
+        total = sum(_PUBLISHED[name] * bytes_of[part] for part, name in parts.items())
+        rows.append(("memory", f"{total / 1e9:,.1f} GB a device: {_MEMORY_OF}"))
+    rows += [
+        ("best checkpoint", best(settings)),
+        *(
+            (f"the paper: {cell['metric']}", f"{cell['value']} ({cell['split']})")
+            for cell in settings["paper"] or ()
+        ),
+        ("results", settings["paths"]["run"]),
+        ("not there yet", "\n".join(map(str, missing))),
+    ]
+    return rows
+
+
+def class_of(node: dict[str, Any]) -> str:
+    """ "RagSequence" of {"_target_": "rag.model.RagSequence"}."""
+    return node["_target_"].removesuffix(".from_pretrained").rpartition(".")[2]
+
+
+def best(settings: dict[str, Any]) -> str:
+    return f"by {settings['monitor']} ({settings['monitor_mode']})" if settings["monitor"] else "the last"
+
+
+def rates(optimization: dict[str, Any]) -> str:
+    """Learning rates and their schedule."""
+    text = f"{optimization['lr']:g}"
+    if optimization.get("question_encoder_lr") is not None:
+        text += f", question encoder {optimization['question_encoder_lr']:g}"
+    return f"{text}; {optimization['schedule']}, {optimization['warmup_steps']:,} steps of warm-up"
 
 
 def show(rows: list[tuple[str, str]]) -> None:

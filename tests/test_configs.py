@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from rag.cli import CONFIGS, choices, compose_config, plain
+from rag.summary import describe_unopened
 
 SCRIPTS = ("train", "build_index", "evaluate")
 # Composing all of the paper's takes a while: of each of its tables the first stands for the others in the quick suite.
@@ -80,6 +81,11 @@ def test_every_experiment_fits_every_script(experiment, names):
                     bind(path, node)
                 except TypeError as error:
                     pytest.fail(f"{script}.py experiment={experiment}, {path} ({node['_target_']}): {error}")
+        if "module" in nodes:  # info=true before anything is there
+            rows = dict(describe_unopened(plain(cfg), [CONFIGS / "nothing"]))
+            assert rows["experiment"] == cfg.name and rows["not there yet"] == str(CONFIGS / "nothing")
+            reads = "retriever" in cfg.model and "retriever" in plain(cfg.module.model)
+            assert not reads or rows["K"].startswith(f"{cfg.n_docs} passages")
     # two in one folder would take each other's runs for runs with other settings
     assert names.setdefault(cfg.name, experiment) == experiment
 

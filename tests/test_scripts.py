@@ -221,6 +221,19 @@ def test_info_shows_the_experiment_and_leaves_nothing(demo, tmp_path, capsys):
     assert "by dev/em (max)" in shown and not run.exists()
 
 
+def test_info_does_without_data_and_index(tmp_path, capsys):
+    """By the configuration alone, and nothing is made first."""
+    command = ["info=true", f"paths.outputs={tmp_path}/out", f"paths.data={tmp_path}/data"]
+    train = importlib.import_module("train")
+    run_script("train", train.USAGE, train.train, command)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "RagSequence" in shown and "not there yet" in shown and not any(tmp_path.iterdir())
+    run_script("train", train.USAGE, train.train, ["experiment=table1/nq_rag_sequence", *command])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "facebook/bart-large" in shown and "5 passages a question, 50 in evaluation" in shown
+    assert "8.2 GB a device" in shown and "the paper: em" in shown and not any(tmp_path.iterdir())
+
+
 def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
     """Looks at dev after steps 2, 4 and 6; exact match stays 0, so that the second look is the last."""
     run = tmp_path / "run"
