@@ -31,6 +31,8 @@ SETTINGS = "rag_generator.json"
 
 # How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
 LOGITS_AT_ONCE = 1 << 24
+# Words whose scores are computed together on a CPU where only their sum is wanted: 1 MB for 256 rows.
+WORDS_AT_ONCE = 1_024
 # How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
 # in its caches, on an accelerator enough to keep it busy.
 ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
@@ -337,11 +339,30 @@ class Generator(nn.Module):
         return max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
 
     def log_normalisers(self, hidden: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
-        """log Σ_v exp(logit of v) for the decoder's states, without gradient; a few rows at a time."""
-        parts = []
-        for some in hidden.detach().split(self.rows_at_once):
-            parts.append(marginalize.log_normalisers(marginalize.at_least_float32(self.logits(some))))
-        return torch.cat(parts) if parts else hidden.new_zeros(0)
+        """log Σ_v exp(logit of v) for the decoder's states, without gradient.
+
+        On a CPU for some thousand words after the others, whose logits stay in its caches: nothing of the size of
+        the vocabulary is written to memory.
+        """
+        if hidden.device.type != "cpu":
+            parts = [self.logits(some).float().logsumexp(dim=-1) for some in hidden.split(self.rows_at_once)]
+            return torch.cat(parts) if parts else hidden.new_zeros(0)
+        scaled = self._scaled(hidden.detach())
+        weight, own_bias = self._output_weights()
+        biases = [each.flatten() for each in (own_bias, self._final_bias) if each is not None]
+        top = total = None
+        for words in _slices(len(weight), WORDS_AT_ONCE):
+            logits = marginalize.at_least_float32(nn.functional.linear(scaled, weight[words]))
+            for each in biases:
+                logits += each[words]
+            highest = logits.amax(dim=-1, keepdim=True)
+            if top is not None:
+                highest = torch.maximum(top, highest)
+            own = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
+            total = own if total is None else total.mul_((top - highest).exp_()).add_(own)
+            top = highest
+        assert top is not None and total is not None
+        return total.log_().add_(top).squeeze(-1)
 
     def token_logits(
         self, hidden: Float[Tensor, "*rows width"], tokens: Int[Tensor, "*rows"]
@@ -349,7 +370,7 @@ class Generator(nn.Module):
         """The score of one token in each of the decoder's states."""
         output = self.model.get_output_embeddings()
         logits = (self._scaled(hidden) * output.weight[tokens]).sum(dim=-1)
-        for bias in (output.bias, getattr(self.model, "final_logits_bias", None)):
+        for bias in (output.bias, self._final_bias):
             if bias is not None:
                 logits = logits + bias.flatten()[tokens]
         return marginalize.at_least_float32(logits)
@@ -365,8 +386,13 @@ class Generator(nn.Module):
 
     def _logits_of_scaled(self, hidden: Tensor) -> Tensor:
         logits = self.model.get_output_embeddings()(hidden)
-        bias = getattr(self.model, "final_logits_bias", None)  # BART
-        return logits if bias is None else logits.add_(bias)
+        return logits if self._final_bias is None else logits.add_(self._final_bias)
+
+    @property
+    def _final_bias(self) -> Tensor | None:
+        """What BART adds to its logits: zeros in every published model, which on a CPU are not worth adding."""
+        bias = getattr(self.model, "final_logits_bias", None)
+        return None if bias is None or (bias.device.type == "cpu" and not bias.any()) else bias
 
 
 class _TargetScores(torch.autograd.Function):

@@ -20,6 +20,7 @@ The graph is made by Euclidean distance and searched by inner product.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import faiss
@@ -36,7 +37,7 @@ POINTS_PER_CENTROID = (
     39  # fewer training vectors than this for each centroid, and k-means is not to be trusted
 )
 _BLOCK = 2_048  # vectors held in memory at a time
-_QUERIES = 50  # searched at a time while tuning
+_QUERIES, _WIDEST = 50, 3_200  # searched at a time while tuning, and candidates of each
 _GATHERED = 1_024  # vectors that are read one by one at a time: the system maps up to 64 KB for each
 
 
@@ -126,6 +127,11 @@ def _inner(index: Any) -> tuple[list[Any], Any]:
 
 def _graph(index: Any) -> Any:
     return getattr(_inner(index)[1], "hnsw", None)
+
+
+def _keeps_vectors(index: Any) -> bool:
+    """Whether it holds them whole, so that re-ranking would change nothing."""
+    return isinstance(_inner(index)[1], faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
 
 
 def _transform(chain: list[Any], block: np.ndarray) -> np.ndarray:
@@ -364,31 +370,43 @@ class Trial:
         order = np.argsort(rows, axis=1)
         self._rows = np.take_along_axis(rows, order, axis=1)
         self._scores = np.take_along_axis(exact, order, axis=1)
-        self._found: dict[tuple[int, ...], np.ndarray] = {}
+        self._found: dict[tuple[int, ...], dict[tuple[int, int], np.ndarray]] = {}
 
     def recall(self, k: int, search: dict[str, int]) -> Float32[np.ndarray, " Q"]:
         """Of each query, the share of the k best that is among the refine·k candidates."""
-        found = self._search(search, min(k * search["refine"], len(self.vectors)))
-        good = (found >= self.bounds[:, k - 1 : k]).sum(axis=1)
-        return (np.minimum(good, k) / k).astype(np.float32)
+        # The first of more candidates are the same ones, except in a graph, where more are looked at for them.
+        refine = search["refine"]
+        pairs = {(k, refine)}
+        if _graph(self.index) is None and refine in REFINES:
+            cuts = [each for each in RECALL_AT if each <= len(self.vectors)]
+            times = [1] if _keeps_vectors(self.index) else REFINES
+            pairs |= {pair for pair in product(cuts, times) if pair[0] * pair[1] <= _WIDEST}
+        key = tuple(value for name, value in search.items() if name != "refine")
+        found = self._found.setdefault(key, {})
+        if (k, refine) not in found:
+            found |= self._recalls(pairs - found.keys(), search)
+        return found[k, refine]
 
-    def _search(self, search: dict[str, int], count: int) -> Float32[np.ndarray, "Q count"]:
-        """The true scores of the first `count` candidates; −inf where they are none of exact search's."""
-        # the first of more candidates are the same ones, except in a graph, where more are looked at for them
-        widest = min(max(TUNED_AT) * max(REFINES), len(self.vectors))
-        width = count if _graph(self.index) is not None or count > widest else widest
-        key = (width, *(value for name, value in search.items() if name != "refine"))
-        if key not in self._found:
-            set_search(self.index, search)
-            scores = np.full((len(self.queries), width), -np.inf, np.float32)
-            for start in range(0, len(scores), _QUERIES):
-                _, rows = self.index.search(self.queries[start : start + _QUERIES], width)
-                for query, found in enumerate(rows, start):
-                    place = np.searchsorted(self._rows[query], found).clip(max=self._rows.shape[1] - 1)
-                    same = self._rows[query, place] == found
-                    scores[query, same] = self._scores[query, place[same]]
-            self._found[key] = scores
-        return self._found[key][:, :count]
+    def _recalls(
+        self, pairs: set[tuple[int, int]], search: dict[str, int]
+    ) -> dict[tuple[int, int], Float32[np.ndarray, " Q"]]:
+        """`recall` for several pairs of k and refine, by one search."""
+        set_search(self.index, search)
+        width = min(max(k * refine for k, refine in pairs), len(self.vectors))
+        good = {pair: np.zeros(len(self.queries), np.float32) for pair in pairs}
+        for start in range(0, len(self.queries), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            _, rows = self.index.search(self.queries[part], width)
+            scores = np.full(rows.shape, -np.inf, np.float32)  # of those that are exact search's as well
+            for query, found in enumerate(rows):
+                place = np.searchsorted(self._rows[start + query], found)
+                place = place.clip(max=self._rows.shape[1] - 1)
+                same = self._rows[start + query, place] == found
+                scores[query, same] = self._scores[start + query, place[same]]
+            for (k, refine), recalls in good.items():
+                enough = scores[:, : k * refine] >= self.bounds[part, k - 1 : k]
+                recalls[part] = np.minimum(enough.sum(axis=1), k) / k
+        return good
 
     def milliseconds(self, search: dict[str, int]) -> float:
         """Of one query at a time, K = 50: of 50 queries, or as many as two seconds are enough for."""
@@ -412,8 +430,7 @@ def tune(kind: IndexType, trial: Trial) -> dict[str, int]:
     """
     inner = _inner(trial.index)[1]
     cuts = [k for k in TUNED_AT if k <= len(trial.vectors)] or [len(trial.vectors)]
-    whole = isinstance(inner, faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
-    refines = [kind.refine] if kind.refine else [1] if whole else list(REFINES)
+    refines = [kind.refine] if kind.refine else [1] if _keeps_vectors(trial.index) else list(REFINES)
     graph = _graph(trial.index)
     if isinstance(inner, faiss.IndexIVF):
         effort, given = "nprobe", kind.nprobe

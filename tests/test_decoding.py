@@ -605,7 +605,9 @@ def test_contexts_are_encoded_once(
     generate(model, contexts, decoding)
 
 
-def test_fast_needs_no_further_forward_pass_and_thorough_normalises_each_prefix_once() -> None:
+def test_fast_needs_no_further_forward_pass_and_thorough_normalises_each_prefix_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Over the vocabulary, which is what costs: once a step for each beam, and for Thorough once for each prefix that
     sequences share, under each passage whose own search did not go through it."""
     model = make(RagSequence)
@@ -613,6 +615,13 @@ def test_fast_needs_no_further_forward_pass_and_thorough_normalises_each_prefix_
     model.generator.model.lm_head.register_forward_hook(
         lambda _, args, __: rows.append(args[0][..., 0].numel())
     )
+    normalise = model.generator.log_normalisers
+
+    def counted(hidden: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return normalise(hidden)
+
+    monkeypatch.setattr(model.generator, "log_normalisers", counted)
     fast = ask(model, dataclasses.replace(FAST, num_return_sequences=100))
     contexts = len(QUESTIONS) * 3
     searched = sum(rows)
