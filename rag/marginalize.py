@@ -14,13 +14,14 @@ Both terms of each sum stand in one line below. Reductions are done in float32 (
 question none of whose K passages exists has log p(y|x) = −inf and passes back a gradient of zero, never NaN.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Logits that lie no further apart have probabilities, divided by K · V even, that float32 holds to its last digit.
-_SPREAD = 65.0
-_EXPONENTIALS_AT_ONCE = 1 << 20  # 4 MB: a CPU's caches hold them
+# Exponentials that are computed at once over a vocabulary: on a CPU what its caches hold, 4 MB in float32.
+_ON_CPU, _ELSEWHERE = 1 << 19, 1 << 28
 
 
 def doc_logprobs(scores: Float[Tensor, "batch docs"]) -> Float[Tensor, "batch docs"]:
@@ -67,24 +68,46 @@ def next_token_logprobs(
 def mixed_vocabulary(
     doc_logprobs: Float[Tensor, "batch docs"], logits: Float[Tensor, "batch copies docs vocab"]
 ) -> tuple[Float[Tensor, "batch copies vocab"], Float[Tensor, "batch copies docs"]]:
-    """`next_token_logprobs` over a whole vocabulary from the generator's logits, which are overwritten.
+    """`next_token_logprobs` over a whole vocabulary, from the generator's logits, without gradient.
 
-    copies: beams or samples of a question. Returned beside it: log Σ_v exp(logit of v), what normalises p_θ. Without
-    gradient, and with one exponential a logit: that is most of what a step of decoding does beside its products.
+    copies: beams or samples of a question. Returned beside it: log Σ_v exp(logit of v), what normalises p_θ. One
+    exponential a logit, of a few rows at a time: that is most of what a step of decoding does beside its products.
     """
-    prior = at_least_float32(doc_logprobs)[:, None, :, None]
+    batch, copies, docs, vocabulary = logits.shape
     logits = at_least_float32(logits)
-    if logits.shape[2] == 1:  # nothing is mixed
+    if docs == 1:  # nothing is mixed
         normalisers = log_normalisers(logits)
-        return logits.add_(prior - normalisers.unsqueeze(-1)).squeeze(2), normalisers
+        marginal = logits - (normalisers - at_least_float32(doc_logprobs).unsqueeze(1)).unsqueeze(-1)
+        return marginal.squeeze(2), normalisers
+    rows = logits.flatten(0, 1)
+    prior = at_least_float32(doc_logprobs).repeat_interleave(copies, dim=0)
+    at_once = max(1, (_ON_CPU if rows.device.type == "cpu" else _ELSEWHERE) // (docs * vocabulary))
+    slices = zip(prior.split(at_once), rows.split(at_once), strict=True)
+    marginals, normalisers = zip(*(_mixed(*some) for some in slices), strict=True)
+    return _joined(marginals).view(batch, copies, -1), _joined(normalisers).view(batch, copies, -1)
+
+
+def _mixed(
+    prior: Float[Tensor, "rows docs"], logits: Float[Tensor, "rows docs vocab"]
+) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows docs"]]:
+    """As probabilities; what these are too small for is summed again as log-probabilities."""
     top = logits.amax(dim=-1, keepdim=True)
-    if (top - logits.amin(dim=-1, keepdim=True)).max() > _SPREAD:
-        normalisers = log_normalisers(logits)
-        return _logsumexp(logits.add_(prior - normalisers.unsqueeze(-1)), dim=2), normalisers
-    likelihood = logits.sub_(top).exp_()
+    likelihood = (logits - top).exp_()
     total = likelihood.sum(dim=-1, keepdim=True)
-    mixture = likelihood.mul_(prior.exp() / total).sum(dim=2)
-    return mixture.log_(), (top + total.log()).squeeze(-1)
+    mixture = likelihood.mul_(prior.exp().unsqueeze(-1) / total).sum(dim=1)
+    normalisers = top + total.log_()
+    rare = mixture < 100 * torch.finfo(mixture.dtype).tiny  # beyond, float32 loses its last digits
+    mixture.log_()
+    if rare.any():
+        row, token = rare.nonzero(as_tuple=True)
+        mixture[row, token] = _logsumexp(
+            logits[row, :, token] - normalisers[row].squeeze(-1) + prior[row], dim=1
+        )
+    return mixture, normalisers.squeeze(-1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def log_normalisers(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
@@ -94,7 +117,7 @@ def log_normalisers(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*row
         return rows.logsumexp(dim=-1).view(logits.shape[:-1])
     top = rows.amax(dim=-1, keepdim=True)
     total = torch.empty_like(top)
-    some = max(1, _EXPONENTIALS_AT_ONCE // rows.shape[1])
+    some = max(1, _ON_CPU // rows.shape[1])
     for own, highest, into in zip(rows.split(some), top.split(some), total.split(some), strict=True):
         torch.sum((own - highest).exp_(), dim=-1, keepdim=True, out=into)
     return total.log_().add_(top).view(logits.shape[:-1])
