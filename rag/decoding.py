@@ -191,9 +191,9 @@ def _classify(model: Classifier, contexts: Contexts) -> list[list[Answer]]:
 class MarginalForGeneration(PreTrainedModel, GenerationMixin):
     """A generator and K encoded passages for each of B questions, seen by `generate` as one model of the next token.
 
-    Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), normalised. What `generate` knows of a question is its number,
-    as `encoder_outputs` (B, 1, 1), and it repeats those for beams and samples as it does for any model; the contexts
-    stay as they are. The decoder's rows are question, passage, beam, in this order.
+    Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), and for K = 1 the generator's own. What `generate` knows of a
+    question is its number, as `encoder_outputs` (B, 1, 1), and it repeats those for beams and samples as it does for
+    any model; the contexts stay as they are. The decoder's rows are question, passage, beam, in this order.
 
     What each step computed is kept in `steps`, so that nobody has to compute it again.
     """
@@ -276,12 +276,18 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         """log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), and the logarithm of what normalises p_θ; a few questions at a time."""
         side_by_side = hidden.transpose(1, 2)  # what is summed over: (batch, copies, docs, width)
         at_once = self.generator.rows_at_once // (hidden.shape[1] * hidden.shape[2])
-        parts = [
-            marginalize.mixed_vocabulary(self.doc_logprobs[some], self.generator.logits(side_by_side[some]))
-            for some in _chunks(len(hidden), at_once)
-        ]
-        marginals, normalisers = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        return marginals, normalisers.transpose(1, 2)
+        marginals, normalisers = [], []
+        for some in _chunks(len(hidden), at_once):
+            own = side_by_side[some]
+            logits, normaliser = self.generator.normalised(own.flatten(0, -2))
+            logits, normaliser = logits.view(*own.shape[:-1], -1), normaliser.view(own.shape[:-1])
+            if own.shape[2] == 1:  # nothing is mixed, and `generate` normalises where it has to
+                marginals.append(logits.squeeze(2))
+            else:
+                marginals.append(marginalize.mixed_vocabulary(self.doc_logprobs[some], logits, normaliser))
+            normalisers.append(normaliser)
+        marginal = marginals[0] if len(marginals) == 1 else torch.cat(marginals)
+        return marginal, torch.cat(normalisers).transpose(1, 2)
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Int[Tensor, " batch"]) -> Cache:
         """Beams go on from other beams of their question, under each passage. Called by beam search at every step."""

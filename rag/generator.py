@@ -31,8 +31,9 @@ SETTINGS = "rag_generator.json"
 
 # How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
 LOGITS_AT_ONCE = 1 << 24
-# Words whose scores are computed together on a CPU where only their sum is wanted: 1 MB for 256 rows.
-WORDS_AT_ONCE = 1_024
+# How many logits are computed together on a CPU where their sum is wanted (512 KiB in float32), and the fewest words to
+# do so for.
+SCORED_AT_ONCE, WORDS_AT_ONCE = 1 << 17, 1_024
 # How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
 # in its caches, on an accelerator enough to keep it busy.
 ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
@@ -338,23 +339,38 @@ class Generator(nn.Module):
         """How many rows of logits are held at once."""
         return max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
 
-    def log_normalisers(self, hidden: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+    def normalised(
+        self, hidden: Float[Tensor, "rows width"]
+    ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, " rows"]]:
+        """The scores over the vocabulary of the decoder's states, and `log_normalisers`, without gradient."""
+        if hidden.device.type != "cpu":
+            logits = marginalize.at_least_float32(self.logits(hidden))
+            return logits, logits.logsumexp(dim=-1)
+        shape = len(hidden), len(self._output_weights()[0])
+        logits = hidden.new_empty(shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        return logits, self.log_normalisers(hidden, logits)
+
+    def log_normalisers(
+        self, hidden: Float[Tensor, "rows width"], into: Float[Tensor, "rows vocab"] | None = None
+    ) -> Float[Tensor, " rows"]:
         """log Σ_v exp(logit of v) for the decoder's states, without gradient.
 
-        On a CPU for some thousand words after the others, whose logits stay in its caches: nothing of the size of
-        the vocabulary is written to memory.
+        On a CPU for some words after the others, whose logits stay in its caches: nothing of the size of the vocabulary
+        is written to memory, unless `into` is to hold the logits.
         """
         if hidden.device.type != "cpu":
-            parts = [self.logits(some).float().logsumexp(dim=-1) for some in hidden.split(self.rows_at_once)]
+            parts = [self.normalised(some)[1] for some in hidden.split(self.rows_at_once)]
             return torch.cat(parts) if parts else hidden.new_zeros(0)
         scaled = self._scaled(hidden.detach())
         weight, own_bias = self._output_weights()
         biases = [each.flatten() for each in (own_bias, self._final_bias) if each is not None]
         top = total = None
-        for words in _slices(len(weight), WORDS_AT_ONCE):
+        for words in _slices(len(weight), max(WORDS_AT_ONCE, SCORED_AT_ONCE // max(1, len(scaled)))):
             logits = marginalize.at_least_float32(nn.functional.linear(scaled, weight[words]))
             for each in biases:
                 logits += each[words]
+            if into is not None:
+                into[:, words] = logits
             highest = logits.amax(dim=-1, keepdim=True)
             if top is not None:
                 highest = torch.maximum(top, highest)

@@ -14,8 +14,6 @@ Both terms of each sum stand in one line below. Reductions are done in float32 (
 question none of whose K passages exists has log p(y|x) = −inf and passes back a gradient of zero, never NaN.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -66,61 +64,28 @@ def next_token_logprobs(
 
 
 def mixed_vocabulary(
-    doc_logprobs: Float[Tensor, "batch docs"], logits: Float[Tensor, "batch copies docs vocab"]
-) -> tuple[Float[Tensor, "batch copies vocab"], Float[Tensor, "batch copies docs"]]:
+    doc_logprobs: Float[Tensor, "batch docs"],
+    logits: Float[Tensor, "batch copies docs vocab"],
+    normalisers: Float[Tensor, "batch copies docs"],
+) -> Float[Tensor, "batch copies vocab"]:
     """`next_token_logprobs` over a whole vocabulary, from the generator's logits, without gradient.
 
-    copies: beams or samples of a question. Returned beside it: log Σ_v exp(logit of v), what normalises p_θ. One
-    exponential a logit, of a few rows at a time: that is most of what a step of decoding does beside its products.
+    copies: beams or samples of a question. normalisers: log Σ_v exp(logit of v). Summed as probabilities, a few rows at
+    a time; what these are too small for, as log-probabilities.
     """
     batch, copies, docs, vocabulary = logits.shape
-    logits = at_least_float32(logits)
-    if docs == 1:  # nothing is mixed
-        normalisers = log_normalisers(logits)
-        marginal = logits - (normalisers - at_least_float32(doc_logprobs).unsqueeze(1)).unsqueeze(-1)
-        return marginal.squeeze(2), normalisers
-    rows = logits.flatten(0, 1)
-    prior = at_least_float32(doc_logprobs).repeat_interleave(copies, dim=0)
-    at_once = max(1, (_ON_CPU if rows.device.type == "cpu" else _ELSEWHERE) // (docs * vocabulary))
-    slices = zip(prior.split(at_once), rows.split(at_once), strict=True)
-    marginals, normalisers = zip(*(_mixed(*some) for some in slices), strict=True)
-    return _joined(marginals).view(batch, copies, -1), _joined(normalisers).view(batch, copies, -1)
-
-
-def _mixed(
-    prior: Float[Tensor, "rows docs"], logits: Float[Tensor, "rows docs vocab"]
-) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, "rows docs"]]:
-    """As probabilities; what these are too small for is summed again as log-probabilities."""
-    top = logits.amax(dim=-1, keepdim=True)
-    likelihood = (logits - top).exp_()
-    total = likelihood.sum(dim=-1, keepdim=True)
-    mixture = likelihood.mul_(prior.exp().unsqueeze(-1) / total).sum(dim=1)
-    normalisers = top + total.log_()
-    rare = mixture < 100 * torch.finfo(mixture.dtype).tiny  # beyond, float32 loses its last digits
-    mixture.log_()
-    if rare.any():
-        row, token = rare.nonzero(as_tuple=True)
-        mixture[row, token] = _logsumexp(
-            logits[row, :, token] - normalisers[row].squeeze(-1) + prior[row], dim=1
-        )
-    return mixture, normalisers.squeeze(-1)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def log_normalisers(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows"]:
-    """log Σ_v exp(logit of v), without gradient; several times as fast on a CPU as torch.logsumexp."""
-    rows = logits.flatten(0, -2)
-    if rows.device.type != "cpu":
-        return rows.logsumexp(dim=-1).view(logits.shape[:-1])
-    top = rows.amax(dim=-1, keepdim=True)
-    total = torch.empty_like(top)
-    some = max(1, _ON_CPU // rows.shape[1])
-    for own, highest, into in zip(rows.split(some), top.split(some), total.split(some), strict=True):
-        torch.sum((own - highest).exp_(), dim=-1, keepdim=True, out=into)
-    return total.log_().add_(top).view(logits.shape[:-1])
+    offsets = (at_least_float32(doc_logprobs).unsqueeze(1) - normalisers).flatten(0, 1)
+    at_once = max(1, (_ON_CPU if logits.device.type == "cpu" else _ELSEWHERE) // (docs * vocabulary))
+    parts = []
+    for own, offset in zip(logits.flatten(0, 1).split(at_once), offsets.split(at_once), strict=True):
+        mixture = (own + offset.unsqueeze(-1)).exp_().sum(dim=1)
+        rare = mixture < 100 * torch.finfo(mixture.dtype).tiny  # float32 begins to lose digits there
+        mixture.log_()
+        if rare.any():
+            row, token = rare.nonzero(as_tuple=True)
+            mixture[row, token] = _logsumexp(own[row, :, token] + offset[row], dim=1)
+        parts.append(mixture)
+    return torch.cat(parts).view(batch, copies, vocabulary)
 
 
 def sequence_posterior(
