@@ -215,6 +215,7 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         self.states, self.mask, self.doc_logprobs = states, mask, doc_logprobs
         self.for_each_row: tuple[Tensor, Tensor] | None = None
         self.steps: list[_Step] = []
+        self.scores: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -275,13 +276,17 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
     ) -> tuple[Float[Tensor, "batch copies vocab"], Float[Tensor, "batch docs copies"]]:
         """log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), and the logarithm of what normalises p_θ; a few questions at a time."""
         side_by_side = hidden.transpose(1, 2)  # what is summed over: (batch, copies, docs, width)
-        at_once = self.generator.rows_at_once // (hidden.shape[1] * hidden.shape[2])
+        batch, copies, docs, _ = side_by_side.shape
+        at_once = batch if docs == 1 else self.generator.rows_at_once // (copies * docs)
         marginals, normalisers = [], []
-        for some in _chunks(len(hidden), at_once):
+        for some in _chunks(batch, at_once):
             own = side_by_side[some]
-            logits, normaliser = self.generator.normalised(own.flatten(0, -2))
+            # `generate` copies what it is given, so that the scores of the step before are free again.
+            logits, normaliser = self.generator.normalised(own.flatten(0, -2), self.scores)
+            if self.scores is None or len(self.scores) < len(logits):
+                self.scores = logits
             logits, normaliser = logits.view(*own.shape[:-1], -1), normaliser.view(own.shape[:-1])
-            if own.shape[2] == 1:  # nothing is mixed, and `generate` normalises where it has to
+            if docs == 1:  # nothing is mixed, and `generate` normalises where it has to
                 marginals.append(logits.squeeze(2))
             else:
                 marginals.append(marginalize.mixed_vocabulary(self.doc_logprobs[some], logits, normaliser))
