@@ -489,9 +489,13 @@ def _generate_sequence(
     else:
         found_as = torch.full_like(found.batch_row, -1)
         found_as[real] = which
+        own_scores = found.token_logprobs[real, 0, found.forced :].masked_fill(~token_mask[which], 0.0)
+        race = _Race(contexts.doc_logprobs, n_docs, question, proposed, decoding.num_return_sequences)
+        race.begin(which, passage[real] % docs, own_scores.sum(dim=1))
         token_logprobs = _score_by_prefix(
-            generator, contexts, found, found.keys, passages, found_as, question, tokens
+            generator, contexts, found, found.keys, passages, found_as, question, tokens, race
         )
+        proposed &= race.open.unsqueeze(1)
     token_logprobs = token_logprobs[:, :, found.forced :].masked_fill(~token_mask.unsqueeze(1), 0.0)
     doc_scores = token_logprobs.sum(dim=2)
     answers = {}
@@ -530,6 +534,63 @@ def _score_whole(
     return logprobs
 
 
+class _Race:
+    """Which hypotheses may still be among the `count` best answers of their question, for one of the K asked for.
+
+    A hypothesis is worth at least what the passages whose own search found it make of it, and at most what its tokens
+    so far are worth, were all to come certain. Whoever's most is less than the least of `count` others is out; that is
+    exact, and of a trained model's hypotheses leaves few after the first tokens.
+    """
+
+    MARGIN = 1e-3  # nats: far beyond what rounding moves a score
+
+    def __init__(
+        self,
+        prior: Float[Tensor, "batch docs"],
+        n_docs: Sequence[int],
+        question: Int[Tensor, " sequences"],
+        proposed: Bool[Tensor, "sequences docs"],
+        count: int,
+    ):
+        self.question, self.proposed, self.count = question, proposed, count
+        self.own = _Grid.of(question, len(prior))
+        # Of each K, log p_η(z|x) as it is among so many passages, and which hypotheses these proposed.
+        self.priors = {k: marginalize.doc_logprobs(prior[:, :k])[question] for k in n_docs}
+        self.runs = {k: proposed[:, :k].any(dim=1) for k in n_docs}
+        self.most = torch.zeros_like(prior)[question].masked_fill(prior[question] == -torch.inf, -torch.inf)
+        self.least_to_win: dict[int, Tensor] = {}
+        self.open = torch.ones_like(question, dtype=torch.bool)
+
+    def begin(
+        self, sequence: Int[Tensor, " found"], doc: Int[Tensor, " found"], score: Float[Tensor, " found"]
+    ) -> None:
+        """What the passages that found the hypotheses make of them."""
+        self.most[sequence, doc] = score.to(self.most.dtype)
+        for k, prior in self.priors.items():
+            known = (prior + self.most[:, :k]).masked_fill(~self.proposed[:, :k], -torch.inf)
+            least = known.logsumexp(dim=1)
+            by_question = least[self.own.numbers].masked_fill(self.own.numbers < 0, -torch.inf)
+            if by_question.shape[1] < self.count:
+                self.least_to_win[k] = by_question.new_full(by_question.shape[:1], -torch.inf)
+            else:
+                self.least_to_win[k] = by_question.topk(self.count, dim=1).values[:, -1]
+
+    def add(
+        self, sequence: Int[Tensor, " scored"], doc: Int[Tensor, " scored"], logprob: Float[Tensor, " scored"]
+    ) -> None:
+        """One more token of each, under a passage."""
+        new = ~self.proposed[sequence, doc]
+        self.most[sequence[new], doc[new]] += logprob[new].to(self.most.dtype)
+
+    def narrow(self) -> None:
+        """Drop those that cannot win any more."""
+        still = torch.zeros_like(self.open)
+        for k, prior in self.priors.items():
+            most = (prior + self.most[:, :k]).logsumexp(dim=1)
+            still |= self.runs[k] & (most >= self.least_to_win[k][self.question] - self.MARGIN)
+        self.open &= still
+
+
 def _score_by_prefix(
     generator: Generator,
     contexts: Contexts,
@@ -539,6 +600,7 @@ def _score_by_prefix(
     found_as: Int[Tensor, " found"],
     question: Int[Tensor, " sequences"],
     tokens: Int[Tensor, "sequences tokens"],
+    race: _Race,
 ) -> Float[Tensor, "sequences docs tokens"]:
     """The same, each prefix that sequences share once, and nothing that the search computed already.
 
@@ -548,33 +610,39 @@ def _score_by_prefix(
     done so.
 
     question: ascending. searched: the contexts whose keys these are, those that were found. found_as: which sequence
-    each that was found is; −1 for none.
+    each that was found is; −1 for none. race: what cannot win any more is not scored to its end; the log-probabilities
+    of those sequences are no use.
     """
     docs, batch = contexts.n_docs, len(contexts.doc_logprobs)
-    levels = _levels(question, tokens, batch)
+    levels = _levels(question, tokens)
     logprobs = _nothing_scored(contexts, tokens)
-    own = _Grid.of(question, batch)  # each question's sequences
-    widest = max(level.prefixes.numbers.shape[1] for level in levels)
+    widest = max(int(torch.bincount(level.question).max()) for level in levels)
     at_once = STATES_AT_ONCE // (widest * tokens.shape[1] * keys.numbers_per_token)
     decoder = generator.model.get_decoder()
     for some in _chunks(len(searched), at_once):
         chunk = searched[some]
         asked, doc = chunk // docs, chunk % docs
         cache = keys[some].cache()
-        rows_before = 1
+        rows_before, place_before = 1, torch.zeros_like(question)
         for i, level in enumerate(levels):
-            prefixes = level.prefixes.numbers[
-                asked
-            ]  # (chunk, prefixes of a question), −1 where there are fewer
-            exists = prefixes >= 0
+            race.narrow()
+            runs_on = race.open & (level.of_sequence >= 0)
+            if not runs_on.any():
+                break
+            kept = torch.unique(level.of_sequence[runs_on])  # prefixes
+            grid = _Grid.of(level.question[kept], batch)
+            place_of = torch.full_like(level.question, -1)
+            place_of[kept] = grid.place
+            prefixes = kept[grid.numbers[asked]]  # (chunk, prefixes of a question); any where there are fewer
+            exists = grid.numbers[asked] >= 0
             if i > 0:
-                parents = level.parent_place[prefixes] * exists
+                parents = place_before[level.parent[prefixes]] * exists
                 first = torch.arange(len(chunk), device=chunk.device).unsqueeze(1) * rows_before
                 cross_attention.take_rows(cache, (first + parents).flatten())
                 step = level.token[prefixes].masked_fill(~exists, generator.pad_token)
             else:
                 step = torch.full_like(prefixes, generator.start_token)
-            rows_before = prefixes.shape[1]
+            rows_before, place_before = prefixes.shape[1], place_of
             hidden = cross_attention.decode(
                 decoder, step.flatten().unsqueeze(1), contexts.states[chunk], contexts.mask[chunk], cache
             ).view(*prefixes.shape, -1)
@@ -583,19 +651,20 @@ def _score_by_prefix(
 
             normalisers = hidden.new_full(prefixes.shape, torch.nan, dtype=logprobs.dtype)
             here = (found.batch_row >= some.start) & (found.batch_row < some.stop) & (found_as >= 0)
-            here &= level.of_sequence[found_as] >= 0
-            place = level.prefixes.place[level.of_sequence[found_as[here]]]
+            here &= runs_on[found_as]
+            place = place_of[level.of_sequence[found_as[here]]]
             normalisers[found.batch_row[here] - some.start, place] = found.normalisers[here, 0, i]
             unknown = exists & normalisers.isnan()
             normalisers[unknown] = generator.log_normalisers(hidden[unknown])
 
-            sequences = own.numbers[asked]
-            goes_on = (sequences >= 0) & (level.of_sequence[sequences] >= 0)
-            row, at = goes_on.nonzero(as_tuple=True)
+            sequences = race.own.numbers[asked]
+            row, at = ((sequences >= 0) & runs_on[sequences]).nonzero(as_tuple=True)
             sequence = sequences[row, at]
-            place = level.prefixes.place[level.of_sequence[sequence]]
+            place = place_of[level.of_sequence[sequence]]
             logits = generator.token_logits(hidden[row, place], tokens[sequence, i])
-            logprobs[sequence, doc[row], i] = logits - normalisers[row, place]
+            of_token = logits - normalisers[row, place]
+            logprobs[sequence, doc[row], i] = of_token
+            race.add(sequence, doc[row], of_token)
     return logprobs
 
 
@@ -617,17 +686,15 @@ class _Grid:
 
 @dataclass(frozen=True)
 class _Level:
-    """The distinct prefixes of i tokens that sequences go on from."""
+    """The distinct prefixes of i tokens that sequences go on from, in the order of their questions."""
 
-    prefixes: _Grid
+    question: Int[Tensor, " prefixes"]
     token: Int[Tensor, " prefixes"]  # the last of each
-    parent_place: Int[Tensor, " prefixes"]  # the place, one level up, of what comes before it
+    parent: Int[Tensor, " prefixes"]  # what comes before it, one level up
     of_sequence: Int[Tensor, " sequences"]  # each sequence's prefix; −1 for those that end before
 
 
-def _levels(
-    question: Int[Tensor, " sequences"], tokens: Int[Tensor, "sequences tokens"], batch: int
-) -> list[_Level]:
+def _levels(question: Int[Tensor, " sequences"], tokens: Int[Tensor, "sequences tokens"]) -> list[_Level]:
     levels: list[_Level] = []
     before = question  # of each sequence, what its prefix goes on from
     for i in range(tokens.shape[1]):
@@ -639,8 +706,8 @@ def _levels(
         of_sequence[goes_on] = of_those
         one = question.new_zeros(int(of_those.max()) + 1)  # a sequence for each prefix
         one[of_those] = goes_on.nonzero().squeeze(1)
-        parent_place = levels[-1].prefixes.place[before[one]] if i else torch.zeros_like(one)
-        levels.append(_Level(_Grid.of(question[one], batch), tokens[one, i - 1], parent_place, of_sequence))
+        parent = before[one] if i else torch.zeros_like(one)
+        levels.append(_Level(question[one], tokens[one, i - 1], parent, of_sequence))
         before = of_sequence
     return levels
 

@@ -635,13 +635,50 @@ def test_fast_needs_no_further_forward_pass_and_thorough_normalises_each_prefix_
             new += len(prefixes(answers) - prefixes(own))
             all_of_them += sum(len(answer.tokens) for answer in answers)
     rows.clear()
-    thorough = ask(model, BEAM)
+    ask(model, dataclasses.replace(BEAM, num_return_sequences=100))
     assert sum(rows) == searched + new
     assert 0 < new < all_of_them / 2  # sharing is worth something here
-    assert [answers[0].tokens for answers in thorough] == [
-        max(ask_all, key=lambda answer: answer.logprob).tokens
-        for ask_all in ask(model, dataclasses.replace(BEAM, num_return_sequences=100))
-    ]
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 3.0])
+@pytest.mark.parametrize("at_once", [None, 1])
+@pytest.mark.parametrize("n_docs", [[5], [1, 2, 5]])
+def test_dropping_hypotheses_that_cannot_win_changes_no_answer(
+    sharpness: float, at_once: int | None, n_docs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best few are those of scoring all there are; the surer the model, the fewer are scored to their end."""
+    model, rows = make(RagSequence), [0]
+    with torch.no_grad():
+        model.generator.model.get_output_embeddings().weight *= sharpness
+    if at_once is not None:
+        monkeypatch.setattr(rag.decoding, "STATES_AT_ONCE", at_once)  # a context after the other
+    normalise = model.generator.log_normalisers
+
+    def counted(hidden: Tensor, into: Tensor | None = None) -> Tensor:
+        rows[0] += len(hidden)
+        return normalise(hidden, into)
+
+    monkeypatch.setattr(model.generator, "log_normalisers", counted)
+    scored = {}
+    for count in (1, 3, 100):
+        rows[0] = 0
+        decoding = dataclasses.replace(BEAM, num_beams=4, num_return_sequences=count)
+        scored[count] = generate_for_each(model, read(model, n_docs=5), decoding, n_docs), rows[0]
+    everything, all_rows = scored[100]
+    for count in (1, 3):
+        best, needed = scored[count]
+        assert needed < all_rows
+        for docs in n_docs:
+            for few, many in zip(best[docs], everything[docs], strict=True):
+                assert [each.tokens for each in few] == [each.tokens for each in many[:count]]
+                for one, other in zip(few, many, strict=False):
+                    assert one.logprob == pytest.approx(other.logprob, rel=1e-4, abs=1e-4)
+                    torch.testing.assert_close(one.doc_scores, other.doc_scores, rtol=1e-4, atol=1e-4)
+    assert scored[1][1] < scored[3][1]
+    if sharpness > 1 and at_once is None and n_docs == [5]:
+        rows[0] = 0
+        ask(model, dataclasses.replace(FAST, num_beams=4))  # the search alone
+        assert scored[1][1] - rows[0] < 0.5 * (all_rows - rows[0])
 
 
 @pytest.mark.parametrize("backbone", [bart, t5])
