@@ -369,20 +369,19 @@ class Generator(nn.Module):
         scaled = self._scaled(hidden.detach())
         weight, own_bias = self._output_weights()
         biases = [each.flatten() for each in (own_bias, self._final_bias) if each is not None]
-        top = total = None
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        top = hidden.new_full((len(hidden), 1), torch.finfo(dtype).min, dtype=dtype)
+        total = torch.zeros_like(top)
         for words in _slices(len(weight), max(WORDS_AT_ONCE, SCORED_AT_ONCE // max(1, len(scaled)))):
             logits = marginalize.at_least_float32(nn.functional.linear(scaled, weight[words]))
             for each in biases:
                 logits += each[words]
             if into is not None:
                 into[:, words] = logits
-            highest = logits.amax(dim=-1, keepdim=True)
-            if top is not None:
-                highest = torch.maximum(top, highest)
+            highest = torch.maximum(top, logits.amax(dim=-1, keepdim=True))
             own = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-            total = own if total is None else total.mul_((top - highest).exp_()).add_(own)
+            total.mul_((top - highest).exp_()).add_(own)
             top = highest
-        assert top is not None and total is not None
         return total.log_().add_(top).squeeze(-1)
 
     def token_logits(
