@@ -14,6 +14,7 @@ and writes predictions.jsonl and result.json into RUN/evaluation/. The same comm
   python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          figures against K (figure 3)
   python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
+  python evaluate.py checkpoint=outputs/demo/dpr               a bi-encoder: recall alone, beside BM25's with bm25=true
   python evaluate.py checkpoint=facebook/rag-sequence-nq experiment=table1/nq_rag_sequence
   torchrun --nproc-per-node=2 evaluate.py checkpoint=…         two processes share the questions
   python evaluate.py report=table1                             finished runs beside the paper's table
@@ -39,7 +40,16 @@ from rag.analysis.run_report import write_run_report
 from rag.cli import from_checkpoint, in_transformers_format, key_of, plain, run_script
 from rag.datamodule import sample
 from rag.errors import UserError
-from rag.evaluation import answer_in_parts, judge, questions_at_once, read_parts, write_predictions
+from rag.evaluation import (
+    Figures,
+    answer_in_parts,
+    find_passages,
+    judge,
+    judge_passages,
+    questions_at_once,
+    read_parts,
+    write_predictions,
+)
 from rag.files import read_json, write_aside
 from rag.index import Index
 from rag.processes import local_device, processes, wait_for_all
@@ -69,16 +79,14 @@ def evaluate(cfg: DictConfig) -> None:
         return
     overrides = sys.argv[1:]
     cfg = from_checkpoint(cfg, overrides)
+    check_numbers(cfg)
+    if set(cfg.module.model) == {"retriever"}:
+        evaluate_retrieval(cfg, overrides)
+        return
     model_config = cfg.module.model
     settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(model_config)}
     reader = settings["model"].get("model", settings["model"])  # a classifier wraps the model that reads
     closed_book = not {"retriever", "index"} & set(reader)
-    if cfg.limit is not None and cfg.limit < 1:
-        raise UserError(f"limit={cfg.limit} leaves no question: give 1 or more")
-    if cfg.batch_size is not None and (type(cfg.batch_size) is not int or cfg.batch_size < 1):
-        raise UserError(
-            f"batch_size={cfg.batch_size}: a whole number from 1 is expected, as in batch_size=32"
-        )
     ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
     n_docs = 1 if closed_book else cfg.n_docs
     swap = None if closed_book else cfg.hot_swap
@@ -132,13 +140,60 @@ def evaluate(cfg: DictConfig) -> None:
                     with write_aside(run.folder / name) as aside:
                         aside.write_text(content, encoding="utf-8")
                     print(f"the answers are not public: {run.folder / name} is what is sent in")
-                run.finish(described(cfg, overrides, examples, n_docs, model) | figures.result())
+                run.finish(described(cfg, overrides, examples, n_docs, model.retriever) | figures.result())
                 shutil.rmtree(parts, ignore_errors=True)
                 write_run_report(run.folder)
         if number == 0:
             result = read_json(run.folder / "result.json")
             show(result, str(cfg.checkpoint), cells_of(plain(cfg.get("paper") or []), cfg.name))
             print(f"predictions, figures and report.md in {run.folder}")
+
+
+def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> None:
+    """A bi-encoder answers nothing: what it finds is judged (section 2.2). DPR's top-K accuracy is answer_recall@K."""
+    settings = {key: plain(cfg[key]) for key in ("task", "index", "split", "limit", "recall_at", "bm25")}
+    settings["model"] = plain(cfg.module.model)
+    run = Run.open(
+        cfg.results or place(cfg, settings),
+        settings,
+        OmegaConf.to_yaml(cfg, resolve=True),
+        inputs(cfg, settings, False, None),
+        cfg.overwrite,
+        setting="results",
+    )
+    if run.finished:
+        print(f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)")
+    else:
+        task = instantiate(cfg.task)
+        everything = task.examples(cfg.split)
+        examples = sample(everything, cfg.limit)
+        retriever = instantiate(cfg.module.model.retriever).to(local_device()).eval()
+        ks = sorted({k for k in cfg.recall_at if k <= len(retriever.index)})
+        if not ks:
+            raise UserError(
+                f"recall_at={list(cfg.recall_at)} asks for no passage, or for more than the "
+                f"{len(retriever.index):,} of the index: give some, as in recall_at=[1,5,20,100]"
+            )
+        print(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
+        run.begin()
+        questions = [example.question for example in examples]
+        rows = find_passages(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
+        figures = Figures()
+        judge_passages(figures, task, examples, rows, retriever.index.passages, ks, ks[-1], cfg.bm25)
+        run.finish(described(cfg, overrides, examples, ks[-1], retriever) | figures.result())
+        write_run_report(run.folder)
+    result = read_json(run.folder / "result.json")
+    show(result, str(cfg.checkpoint), cells_of(plain(cfg.get("paper") or []), cfg.name))
+    print(f"figures and report.md in {run.folder}")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    if cfg.limit is not None and cfg.limit < 1:
+        raise UserError(f"limit={cfg.limit} leaves no question: give 1 or more")
+    if cfg.batch_size is not None and (type(cfg.batch_size) is not int or cfg.batch_size < 1):
+        raise UserError(
+            f"batch_size={cfg.batch_size}: a whole number from 1 is expected, as in batch_size=32"
+        )
 
 
 def place(cfg: DictConfig, settings: dict[str, Any]) -> Path:
@@ -186,7 +241,7 @@ def first_line(cfg: DictConfig, chosen: int, there: int, n_docs: int, processes:
 
 
 def described(
-    cfg: DictConfig, overrides: list[str], examples: list, n_docs: int, model: Any
+    cfg: DictConfig, overrides: list[str], examples: list, n_docs: int, retriever: Any
 ) -> dict[str, Any]:
     """What a result says of itself beside its figures: enough to find its place in a table of the paper."""
     changed = [
@@ -207,9 +262,9 @@ def described(
     trained = Path(cfg.checkpoint) / "result.json"
     if trained.exists():
         result["training_seconds"] = read_json(trained).get("training_seconds")
-    if model.retriever is not None:
-        manifest = model.retriever.index.manifest
-        other_way = getattr(model.retriever, "kind", None)  # than the index's FAISS file
+    if retriever is not None:
+        manifest = retriever.index.manifest
+        other_way = getattr(retriever, "kind", None)  # than the index's FAISS file
         result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
         if other_way is None:
             result["index"]["recall"] = manifest.recall

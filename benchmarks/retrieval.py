@@ -28,13 +28,12 @@ from rich.table import Table
 from benchmarks.index import index_type
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.evaluation import passage_text, retrieval_figures
+from rag.evaluation import find_passages, passage_text, retrieval_figures
 from rag.files import hash_file, write_json
 from rag.index import Index, build
 from rag.lexical import BM25
 from rag.metrics.retrieval import answer_recall_at
 from rag.passages import PassageStore, tokenizer_fingerprint
-from rag.progress import progress_bar
 from rag.retriever import DenseRetriever
 from rag.tasks.example import Example
 from rag.tasks.qa import read_examples
@@ -57,17 +56,6 @@ def dense_index(run: Path, place: Path, kind: str = "flat", queries: np.ndarray 
     info = EncoderInfo(str(run), encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     embed(PassageStore.open(place / "passages"), encoder.encode, place, info, batch_size=128)
     return build(place, index_type(kind), queries)
-
-
-@torch.inference_mode()
-def by_dense(retriever: DenseRetriever, questions: list[str], k: int) -> np.ndarray:
-    rows = []
-    with progress_bar("searching", len(questions), "questions") as advance:
-        for start in range(0, len(questions), 64):
-            part = questions[start : start + 64]
-            rows.append(retriever(retriever.prepare(part), k).rows)
-            advance(len(part))
-    return np.concatenate(rows)
 
 
 def recall(
@@ -105,7 +93,7 @@ def recall(
             index = dense_index(run, place, kind, queries)
             retriever = DenseRetriever(asker, index, trainable=False)
             exact = index.manifest.recall[str(min(50, max(ks)))]
-            add(f"dense, {index.manifest.factory}", exact, by_dense(retriever, asked, max(ks)))
+            add(f"dense, {index.manifest.factory}", exact, find_passages(retriever, asked, max(ks)))
     return rows
 
 
@@ -131,7 +119,7 @@ def swap(
         retriever = DenseRetriever(asker, next(iter(indexes.values())), trainable=False)
         for edition, index in indexes.items():
             retriever.swap(index)
-            found["dense", edition] = by_dense(retriever, questions, max(SWAP_KS))
+            found["dense", edition] = find_passages(retriever, questions, max(SWAP_KS))
     rows = []
     for (name, indexed), places in found.items():
         store = opened[indexed][0]

@@ -310,6 +310,9 @@ def quieten_models() -> None:
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
 CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "bm25", "hot_swap")
 OWN = ("checkpoint", "split", "limit", "batch_size", "results", "overwrite", "report")
+# What it may change where the checkpoint is a bi-encoder, which finds passages and answers nothing.
+BI_ENCODER = "rag.dpr.BiEncoder"
+FINDS_WITH = ("corpus", "task", "index", "recall_at", "bm25")
 # Groups of settings that an experiment gives beside the model; they belong to the composed config in any case.
 _NEUTRAL = ("paths", "hydra")
 
@@ -339,6 +342,14 @@ def from_checkpoint(
     if in_transformers_format(cfg.checkpoint):
         return _from_transformers(cfg, overrides, refuse)
     saved = saved_config(folder)
+    if OmegaConf.select(saved, "module.model._target_") == BI_ENCODER:
+        if script != "evaluate.py":
+            raise UserError(
+                f"checkpoint={folder} is a bi-encoder, which finds passages and answers nothing: {script} needs a "
+                "model that answers"
+            )
+        changeable = FINDS_WITH
+        refuse = _refusal(overrides, f"{script} of a bi-encoder", changeable, own)
     for key in (
         *own,
         *(each for each in changeable if each not in saved),
@@ -363,6 +374,16 @@ def from_checkpoint(
     if changed & {"corpus", "corpus.name"} and not changed & {"index", "index.path"}:
         saved.index.path = cfg.index.path  # the index of that corpus
     model = saved.module.model
+    if model._target_ == BI_ENCODER:
+        saved.module.model = {
+            "retriever": {
+                "_target_": "rag.retriever.DenseRetriever.from_pretrained",
+                "question_encoder": str(folder / "model" / "question_encoder"),
+                "index": saved.index.path,
+                "trainable": False,
+            }
+        }
+        return saved
     if "classes" in model:
         if model._target_ == "rag.classify.HeadClassifier":
             model._target_ = "rag.classify.HeadClassifier.from_pretrained"
@@ -510,12 +531,13 @@ def saved_config(folder: Path) -> DictConfig:
         raise UserError(
             f"{folder / 'config.yaml'} cannot be read ({one_line(str(error))}): train it again"
         ) from error
-    readers = (
-        "module.model.generator",
-        "module.model.model.generator",
-    )  # a classifier wraps the model that reads
-    if not isinstance(saved, DictConfig) or all(OmegaConf.select(saved, key) is None for key in readers):
+    # a classifier wraps the model that reads
+    readers = ("module.model.generator", "module.model.model.generator")
+    if not isinstance(saved, DictConfig) or (
+        all(OmegaConf.select(saved, key) is None for key in readers)
+        and OmegaConf.select(saved, "module.model._target_") != BI_ENCODER
+    ):
         raise UserError(
-            f"checkpoint={folder} is a run without a generator: only models that answer can be asked"
+            f"checkpoint={folder} is a run without a generator or a bi-encoder: there is nothing to evaluate or ask"
         )
     return saved

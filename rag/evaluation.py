@@ -309,15 +309,30 @@ def judge(
     if store is None:
         return figures
     rows = np.array([each.rows for each in answered])
-    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}))
-    for name, by_k in found.items():
-        for k in by_k if not recall_at else [k for k in recall_at if k in by_k]:
-            figures.add(name, by_k[k], k)
+    found = judge_passages(figures, task, examples, rows, store, recall_at, n_docs, bm25)
     if "em" in scores[n_docs] and "answer_recall" in found:
         hits = found["answer_recall"][n_docs].per_example
         alone = mean_with_interval(where_not_retrieved(scores[n_docs]["em"].per_example, hits))
         if alone.count:
             figures.add("em_not_retrieved", alone)
+    return figures
+
+
+def judge_passages(
+    figures: Figures,
+    task: Task,
+    examples: Sequence[Example],
+    rows: Int64[np.ndarray, "questions docs"],
+    store: PassageStore,
+    recall_at: Sequence[int],
+    n_docs: int,
+    bm25: bool = False,
+) -> dict[str, dict[int, Metric]]:
+    """Add what was retrieved, at each K of `recall_at`, and what BM25 retrieves; returned with `n_docs` as a K too."""
+    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}))
+    for name, by_k in found.items():
+        for k in by_k if not recall_at else [k for k in recall_at if k in by_k]:
+            figures.add(name, by_k[k], k)
     if bm25:
         beside = bm25_metrics(task, store, examples, recall_at)
         figures.values["bm25"] = {
@@ -327,7 +342,29 @@ def judge(
         for name, by_k in beside.items():
             for k, metric in by_k.items():
                 figures.intervals_at[f"bm25.{name}@{k}"] = [_number(metric.low), _number(metric.high)]
-    return figures
+    return found
+
+
+@torch.inference_mode()
+def find_passages(
+    retriever: Any,
+    questions: Sequence[str],
+    depth: int,
+    batch_size: int | None = None,
+    description: str = "searching",
+    device: torch.device | str = "cpu",
+) -> Int64[np.ndarray, "questions docs"]:
+    """The rows of the `depth` best passages of each question. device: that of the question encoder."""
+    if depth > len(retriever.index):
+        raise UserError(f"{depth} passages asked for, the index holds {len(retriever.index)}: ask for fewer")
+    retriever.eval()
+    rows, at_once = [], batch_size or 32
+    with progress_bar(description, len(questions), "questions") as advance:
+        for start in range(0, len(questions), at_once):
+            part = list(questions[start : start + at_once])
+            rows.append(retriever(retriever.prepare(part).to(device), depth).rows[:, :depth])
+            advance(len(part))
+    return np.concatenate(rows)
 
 
 # -- predictions ---------------------------------------------------------------------------------

@@ -22,11 +22,14 @@ from pytorch_lightning.loggers.logger import Logger
 from safetensors.torch import load_file
 
 from rag.cli import run_script
+from rag.datamodule import sample
+from rag.encoders import QuestionEncoder
 from rag.files import write_json
 from rag.index import Index
 from rag.miniwiki.world import write_world
 from rag.runs import PROJECT
 from rag.summary import expected_duration
+from rag.tasks.qa import read_examples
 
 pytestmark = [
     pytest.mark.xdist_group("scripts"),  # on one worker, so that the models are trained once
@@ -677,6 +680,41 @@ def test_a_config_that_is_not_yaml(tmp_path, capsys):
         file.unlink()
 
 
+def test_a_bi_encoder_is_evaluated_by_what_it_finds(demo, tmp_path, capsys):
+    """Its recall is that of the RAG model that starts from it and was not trained, over the same index."""
+    command = [f"checkpoint={demo.run('dpr')}", "split=dev", "limit=12", "recall_at=[1,4]", "bm25=true"]
+    assert demo("evaluate", *command, f"results={tmp_path / 'found'}") == 0
+    shown = capsys.readouterr().out
+    assert "recall@1" in shown and "BM25" in shown and "K = 4" in shown
+    result = json.loads((tmp_path / "found" / "result.json").read_text())
+    assert set(result["recall"]) == set(result["answer_recall"]) == {"1", "4"} and "em" not in result
+    assert result["recall"]["1"] <= result["recall"]["4"] and 0 <= result["bm25"]["recall"]["4"] <= 1
+    assert "| 4 |" in (tmp_path / "found" / "report.md").read_text()
+    index = Index.open(demo.run("index_a"))
+    asker = QuestionEncoder.from_pretrained(demo.run("dpr") / "model" / "question_encoder").eval()
+    examples = sample(read_examples(demo.root / "data" / "miniwiki" / "dev.jsonl"), 12)
+    with torch.no_grad():
+        queries = asker(**asker.tokenize([example.question for example in examples]))
+    _, rows = index.search(queries.numpy(), 4)
+    gold = [
+        [index.passages[row].id in example.positive_ids for row in own]
+        for example, own in zip(examples, rows.tolist(), strict=True)
+    ]
+    assert result["recall"]["4"] == pytest.approx(sum(map(any, gold)) / 12)
+    assert result["recall"]["1"] == pytest.approx(sum(own[0] for own in gold) / 12)
+    assert demo("evaluate", *command, f"results={tmp_path / 'found'}") == 0
+    assert "is there already" in capsys.readouterr().out
+    for wrong, sentence in {
+        "n_docs=3": "n_docs=3 contradicts the checkpoint",
+        "decoding=beam4": "evaluate.py of a bi-encoder takes corpus, task, index, recall_at, bm25",
+        "recall_at=[]": "asks for no passage",
+        f"index.path={tmp_path}": "manifest.json is missing",
+    }.items():
+        assert demo("evaluate", command[0], wrong, f"results={tmp_path / 'wrong'}") == 2
+        assert sentence in refusal(capsys)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys):
     checkpoint = f"checkpoint={demo.run('rag_sequence')}"
     before = contents(demo.root)
@@ -694,7 +732,6 @@ def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys
         assert sentence in refusal(capsys)
     for wrong, sentence in {
         f"checkpoint={tmp_path}": "is no run folder of train.py",
-        f"checkpoint={demo.run('dpr')}": "is a run without a generator",
         "split=dev": "say which model: checkpoint=RUN",
     }.items():
         assert demo("evaluate", wrong) == 2

@@ -11,10 +11,10 @@ import pandas as pd
 from hydra.utils import instantiate
 
 from rag.analysis import plots
-from rag.analysis.opened import Evaluation, open_examples, retrieve
+from rag.analysis.opened import Evaluation, open_examples
 from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
-from rag.evaluation import passage_text, texts_of
+from rag.evaluation import find_passages, passage_text, texts_of
 from rag.metrics.qa import exact_match
 from rag.metrics.retrieval import answer_recall_at
 
@@ -31,12 +31,13 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
     if "retriever" not in config.module.model:
         raise UserError(f"{run} is closed book and reads no passages: give a run with retrieval")
     questions = open_examples(config)
-    if [example.question for example in questions] != [p["question"] for p in evaluation.predictions]:
+    asked = [example.question for example in questions]
+    if asked != [p["question"] for p in evaluation.predictions]:
         raise UserError(
             f"the questions of {config.split} have changed since {evaluation.folder}: evaluate again"
         )
     retriever = instantiate(config.module.model.retriever)
-    rows = retrieve(retriever, questions, int(config.n_docs), config.batch_size)
+    rows = find_passages(retriever, asked, int(config.n_docs), config.batch_size, "retrieving")
     store = retriever.index.passages
     answers = [example.answers for example in questions]
     read = answer_recall_at(texts_of(store, rows), answers, [rows.shape[1]])[rows.shape[1]] == 1

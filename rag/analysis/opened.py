@@ -1,15 +1,11 @@
 """Opening what the scripts left: a run folder of train.py, or one of evaluate.py, by its own settings."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from hydra.utils import instantiate
-from jaxtyping import Int64
 from omegaconf import DictConfig, OmegaConf
 
 from rag.cli import compose_config, from_checkpoint
@@ -18,7 +14,6 @@ from rag.decoding import Decoding
 from rag.errors import UserError
 from rag.files import read_json
 from rag.model import RagModel
-from rag.progress import progress_bar
 from rag.tasks.example import Example
 
 
@@ -89,25 +84,3 @@ def open_model(config: DictConfig) -> tuple[RagModel, Decoding]:
 def open_examples(config: DictConfig) -> list[Example]:
     """The questions that are evaluated: `limit` of `split`."""
     return sample(instantiate(config.task).examples(config.split), config.limit)
-
-
-@torch.inference_mode()
-def retrieve(
-    retriever: Any,
-    examples: Sequence[Example],
-    depth: int,
-    batch_size: int | None,
-    description: str = "retrieving",
-) -> Int64[np.ndarray, "questions depth"]:
-    """Rows of the `depth` best passages for each question."""
-    if depth > len(retriever.index):
-        raise UserError(f"{depth} passages asked for, the index holds {len(retriever.index)}: ask for fewer")
-    retriever.eval()
-    found = []
-    with progress_bar(description, len(examples), "questions") as advance:
-        for start in range(0, len(examples), batch_size := batch_size or 32):
-            chunk = examples[start : start + batch_size]
-            questions = retriever.prepare([example.question for example in chunk])
-            found.append(retriever(questions, depth).rows)
-            advance(len(chunk))
-    return np.concatenate(found)

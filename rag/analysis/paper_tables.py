@@ -103,6 +103,12 @@ LAYOUTS = {
         ("asked 2016", "asked 2018"),
         ("2016 indexed", "2018 indexed"),
     ),
+    "dpr": Layout(
+        "Retrieval (section 2.2; Karpukhin et al. 2020): an answer in one of the first K passages",
+        ("NQ top-1", "NQ top-5", "NQ top-20", "NQ top-100"),
+        ("DPR",),
+        {"BM25": {"NQ top-20": 62.94, "NQ top-100": 78.25}},
+    ),
     "text": Layout(
         "Figures in the text (sections 4.1 and 4.4)",
         ("NQ EM, answer not retrieved", "FEVER title hit at 1", "FEVER title hit at 10"),

@@ -12,10 +12,10 @@ import pandas as pd
 from jaxtyping import Int64
 
 from rag.analysis import plots
-from rag.analysis.opened import open_examples, retrieve, settings
+from rag.analysis.opened import open_examples, settings
 from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
-from rag.evaluation import texts_of
+from rag.evaluation import find_passages, texts_of
 from rag.metrics.retrieval import answer_recall_at, recall_at
 from rag.passages import PassageStore
 from rag.retriever import DenseRetriever
@@ -42,8 +42,9 @@ def retrieval_change(run: Path, before: str = "", depth: int = 20, examples: int
     questions = open_examples(config)
     depth = min(depth, len(trained.index))
     store = trained.index.passages
+    asked = [example.question for example in questions]
     rows = [
-        retrieve(each, questions, depth, config.batch_size, f"retrieving, {when}")
+        find_passages(each, asked, depth, config.batch_size, f"retrieving, {when}")
         for each, when in ((started, "before training"), (trained, "after training"))
     ]
     by_id = any(example.positive_ids for example in questions)

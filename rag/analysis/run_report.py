@@ -28,7 +28,7 @@ def write_run_report(folder: str | Path) -> Path:
     folder = Path(folder)
     if (folder / "manifest.json").exists():
         lines, figure = _index(folder)
-    elif (folder / "predictions.jsonl").exists():
+    elif "questions" in read_json(folder / "result.json"):
         lines, figure = _evaluation(folder)
     else:
         lines, figure = _training(folder)
@@ -135,7 +135,8 @@ def _evaluation(folder: Path) -> tuple[list[str], Any]:
     figure = _scores(result, config)
     if figure is not None:
         lines += ["", "![scores, recall, exact match against K, hot-swap](report.png)"]
-    lines += answers(folder / "predictions.jsonl", result["questions"], config["name"])
+    if (folder / "predictions.jsonl").exists():  # a bi-encoder answers nothing
+        lines += answers(folder / "predictions.jsonl", result["questions"], config["name"])
     return [*lines, *_made_by(run)], figure
 
 
@@ -146,14 +147,14 @@ def _figures(result: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
     nodes = sorted(config.get("paper") or [], key=lambda node: node["split"] == config["split"])
     paper = {node["metric"]: node for node in nodes}  # this split's before another's
     header = ["figure", "value", "95 % interval", *(["paper", "difference"] if paper else [])]
-    rows = []
+    rows, intervals = [], result["intervals"] | result.get("intervals_at", {})
     for name in dict.fromkeys([*result["intervals"], *paper]):
         metric, _, key = name.partition("@")
         value = result.get(metric)
         value = value.get(key) if isinstance(value, dict) else value
         if value is None:
             continue
-        low, high = result["intervals"].get(name, (None, None))
+        low, high = intervals.get(name, (None, None))
         row = [name, cell(float(value)), "–" if low is None else f"{low:.3f} – {high:.3f}"]
         if node := paper.get(name):
             of = "" if node["split"] == config["split"] else f" ({node['split']})"
@@ -161,7 +162,7 @@ def _figures(result: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
         elif paper:
             row += ["", ""]
         rows.append(row)
-    return table(header, rows)
+    return table(header, rows) if rows else []
 
 
 def sweeps_of(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
