@@ -367,15 +367,16 @@ class Generator(nn.Module):
             parts = [self.normalised(some)[1] for some in hidden.split(self.rows_at_once)]
             return torch.cat(parts) if parts else hidden.new_zeros(0)
         scaled = self._scaled(hidden.detach())
-        weight, own_bias = self._output_weights()
-        biases = [each.flatten() for each in (own_bias, self._final_bias) if each is not None]
+        weight, bias = self._output_weights()
+        biases = [each.flatten() for each in (bias, self._final_bias) if each is not None]
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         top = hidden.new_full((len(hidden), 1), torch.finfo(dtype).min, dtype=dtype)
         total = torch.zeros_like(top)
         for words in _slices(len(weight), max(WORDS_AT_ONCE, SCORED_AT_ONCE // max(1, len(scaled)))):
             logits = marginalize.at_least_float32(nn.functional.linear(scaled, weight[words]))
             for each in biases:
-                logits += each[words]
+                if (own_bias := each[words]).any():  # BART's is of zeros but for a few words, if any
+                    logits += own_bias
             if into is not None:
                 into[:, words] = logits
             highest = torch.maximum(top, logits.amax(dim=-1, keepdim=True))
