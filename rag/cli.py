@@ -84,7 +84,7 @@ def run_script(
     name: str, usage: str, body: Callable[[DictConfig], None], arguments: list[str] | None = None
 ) -> None:
     """Compose configs/<name>.yaml with the command line's overrides and call `body` with it."""
-    quieten()
+    quieten_logs()
     with mistakes_in_one_sentence():
         cfg = read_command(name, usage, sys.argv[1:] if arguments is None else arguments)
         if cfg is not None:
@@ -94,7 +94,7 @@ def run_script(
 
 def check_command(name: str, usage: str) -> None:
     """Answer --help and tell a mistake in the command line: before a script's imports, which take seconds."""
-    quieten()
+    quieten_logs()
     with mistakes_in_one_sentence():
         if read_command(name, usage, sys.argv[1:]) is None:
             sys.exit()
@@ -282,6 +282,12 @@ def explain_value(error: OmegaConfBaseException) -> str:
 
 def quieten() -> None:
     """Silence what libraries print about themselves, so that what is shown is about the user's run."""
+    quieten_logs()
+    quieten_models()
+
+
+def quieten_logs() -> None:
+    """`quieten` but for transformers, which takes half a second to import."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
@@ -297,14 +303,14 @@ def quieten() -> None:
         "in eval mode at the start of training",  # a frozen question encoder is meant to be
     ):
         warnings.filterwarnings("ignore", message=f".*{re.escape(message)}.*")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def quieten_models() -> None:
-    """The same for what transformers shows while it reads weights; takes the half second that it is imported in."""
-    from transformers.utils.logging import disable_progress_bar
+    """`quieten` for transformers alone."""
+    from transformers.utils import logging as of_transformers
 
-    disable_progress_bar()
+    of_transformers.disable_progress_bar()
+    of_transformers.set_verbosity_error()
 
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag.cli import mistakes_in_one_sentence, nearest, quieten, quieten_models
+from rag.cli import mistakes_in_one_sentence, nearest, quieten_logs, quieten_models
 from rag.errors import UserError
 
 USAGE = """
@@ -112,6 +112,6 @@ def parse(arguments: Sequence[str], parameters: Any) -> tuple[list[Path], str, d
 
 
 if __name__ == "__main__":
-    quieten()
+    quieten_logs()
     with mistakes_in_one_sentence():
         main(sys.argv[1:])
