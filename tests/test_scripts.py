@@ -354,6 +354,7 @@ def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_resuming_amid_accumulated_batches_with_loader_workers(demo, tmp_path):
     """Stopped after the third of six steps of two accumulated batches each, made by two loader workers."""
     command = ["experiment=miniwiki/rag_sequence", *RAG, "trainer.accumulate_grad_batches=2"]
