@@ -34,6 +34,7 @@ from rich.table import Table
 
 from rag.analysis.run_report import write_run_report
 from rag.cli import plain, run_script
+from rag.datamodule import sample
 from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
@@ -142,11 +143,14 @@ def open_encoder(name: str, optional: bool = False) -> tuple[PassageEncoder | No
 
 
 def held_out_questions(cfg: DictConfig) -> Any:
-    """The vectors of some questions to measure recall with; None where none were given."""
+    """The vectors of 200 questions at random to measure recall with; None where none were given.
+
+    At random, because files are often in the order of articles, and neighbouring questions are about one thing.
+    """
     if cfg.recall_questions is None:
         return None
     asker = QuestionEncoder.from_pretrained(cfg.question_encoder).eval()
-    questions = [example.question for example in read_examples(cfg.recall_questions, limit=200)]
+    questions = [example.question for example in sample(read_examples(cfg.recall_questions), 200)]
     with torch.inference_mode():
         return asker(**asker.tokenize(questions)).float().numpy()
 

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.index import index_type
+from rag.datamodule import sample
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.evaluation import find_passages, passage_text, retrieval_figures
@@ -69,8 +70,8 @@ def recall(
 ) -> list[dict[str, Any]]:
     """A row for each retriever and each kind of recall, with its value at each K.
 
-    `exact` is what an index's manifest says of it: the share of exact search's 50 best that it finds for the first
-    200 of the questions.
+    `exact` is what an index's manifest says of it: the share of exact search's 50 best that it finds for 200 of the
+    questions, drawn at random.
     """
     examples = read_examples(questions, answers, limit)
     asked = [example.question for example in examples]
@@ -88,7 +89,8 @@ def recall(
     if run is not None:
         asker = QuestionEncoder.from_pretrained(run / "model" / "question_encoder").eval()
         with torch.inference_mode():
-            queries = asker(**asker.tokenize(asked[:200])).float().numpy()
+            some = [example.question for example in sample(examples, 200)]
+            queries = asker(**asker.tokenize(some)).float().numpy()
         for kind in types:
             index = dense_index(run, place, kind, queries)
             retriever = DenseRetriever(asker, index, trainable=False)
