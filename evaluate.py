@@ -91,20 +91,8 @@ def evaluate(cfg: DictConfig) -> None:
     n_docs = 1 if closed_book else cfg.n_docs
     swap = None if closed_book else cfg.hot_swap
     with processes() as (number, count):
-        run = Run.open(
-            cfg.results or place(cfg, settings),
-            settings,
-            OmegaConf.to_yaml(cfg, resolve=True),
-            inputs(cfg, settings, closed_book, swap),
-            cfg.overwrite,
-            setting="results",
-        )
-        if run.finished:
-            if number == 0:
-                print(
-                    f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)"
-                )
-        else:
+        run = open_run(cfg, settings, closed_book, swap, say=number == 0)
+        if not run.finished:
             task = instantiate(cfg.task)
             everything = task.examples(cfg.split)
             examples = sample(everything, cfg.limit)
@@ -144,50 +132,73 @@ def evaluate(cfg: DictConfig) -> None:
                 shutil.rmtree(parts, ignore_errors=True)
                 write_run_report(run.folder)
         if number == 0:
-            result = read_json(run.folder / "result.json")
-            show(result, str(cfg.checkpoint), cells_of(plain(cfg.get("paper") or []), cfg.name))
+            show_result(cfg, run)
             print(f"predictions, figures and report.md in {run.folder}")
 
 
 def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> None:
-    """A bi-encoder answers nothing: what it finds is judged (section 2.2). DPR's top-K accuracy is answer_recall@K."""
+    """A bi-encoder answers nothing: what it finds is judged (section 2.2). DPR's top-K accuracy is answer_recall@K.
+
+    By the first process alone, where several were started: it takes seconds.
+    """
     settings = {key: plain(cfg[key]) for key in ("task", "index", "split", "limit", "recall_at", "bm25")}
     settings["model"] = plain(cfg.module.model)
+    with processes() as (number, _):
+        if number > 0:
+            return
+        run = open_run(cfg, settings)
+        if not run.finished:
+            task = instantiate(cfg.task)
+            everything = task.examples(cfg.split)
+            examples = sample(everything, cfg.limit)
+            retriever = instantiate(cfg.module.model.retriever).to(local_device())
+            ks = sorted({k for k in cfg.recall_at if k <= len(retriever.index)})
+            if not ks:
+                raise UserError(
+                    f"recall_at={list(cfg.recall_at)} asks for no passage, or for more than the "
+                    f"{len(retriever.index):,} of the index: give some, as in recall_at=[1,5,20,100]"
+                )
+            print(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
+            run.begin()
+            questions = [example.question for example in examples]
+            rows = find_passages(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
+            figures = Figures()
+            judge_passages(figures, task, examples, rows, retriever.index.passages, ks, ks[-1], cfg.bm25)
+            run.finish(described(cfg, overrides, examples, ks[-1], retriever) | figures.result())
+            write_run_report(run.folder)
+        show_result(cfg, run)
+        print(f"figures and report.md in {run.folder}")
+
+
+def open_run(
+    cfg: DictConfig,
+    settings: dict[str, Any],
+    closed_book: bool = False,
+    swap: DictConfig | None = None,
+    say: bool = True,
+) -> Run:
+    """The folder of the results; says so where they are there already."""
     run = Run.open(
         cfg.results or place(cfg, settings),
         settings,
         OmegaConf.to_yaml(cfg, resolve=True),
-        inputs(cfg, settings, False, None),
+        inputs(cfg, settings, closed_book, swap),
         cfg.overwrite,
         setting="results",
     )
-    if run.finished:
+    if run.finished and say:
         print(f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)")
-    else:
-        task = instantiate(cfg.task)
-        everything = task.examples(cfg.split)
-        examples = sample(everything, cfg.limit)
-        retriever = instantiate(cfg.module.model.retriever).to(local_device()).eval()
-        ks = sorted({k for k in cfg.recall_at if k <= len(retriever.index)})
-        if not ks:
-            raise UserError(
-                f"recall_at={list(cfg.recall_at)} asks for no passage, or for more than the "
-                f"{len(retriever.index):,} of the index: give some, as in recall_at=[1,5,20,100]"
-            )
-        print(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
-        run.begin()
-        questions = [example.question for example in examples]
-        rows = find_passages(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
-        figures = Figures()
-        judge_passages(figures, task, examples, rows, retriever.index.passages, ks, ks[-1], cfg.bm25)
-        run.finish(described(cfg, overrides, examples, ks[-1], retriever) | figures.result())
-        write_run_report(run.folder)
-    result = read_json(run.folder / "result.json")
-    show(result, str(cfg.checkpoint), cells_of(plain(cfg.get("paper") or []), cfg.name))
-    print(f"figures and report.md in {run.folder}")
+    return run
+
+
+def show_result(cfg: DictConfig, run: Run) -> None:
+    """The table of a finished evaluation, beside the paper's figures."""
+    cells = cells_of(plain(cfg.get("paper") or []), cfg.name)
+    show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cells)
 
 
 def check_numbers(cfg: DictConfig) -> None:
+    """UserError for a limit or batch size that is none."""
     if cfg.limit is not None and cfg.limit < 1:
         raise UserError(f"limit={cfg.limit} leaves no question: give 1 or more")
     if cfg.batch_size is not None and (type(cfg.batch_size) is not int or cfg.batch_size < 1):

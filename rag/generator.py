@@ -406,8 +406,8 @@ class Generator(nn.Module):
         return self._logits_of_scaled(self._scaled(hidden))
 
     def _logits_of_scaled(self, hidden: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(hidden)
-        return logits if self._final_bias is None else logits.add_(self._final_bias)
+        logits, bias = self.model.get_output_embeddings()(hidden), self._final_bias
+        return logits if bias is None else logits.add_(bias)
 
     @property
     def _final_bias(self) -> Tensor | None:

@@ -1,6 +1,5 @@
 """evaluate.py on tiny models: samples, parts and processes, checkpoints of both kinds, reports, and what it refuses."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -8,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from conftest import QUESTIONS
 from tiny_runs import write_run
 
 from rag.analysis import paper_tables
 from rag.analysis.paper_tables import LAYOUTS, Cell, all_cells, lines_of, write_table
-from rag.cli import run_script
 from rag.decoding import Decoding
 from rag.evaluation import answer_in_parts, passage_metrics, read_parts
 from rag.files import read_json, write_json
@@ -22,19 +21,6 @@ from rag.runs import PROJECT
 from rag.tasks.example import Example
 from rag.tasks.fever import Claim, Fever
 from rag.tasks.qa import QuestionAnswering
-
-
-def run(script: str, *arguments: str) -> int:
-    module = importlib.import_module(script)
-    before = sys.argv
-    sys.argv = [f"{script}.py", *arguments]
-    try:
-        run_script(script, module.USAGE, getattr(module, script))
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    finally:
-        sys.argv = before
-    return 0
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ experiment trains, that its evaluation has every figure its cells of the paper a
 
 import csv
 import gzip
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from commands import run
 from conftest import (
     ANSWERS,
     PASSAGES,
@@ -27,7 +26,7 @@ from conftest import (
 )
 
 from rag.analysis.paper_tables import LAYOUTS, Found, cells_of
-from rag.cli import CONFIGS, choices, run_script
+from rag.cli import CONFIGS, choices
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.files import read_json
 from rag.generator import Generator
@@ -128,16 +127,7 @@ class Stand:
             assert self("build_index", *build, *names) == 0
 
     def __call__(self, script: str, *arguments: str) -> int:
-        module = importlib.import_module(script)
-        before = sys.argv
-        sys.argv = [f"{script}.py", *arguments, *self.places]
-        try:
-            run_script(script, module.USAGE, getattr(module, script))
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        finally:
-            sys.argv = before
-        return 0
+        return run(script, *arguments, *self.places)
 
     def trained(self, name: str) -> Path:
         run = self.root / "outputs" / name

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run
 from pytorch_lightning.loggers.logger import Logger
 from safetensors.torch import load_file
 
@@ -84,17 +85,7 @@ class Scripts:
         ]
 
     def __call__(self, script: str, *arguments: str, places: bool = True) -> int:
-        module = importlib.import_module(script)
-        command = [*arguments, *(self.places if places else [])]
-        before = sys.argv
-        sys.argv = [f"{script}.py", *command]
-        try:
-            run_script(script, module.USAGE, getattr(module, script))
-        except SystemExit as stopped:
-            return int(stopped.code or 0)
-        finally:
-            sys.argv = before
-        return 0
+        return run(script, *arguments, *(self.places if places else []))
 
     def run(self, name: str) -> Path:
         return self.root / "out" / "demo" / name
