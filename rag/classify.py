@@ -203,6 +203,6 @@ class TokenClassifier(Classifier):
             encoder_attention_mask=contexts.mask.long(),
             use_cache=False,
         ).last_hidden_state
-        logits = marginalize.at_least_float32(generator.logits(hidden[:, -1]))
+        logits = marginalize.at_least_float32(generator.output_layer.logits(hidden[:, -1]))
         logprobs = logits.log_softmax(dim=-1)[:, self.tokens]  # type: ignore[index]
         return logprobs.unflatten(0, (-1, contexts.n_docs))

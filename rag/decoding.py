@@ -211,7 +211,7 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(copy.deepcopy(generator.model.config))
         self.config.is_encoder_decoder = True
         self.generation_config = GenerationConfig()
-        self.generator = generator
+        self.generator, self.output = generator, generator.output_layer
         self.states, self.mask, self.doc_logprobs = states, mask, doc_logprobs
         self.for_each_row: tuple[Tensor, Tensor] | None = None
         self.steps: list[_Step] = []
@@ -277,12 +277,12 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         """log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), and the logarithm of what normalises p_θ; a few questions at a time."""
         side_by_side = hidden.transpose(1, 2)  # what is summed over: (batch, copies, docs, width)
         batch, copies, docs, _ = side_by_side.shape
-        at_once = batch if docs == 1 else self.generator.rows_at_once // (copies * docs)
+        at_once = batch if docs == 1 else self.output.rows_at_once // (copies * docs)
         marginals, normalisers = [], []
         for some in _chunks(batch, at_once):
             own = side_by_side[some]
             # `generate` copies what it is given, so that the scores of the step before are free again.
-            logits, normaliser = self.generator.normalised(own.flatten(0, -2), self.scores)
+            logits, normaliser = self.output.normalised(own.flatten(0, -2), self.scores)
             if self.scores is None or len(self.scores) < len(logits):
                 self.scores = logits
             logits, normaliser = logits.view(*own.shape[:-1], -1), normaliser.view(own.shape[:-1])
@@ -359,7 +359,7 @@ def _search(
         question = row // (len(found) // batch if beams is None else decoding.num_beams)
         own = (question, slice(None), row % copies)
         normalisers.append(step.normalisers[own])
-        logits = generator.token_logits(step.hidden[own], tokens[:, i : i + 1].expand(-1, docs))
+        logits = marginal.output.token_logits(step.hidden[own], tokens[:, i : i + 1].expand(-1, docs))
         token_logprobs.append(logits - normalisers[-1])
     cache = output.past_key_values
     shared = marginal.for_each_row is None
@@ -618,7 +618,7 @@ def _score_by_prefix(
     logprobs = _nothing_scored(contexts, tokens)
     widest = max(int(torch.bincount(level.question).max()) for level in levels)
     at_once = STATES_AT_ONCE // (widest * tokens.shape[1] * keys.numbers_per_token)
-    decoder = generator.model.get_decoder()
+    decoder, output = generator.model.get_decoder(), generator.output_layer
     for some in _chunks(len(searched), at_once):
         chunk = searched[some]
         asked, doc = chunk // docs, chunk % docs
@@ -655,13 +655,13 @@ def _score_by_prefix(
             place = place_of[level.of_sequence[found_as[here]]]
             normalisers[found.batch_row[here] - some.start, place] = found.normalisers[here, 0, i]
             unknown = exists & normalisers.isnan()
-            normalisers[unknown] = generator.log_normalisers(hidden[unknown])
+            normalisers[unknown] = output.log_normalisers(hidden[unknown])
 
             sequences = race.own.numbers[asked]
             row, at = ((sequences >= 0) & runs_on[sequences]).nonzero(as_tuple=True)
             sequence = sequences[row, at]
             place = place_of[level.of_sequence[sequence]]
-            logits = generator.token_logits(hidden[row, place], tokens[sequence, i])
+            logits = output.token_logits(hidden[row, place], tokens[sequence, i])
             of_token = logits - normalisers[row, place]
             logprobs[sequence, doc[row], i] = of_token
             race.add(sequence, doc[row], of_token)

@@ -20,20 +20,15 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import rag.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
-from rag import marginalize
 from rag.encoders import check_vocabulary, load_pretrained
 from rag.errors import UserError
 from rag.files import read_json, write_json
+from rag.output_layer import OutputLayer, check_output_layer, output_layer
 
 log = logging.getLogger(__name__)
 
 SETTINGS = "rag_generator.json"
 
-# How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
-LOGITS_AT_ONCE = 1 << 24
-# How many logits are computed together on a CPU where their sum is wanted (512 KiB in float32), and the fewest words to
-# do so for.
-SCORED_AT_ONCE, WORDS_AT_ONCE = 1 << 17, 1_024
 # How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
 # in its caches, on an accelerator enough to keep it busy.
 ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
@@ -131,7 +126,9 @@ class Generator(nn.Module):
         """
         model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model")
         saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
-        return cls(model, tokenizer, **(saved | settings))
+        generator = cls(model, tokenizer, **(saved | settings))
+        check_output_layer(model, generator.start_token)
+        return generator
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, tokenizer and settings; transformers reads the first two."""
@@ -310,14 +307,8 @@ class Generator(nn.Module):
                 else:
                     pieces.append(self._decode(*piece))
             hidden = torch.cat(pieces)
-        targets, means = _TargetScores.apply(
-            self._scaled(hidden).flatten(0, 1),
-            *self._output_weights(),
-            labels.flatten(),
-            self,
-            want_mean,
-        )
-        return targets.view(labels.shape), means.view(labels.shape) if want_mean else None
+        targets, means = self.output_layer.target_logprobs(hidden.flatten(0, 1), labels.flatten(), want_mean)
+        return targets.view(labels.shape), None if means is None else means.view(labels.shape)
 
     def _decode(
         self, inputs: Tensor, states: Float[Tensor, "rows length width"], mask: Bool[Tensor, "rows length"]
@@ -330,167 +321,10 @@ class Generator(nn.Module):
             use_cache=False,
         ).last_hidden_state
 
-    def _output_weights(self) -> tuple[Tensor, Tensor | None]:
-        output = self.model.get_output_embeddings()
-        return output.weight, output.bias
-
     @property
-    def rows_at_once(self) -> int:
-        """How many rows of logits are held at once."""
-        return max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
-
-    def normalised(
-        self, hidden: Float[Tensor, "rows width"], into: Float[Tensor, "more vocab"] | None = None
-    ) -> tuple[Float[Tensor, "rows vocab"], Float[Tensor, " rows"]]:
-        """The scores over the vocabulary of the decoder's states, and `log_normalisers`, without gradient.
-
-        into: scores that nobody reads any more; on a CPU, memory that is new costs as much as half the scores.
-        """
-        if hidden.device.type != "cpu":
-            logits = marginalize.at_least_float32(self.logits(hidden))
-            return logits, logits.logsumexp(dim=-1)
-        if into is None or len(into) < len(hidden):
-            shape = len(hidden), len(self._output_weights()[0])
-            into = hidden.new_empty(shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        logits = into[: len(hidden)]
-        return logits, self.log_normalisers(hidden, logits)
-
-    def log_normalisers(
-        self, hidden: Float[Tensor, "rows width"], into: Float[Tensor, "rows vocab"] | None = None
-    ) -> Float[Tensor, " rows"]:
-        """log Σ_v exp(logit of v) for the decoder's states, without gradient.
-
-        On a CPU for some words after the others, whose logits stay in its caches: nothing of the size of the vocabulary
-        is written to memory, unless `into` is to hold the logits.
-        """
-        if hidden.device.type != "cpu":
-            parts = [self.normalised(some)[1] for some in hidden.split(self.rows_at_once)]
-            return torch.cat(parts) if parts else hidden.new_zeros(0)
-        scaled = self._scaled(hidden.detach())
-        weight, bias = self._output_weights()
-        biases = [each.flatten() for each in (bias, self._final_bias) if each is not None]
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        top = hidden.new_full((len(hidden), 1), torch.finfo(dtype).min, dtype=dtype)
-        total = torch.zeros_like(top)
-        for words in _slices(len(weight), max(WORDS_AT_ONCE, SCORED_AT_ONCE // max(1, len(scaled)))):
-            logits = marginalize.at_least_float32(nn.functional.linear(scaled, weight[words]))
-            for each in biases:
-                if (own_bias := each[words]).any():  # BART's is of zeros but for a few words, if any
-                    logits += own_bias
-            if into is not None:
-                into[:, words] = logits
-            highest = torch.maximum(top, logits.amax(dim=-1, keepdim=True))
-            own = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-            total.mul_((top - highest).exp_()).add_(own)
-            top = highest
-        return total.log_().add_(top).squeeze(-1)
-
-    def token_logits(
-        self, hidden: Float[Tensor, "*rows width"], tokens: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows"]:
-        """The score of one token in each of the decoder's states."""
-        output = self.model.get_output_embeddings()
-        logits = (self._scaled(hidden) * output.weight[tokens]).sum(dim=-1)
-        for bias in (output.bias, self._final_bias):
-            if bias is not None:
-                logits = logits + bias.flatten()[tokens]
-        return marginalize.at_least_float32(logits)
-
-    def _scaled(self, hidden: Tensor) -> Tensor:
-        config = self.model.config
-        # T5 with tied embeddings
-        return hidden * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else hidden
-
-    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
-        """The scores over the vocabulary of the decoder's states."""
-        return self._logits_of_scaled(self._scaled(hidden))
-
-    def _logits_of_scaled(self, hidden: Tensor) -> Tensor:
-        logits, bias = self.model.get_output_embeddings()(hidden), self._final_bias
-        return logits if bias is None else logits.add_(bias)
-
-    @property
-    def _final_bias(self) -> Tensor | None:
-        """What BART adds to its logits: zeros in every published model, which on a CPU are not worth adding."""
-        bias = getattr(self.model, "final_logits_bias", None)
-        return None if bias is None or (bias.device.type == "cpu" and not bias.any()) else bias
-
-
-class _TargetScores(torch.autograd.Function):
-    """log p_θ of one token in each of the decoder's states, and the mean over V where wanted.
-
-    logit − log Σ_v exp(logit_v): the scores over the vocabulary are held for a chunk of rows at a time, in one buffer,
-    and computed again in the backward pass; they are kept where one chunk is all. What each row is worth is known
-    only after the marginal, so that nothing of the gradient could be computed forward.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        generator: Generator,
-        want_mean: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        device = hidden.device.type
-        ctx.generator, ctx.has_bias, ctx.want_mean = generator, bias is not None, want_mean
-        ctx.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        rows = generator.rows_at_once
-        targets, means, normalisers = [], [], []
-        probabilities = None
-        for some, own in zip(hidden.detach().split(rows), labels.split(rows), strict=True):
-            logits = marginalize.at_least_float32(generator._logits_of_scaled(some))
-            top = logits.amax(dim=-1)
-            target = logits.gather(-1, own.unsqueeze(-1)).squeeze(-1)
-            if want_mean:
-                means.append(logits.mean(dim=-1))
-            total = logits.sub_(top.unsqueeze(-1)).exp_().sum(dim=-1)
-            if len(hidden) <= rows:
-                probabilities = logits.div_(total.unsqueeze(-1))
-            normalisers.append(top + total.log_())
-            targets.append(target - normalisers[-1])
-            if want_mean:
-                means[-1] -= normalisers[-1]
-        ctx.save_for_backward(hidden, weight, labels, torch.cat(normalisers), probabilities)
-        return torch.cat(targets), torch.cat(means) if want_mean else None
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        of_target, of_mean = gradients
-        hidden, weight, labels, normalisers, probabilities = ctx.saved_tensors
-        hidden = hidden.detach()
-        generator, (enabled, dtype) = ctx.generator, ctx.autocast
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        to_hidden = torch.empty_like(hidden) if needs_hidden else None
-        to_weight = torch.zeros_like(weight) if needs_weight else None
-        to_bias = weight.new_zeros(len(weight)) if needs_bias else None
-        rows = generator.rows_at_once
-        with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
-            for some in _slices(len(hidden), rows):
-                # d log p(y) / d logit_v = [v = y] − p_v, and of the mean 1/V − p_v
-                ours = of_target[some]
-                factor = -(ours + of_mean[some] if ctx.want_mean else ours).unsqueeze(-1)
-                if probabilities is None:
-                    logits = marginalize.at_least_float32(generator._logits_of_scaled(hidden[some]))
-                    logits.sub_(normalisers[some].unsqueeze(-1)).exp_().mul_(factor)
-                else:
-                    logits = probabilities * factor
-                logits.scatter_add_(-1, labels[some].unsqueeze(-1), ours.unsqueeze(-1))
-                if ctx.want_mean:
-                    logits.add_(of_mean[some].unsqueeze(-1) / logits.shape[-1])
-                if to_bias is not None:
-                    to_bias += logits.sum(dim=0)
-                logits = logits.to(hidden.dtype)
-                if to_hidden is not None:
-                    to_hidden[some] = logits @ weight
-                if to_weight is not None:
-                    if enabled:
-                        to_weight += logits.T @ hidden[some]
-                    else:
-                        to_weight.addmm_(logits.T, hidden[some])
-        return to_hidden, to_weight, to_bias, None, None, None
+    def output_layer(self) -> OutputLayer:
+        """What makes scores over the vocabulary of the decoder's states, as the model is now."""
+        return output_layer(self.model)
 
 
 def _slices(length: int, size: int) -> list[slice]:

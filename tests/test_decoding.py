@@ -35,6 +35,7 @@ from rag.decoding import Answer, Decoding, generate, generate_for_each
 from rag.errors import UserError
 from rag.generator import Generator, Ragged
 from rag.model import ClosedBook, Contexts, RagModel, RagSequence, RagToken
+from rag.output_layer import PlainOutputLayer
 from rag.retriever import Questions, Retrieved
 
 BOS, PAD, EOS, A, B, C = range(6)
@@ -612,13 +613,13 @@ def test_fast_needs_no_further_forward_pass_and_thorough_normalises_each_prefix_
     sequences share, under each passage whose own search did not go through it."""
     model = make(RagSequence)
     rows: list[int] = []
-    normalise = model.generator.log_normalisers
+    normalise = PlainOutputLayer._in_blocks
 
-    def counted(hidden: Tensor, into: Tensor | None = None) -> Tensor:
+    def counted(self: PlainOutputLayer, hidden: Tensor, into: Tensor | None = None) -> Tensor:
         rows.append(len(hidden))
-        return normalise(hidden, into)
+        return normalise(self, hidden, into)
 
-    monkeypatch.setattr(model.generator, "log_normalisers", counted)
+    monkeypatch.setattr(PlainOutputLayer, "_in_blocks", counted)
     fast = ask(model, dataclasses.replace(FAST, num_return_sequences=100))
     contexts = len(QUESTIONS) * 3
     searched = sum(rows)
@@ -652,13 +653,13 @@ def test_dropping_hypotheses_that_cannot_win_changes_no_answer(
         model.generator.model.get_output_embeddings().weight *= sharpness
     if at_once is not None:
         monkeypatch.setattr(rag.decoding, "STATES_AT_ONCE", at_once)  # a context after the other
-    normalise = model.generator.log_normalisers
+    normalise = PlainOutputLayer._in_blocks
 
-    def counted(hidden: Tensor, into: Tensor | None = None) -> Tensor:
+    def counted(self: PlainOutputLayer, hidden: Tensor, into: Tensor | None = None) -> Tensor:
         rows[0] += len(hidden)
-        return normalise(hidden, into)
+        return normalise(self, hidden, into)
 
-    monkeypatch.setattr(model.generator, "log_normalisers", counted)
+    monkeypatch.setattr(PlainOutputLayer, "_in_blocks", counted)
     scored = {}
     for count in (1, 3, 100):
         rows[0] = 0

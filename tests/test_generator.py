@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from transformers import PegasusConfig, PegasusForConditionalGeneration
 
 import rag.generator
+import rag.output_layer
 from rag.errors import UserError
 from rag.generator import Generator, Ragged, positions, special_tokens, token_rows
 
@@ -230,7 +231,7 @@ def test_scoring_in_chunks_changes_neither_value_nor_gradient(generator, monkeyp
     wanted = {name: weight.grad.clone() for name, weight in trained.items()}
     generator.model.zero_grad()
 
-    monkeypatch.setattr(rag.generator, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(rag.output_layer, "LOGITS_AT_ONCE", at_once)
     *_, logprobs, means = scored(generator, want_mean)
     assert_close(logprobs[real], targets[real])
     loss = (logprobs * weights).sum()
@@ -248,7 +249,7 @@ def test_chunks_never_hold_more_logits_than_allowed(monkeypatch):
     generator = Generator(tiny_bart(len(tokenizer)), tokenizer)
     seen: list[int] = []
     generator.model.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[0]))
-    monkeypatch.setattr(rag.generator, "LOGITS_AT_ONCE", 2 * len(tokenizer))
+    monkeypatch.setattr(rag.output_layer, "LOGITS_AT_ONCE", 2 * len(tokenizer))
     *_, logprobs, _ = scored(generator)
     logprobs.sum().backward()
     assert set(seen) == {1, 2} or set(seen) == {2}
