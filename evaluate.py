@@ -53,6 +53,7 @@ from rag.evaluation import (
 from rag.files import read_json, write_aside
 from rag.index import Index
 from rag.processes import local_device, processes, wait_for_all
+from rag.reopen import open_model
 from rag.retriever import check_depth
 from rag.runs import Run, digest, git_commit, portable
 from rag.tasks.qa import read_examples
@@ -80,13 +81,11 @@ def evaluate(cfg: DictConfig) -> None:
     overrides = sys.argv[1:]
     cfg = from_checkpoint(cfg, overrides)
     check_numbers(cfg)
-    if set(cfg.module.model) == {"retriever"}:
+    if not cfg.module.answers:
         evaluate_retrieval(cfg, overrides)
         return
-    model_config = cfg.module.model
-    settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(model_config)}
-    reader = settings["model"].get("model", settings["model"])  # a classifier wraps the model that reads
-    closed_book = not {"retriever", "index"} & set(reader)
+    settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(cfg.module.model)}
+    closed_book = not cfg.module.reads
     ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
     n_docs = 1 if closed_book else cfg.n_docs
     swap = None if closed_book else cfg.hot_swap
@@ -98,7 +97,7 @@ def evaluate(cfg: DictConfig) -> None:
             examples = sample(everything, cfg.limit)
             if number == 0:
                 print(first_line(cfg, len(examples), len(everything), n_docs, count, run))
-            model = instantiate(model_config).to(local_device())
+            model = open_model(cfg.module).to(local_device())
             decoding = instantiate(cfg.decoding)
             store = None if model.retriever is None else model.retriever.index.passages
             if model.retriever is not None:
@@ -151,7 +150,7 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> None:
             task = instantiate(cfg.task)
             everything = task.examples(cfg.split)
             examples = sample(everything, cfg.limit)
-            retriever = instantiate(cfg.module.model.retriever).to(local_device())
+            retriever = open_model(cfg.module).to(local_device())
             ks = sorted({k for k in cfg.recall_at if k <= len(retriever.index)})
             if not ks:
                 raise UserError(
@@ -275,7 +274,7 @@ def described(
         result["training_seconds"] = read_json(trained).get("training_seconds")
     if retriever is not None:
         manifest = retriever.index.manifest
-        other_way = getattr(retriever, "kind", None)  # than the index's FAISS file
+        other_way = retriever.kind  # than the index's FAISS file
         result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
         if other_way is None:
             result["index"]["recall"] = manifest.recall

@@ -43,6 +43,7 @@ from rag.demo import ensure
 from rag.errors import UserError
 from rag.files import write_aside
 from rag.loggers import WandbPredictions, send_report
+from rag.model import RagModel
 from rag.passages import PassageStore
 from rag.retriever import check_depth
 from rag.runs import Run
@@ -89,7 +90,7 @@ def train(cfg: DictConfig) -> None:
         rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
     # What is wrong with the data is told before anything is written.
     datamodule.setup("fit")
-    retriever = getattr(module.model, "retriever", None)
+    retriever = module.model.retriever if isinstance(module.model, RagModel) else None
     if retriever is not None:
         check_depth(retriever.index, module.model.n_docs)
         if Path(cfg.corpus.path).exists():
@@ -116,7 +117,8 @@ def train(cfg: DictConfig) -> None:
         module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
     if trainer.is_global_zero:
         with write_aside(run.folder / "model") as folder:
-            module.save_pretrained(folder)
+            folder.mkdir()
+            module.save(folder, run.folder)
         figures = {name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())}
         training = round(time.perf_counter() - start, 1)
         run.finish({"steps": trainer.global_step, "training_seconds": training, "figures": figures})

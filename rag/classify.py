@@ -20,15 +20,13 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rag import marginalize
 from rag.errors import UserError
-from rag.files import write_aside
 from rag.generator import Ragged, token_rows
 from rag.model import Batch, Contexts, Likelihood, RagModel
+from rag.parts import TrainedPart, describe, load_weights_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,12 @@ class Classifier(RagModel):
     @property
     def n_docs(self) -> int:
         return self.model.n_docs
+
+    def trained_parts(self) -> list[TrainedPart]:
+        return self.model.trained_parts()
+
+    def description(self) -> dict[str, Any]:
+        return describe(type(self), model=self.model.description(), classes=self.classes)
 
     def class_logprobs(self, contexts: Contexts) -> Float[Tensor, "batch docs classes"]:
         """log p_θ(c|x,z) of each class under each passage, in nats."""
@@ -132,21 +136,13 @@ class HeadClassifier(Classifier):
 
     @classmethod
     def from_pretrained(cls, file: str | Path, model: RagModel, classes: Sequence[str]) -> Self:
-        """A head that `save_head` wrote, on a model of the same width; UserError if it is of another."""
+        """A head that a run saved as safetensors, on a model of the same width; UserError if it is of another."""
         classifier = cls(model, classes)
-        try:
-            classifier.head.load_state_dict(load_file(file))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(
-                f"{file} holds no head for {len(classes)} classes of this model ({reason})"
-            ) from error
+        load_weights_of(classifier.head, Path(file))
         return classifier
 
-    def save_head(self, file: str | Path) -> None:
-        """Write the head's weights as safetensors; the rest of the model has files of its own."""
-        with write_aside(file) as aside:
-            save_file(self.head.state_dict(), aside)
+    def trained_parts(self) -> list[TrainedPart]:
+        return [*super().trained_parts(), TrainedPart("head.safetensors", self.head)]
 
     def _with_claims(self, batch: Batch, contexts: Contexts) -> Claims:
         generator = self.generator

@@ -24,11 +24,11 @@ from yaml import MarkedYAMLError
 
 from rag.errors import UserError
 from rag.runs import PROJECT
+from rag.saved_model import saved_config, saved_model
 
 CONFIGS = PROJECT / "configs"
 SCRIPTS = ("train", "build_index", "evaluate")
 GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if folder.is_dir()}
-OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 
 @contextmanager
@@ -317,7 +317,6 @@ def quieten_models() -> None:
 CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "bm25", "hot_swap")
 OWN = ("checkpoint", "split", "limit", "batch_size", "results", "overwrite", "report")
 # What it may change where the checkpoint is a bi-encoder, which finds passages and answers nothing.
-BI_ENCODER = "rag.dpr.BiEncoder"
 FINDS_WITH = ("corpus", "task", "index", "recall_at", "bm25")
 # Groups of settings that an experiment gives beside the model; they belong to the composed config in any case.
 _NEUTRAL = ("paths", "hydra")
@@ -348,7 +347,8 @@ def from_checkpoint(
     if in_transformers_format(cfg.checkpoint):
         return _from_transformers(cfg, overrides, refuse)
     saved = saved_config(folder)
-    if OmegaConf.select(saved, "module.model._target_") == BI_ENCODER:
+    described = saved_model(folder, plain(saved))
+    if not described.answers:
         if script != "evaluate.py":
             raise UserError(
                 f"checkpoint={folder} is a bi-encoder, which finds passages and answers nothing: {script} needs a "
@@ -362,6 +362,8 @@ def from_checkpoint(
     ):  # a setting that is younger than the run
         OmegaConf.update(saved, key, cfg[key], force_add=True)
     changed = {key_of(override) for override in overrides}
+    trained_over = saved.index.path
+    search = None
     if "n_docs" not in changed and saved.get("test_n_docs") is not None:
         saved.n_docs = saved.test_n_docs
     for override in overrides:
@@ -369,50 +371,22 @@ def from_checkpoint(
         key = path.split(".")[0].split("@")[0]
         if key == "experiment":
             _apply_experiment(cfg, saved, override, changeable, "n_docs" in changed)
-        elif override in ("retriever=exact", "retriever=dense") and "question_encoder" in (
-            (saved.module.model.get("model") or saved.module.model).get("retriever") or {}
-        ):  # another way to find the same passages
-            retriever = (saved.module.model.get("model") or saved.module.model).retriever
-            retriever._target_ = cfg.retriever._target_
-            retriever.pop("dtype", None)
+        elif key == "retriever" and described.may_be_searched_by(plain(cfg.retriever)):
+            search = plain(cfg.retriever)
         elif refuse(key, override):
             OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
     if changed & {"corpus", "corpus.name"} and not changed & {"index", "index.path"}:
         saved.index.path = cfg.index.path  # the index of that corpus
-    model = saved.module.model
-    if model._target_ == BI_ENCODER:
-        saved.module.model = {
-            "retriever": {
-                "_target_": "rag.retriever.DenseRetriever.from_pretrained",
-                "question_encoder": str(folder / "model" / "question_encoder"),
-                "index": saved.index.path,
-                "trainable": False,
-            }
-        }
-        return saved
-    if "classes" in model:
-        if model._target_ == "rag.classify.HeadClassifier":
-            model._target_ = "rag.classify.HeadClassifier.from_pretrained"
-            model.pop("dropout", None)
-            model.file = str(folder / "model" / "head.safetensors")
-        model = model.model
-    model.generator = {
-        "_target_": "rag.generator.Generator.from_pretrained",
-        "path": str(folder / "model" / "generator"),
-        "max_context_length": model.generator.max_context_length,
-        "max_target_length": model.generator.max_target_length,
+    elif described.index is not None and saved.index.path == trained_over:
+        saved.index.path = described.find_index(folder)
+    if search is not None:
+        described = described.searched_by(search)
+    saved.module = {
+        "model": described.node(folder, saved.index.path, saved.n_docs),
+        "folder": str(folder / "model"),
+        "answers": described.answers,
+        "reads": described.index is not None,
     }
-    if "retriever" in model:
-        model.retriever.index = saved.index.path
-        model.n_docs = saved.n_docs
-        if "question_encoder" in model.retriever:
-            model.retriever.question_encoder = str(folder / "model" / "question_encoder")
-            model.retriever.trainable = False
-        if null := model.retriever.get("null_document"):
-            model.retriever.null_document = {
-                "_target_": f"{null._target_}.from_pretrained",
-                "file": str(folder / "model" / "null_document.safetensors"),
-            }
     return saved
 
 
@@ -508,7 +482,10 @@ def _from_transformers(
             "index": cfg.index.path,
             "n_docs": cfg.n_docs,
             "trainable": False,
-        }
+        },
+        "folder": None,
+        "answers": True,
+        "reads": True,
     }
     for key in cfg.task:
         if OmegaConf.is_missing(cfg.task, key):  # files that only training needs
@@ -521,29 +498,3 @@ def _from_transformers(
             if key in cfg
         }
     )
-
-
-def saved_config(folder: Path) -> DictConfig:
-    """The configuration of a finished run of train.py; UserError if it is none, or no model that answers questions."""
-    if not (folder / "result.json").exists():
-        unfinished = (folder / "run.json").exists()
-        state = (
-            "an unfinished run: give train.py's command again" if unfinished else "no run folder of train.py"
-        )
-        raise UserError(f"checkpoint={folder} is {state}")
-    try:
-        saved = OmegaConf.load(folder / "config.yaml")
-    except (OSError, MarkedYAMLError) as error:
-        raise UserError(
-            f"{folder / 'config.yaml'} cannot be read ({one_line(str(error))}): train it again"
-        ) from error
-    # a classifier wraps the model that reads
-    readers = ("module.model.generator", "module.model.model.generator")
-    if not isinstance(saved, DictConfig) or (
-        all(OmegaConf.select(saved, key) is None for key in readers)
-        and OmegaConf.select(saved, "module.model._target_") != BI_ENCODER
-    ):
-        raise UserError(
-            f"checkpoint={folder} is a run without a generator or a bi-encoder: there is nothing to evaluate or ask"
-        )
-    return saved

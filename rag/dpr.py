@@ -24,8 +24,11 @@ from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder,
 from rag.datamodule import torch_seed
 from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
-from rag.module import checkpoint_layers
 from rag.optimization import Optimization
+from rag.parts import TrainedPart, check_parts, describe, recompute_layers
+from rag.reopen import save_model
+from rag.retriever import DenseRetriever
+from rag.saved_model import FOLDER, INDEX
 
 _RANKED_AT_ONCE = 256
 
@@ -159,14 +162,27 @@ class BiEncoder(nn.Module):
         super().__init__()
         self.question_encoder, self.passage_encoder = encoders
         if gradient_checkpointing:
-            for encoder in encoders:
-                checkpoint_layers(encoder.bert)
+            recompute_layers(self.trained_parts())
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write question_encoder/ and passage_encoder/; the former remembers the latter's fingerprint."""
+    def trained_parts(self) -> list[TrainedPart]:
+        return [
+            TrainedPart("question_encoder", self.question_encoder, save=self._save_question_encoder),
+            TrainedPart("passage_encoder", self.passage_encoder, save=self.passage_encoder.save_pretrained),
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """The retriever that the question encoder becomes over an index of the passage encoder's vectors."""
+        return describe(
+            DenseRetriever.from_pretrained,
+            question_encoder=f"{FOLDER}/question_encoder",
+            index=INDEX,
+            trainable=False,
+        )
+
+    def _save_question_encoder(self, folder: Path) -> None:
+        """It remembers the passage encoder's fingerprint, and refuses vectors of another one."""
         self.question_encoder.model.config.passage_encoder = self.passage_encoder.fingerprint()
-        self.question_encoder.save_pretrained(folder / "question_encoder")
-        self.passage_encoder.save_pretrained(folder / "passage_encoder")
+        self.question_encoder.save_pretrained(folder)
 
 
 def bert_encoders(
@@ -208,6 +224,7 @@ class DprModule(pl.LightningModule):
     def __init__(self, model: BiEncoder, optimization: Optimization, seed: int = 0):
         super().__init__()
         self.model = model
+        check_parts(model, model.trained_parts())
         self.optimization = optimization
         self.seed = seed
         self.encoded: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
@@ -253,11 +270,12 @@ class DprModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         assert self.trainer.max_steps > 0
         return self.optimization.configure(
-            [(self, self.optimization.lr)], self.trainer.max_steps, str(self.trainer.precision)
+            self.model.trained_parts(), self.trainer.max_steps, str(self.trainer.precision)
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch.to(device)
 
-    def save_pretrained(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, run: Path) -> None:
+        """Write what evaluate.py and build_index.py open into `folder`, which becomes `run`/model."""
+        save_model(self.model, folder, run, answers=False)

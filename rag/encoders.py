@@ -76,6 +76,10 @@ class Encoder(nn.Module):
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).pooler_output
 
+    def recompute_layers(self) -> None:
+        """Keep only each layer's input for the backward pass; UserError where the model cannot."""
+        checkpoint_layers(self.bert)
+
     def fingerprint(self) -> str:
         """A hash of the weights: two encoders with the same one give the same vectors."""
         digest = hashlib.sha256()
@@ -169,6 +173,20 @@ def one_layer_state(
     values = values + weights.sum(dim=1).unsqueeze(2) * attention.value.bias.unflatten(0, heads)
     first = layer.attention.output(values.flatten(1), states[:, 0])
     return layer.output(layer.intermediate(first), first)
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Let a transformers model keep only each layer's input, and recompute the rest in the backward pass.
+
+    Raises UserError for a model that cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise UserError(
+            f"gradient_checkpointing=true, but a {type(model).__name__} cannot do it: leave that setting out"
+        )
+    # the former is its name in newer versions, the latter goes with version 6
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) -> None:

@@ -20,10 +20,12 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import rag.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
-from rag.encoders import check_vocabulary, load_pretrained
+from rag.encoders import check_vocabulary, checkpoint_layers, load_pretrained
 from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.output_layer import OutputLayer, check_output_layer, output_layer
+from rag.parts import TrainedPart, describe
+from rag.saved_model import FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +137,16 @@ class Generator(nn.Module):
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         write_json(Path(folder) / SETTINGS, self.settings)
+
+    def recompute_layers(self) -> None:
+        """Keep only each layer's input for the backward pass; UserError where the model cannot."""
+        checkpoint_layers(self.model)
+
+    def trained_parts(self) -> list[TrainedPart]:
+        return [TrainedPart("generator", self, "generator", self.save_pretrained)]
+
+    def description(self) -> dict[str, Any]:
+        return describe(type(self).from_pretrained, path=f"{FOLDER}/generator")
 
     @property
     def settings(self) -> dict[str, Any]:

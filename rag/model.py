@@ -19,7 +19,9 @@ from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.generator import Generator, Ragged
 from rag.index import Index
+from rag.parts import TrainedPart, describe
 from rag.retriever import DenseRetriever, Questions, Retrieved, Retriever
+from rag.saved_model import N_DOCS
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,19 @@ class RagModel(nn.Module):
         self.n_docs = n_docs
         self._warned = False
 
+    # -- parts ---------------------------------------------------------------------------------
+
+    def trained_parts(self) -> list[TrainedPart]:
+        return [*self.generator.trained_parts(), *self.retriever.trained_parts()]
+
+    def description(self) -> dict[str, Any]:
+        return describe(
+            type(self),
+            retriever=self.retriever.description(),
+            generator=self.generator.description(),
+            n_docs=N_DOCS,
+        )
+
     # -- checkpoints --------------------------------------------------------------------------
 
     @classmethod
@@ -151,15 +166,16 @@ class RagModel(nn.Module):
         return checkpoint.push(self._checkpoint(), name, private)
 
     def _checkpoint(self) -> checkpoint.Checkpoint:
-        encoder = getattr(self.retriever, "question_encoder", None)
-        if encoder is None:
+        parts = {part.file: part.module for part in self.trained_parts() if part.module is not self.generator}
+        encoder = parts.pop("question_encoder", None)
+        if not isinstance(encoder, QuestionEncoder):
             raise UserError(
                 "a model without a question encoder does not fit this format: save its generator alone, with "
                 "generator.save_pretrained"
             )
-        if getattr(self.retriever, "null_document", None) is not None:
+        if parts:
             raise UserError(
-                "a null document (appendix F) does not fit this format: save the parts alone, each with its own "
+                f"{', '.join(parts)} of the retriever does not fit this format: save the parts alone, each with its own "
                 "save_pretrained"
             )
         return checkpoint.Checkpoint(encoder, self.generator, self.n_docs, self.architecture)
@@ -262,6 +278,12 @@ class ClosedBook(RagModel):
         self.retriever = None
         self.generator = generator
         self.n_docs = 1
+
+    def trained_parts(self) -> list[TrainedPart]:
+        return self.generator.trained_parts()
+
+    def description(self) -> dict[str, Any]:
+        return describe(type(self), generator=self.generator.description())
 
     def prepare(self, questions: Sequence[str], targets: Sequence[str] | None = None) -> Batch:
         text = _checked(questions, targets)

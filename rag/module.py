@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rag.classify import HeadClassifier
 from rag.datamodule import torch_seed
 from rag.decoding import Decoding, generate
-from rag.errors import UserError
 from rag.metrics.retrieval import recall_at
 from rag.model import Batch, Likelihood, RagModel
 from rag.optimization import Optimization
+from rag.parts import check_parts, recompute_layers
+from rag.reopen import save_model
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering
 
@@ -56,6 +56,7 @@ class RagModule(pl.LightningModule):
     ):
         super().__init__()
         self.model = model
+        check_parts(model, model.trained_parts())
         self.optimization = optimization
         self.decoding = decoding or Decoding()
         self.label_smoothing = label_smoothing
@@ -67,9 +68,7 @@ class RagModule(pl.LightningModule):
         ] = {}  # of dev, one figure an example; NaN where there is none
         self.shown: list[dict[str, str]] = []  # some dev questions with what was answered and retrieved
         if gradient_checkpointing:
-            checkpoint_layers(model.generator.model)
-            if (encoder := getattr(model.retriever, "question_encoder", None)) is not None:
-                checkpoint_layers(encoder.bert)
+            recompute_layers(model.trained_parts())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch_seed(self.seed, self.global_step, self.global_rank)
@@ -183,44 +182,15 @@ class RagModule(pl.LightningModule):
                 self.log(name, total / count, prog_bar=name == "dev/em")
 
     def configure_optimizers(self) -> Any:
-        settings = self.optimization
-        parts: list[tuple[Any, float]] = [(self.model.generator, settings.lr)]
-        if (head := getattr(self.model, "head", None)) is not None:  # classification, rag/classify.py
-            parts.append((head, settings.lr))
-        retriever_lr = settings.lr if settings.question_encoder_lr is None else settings.question_encoder_lr
-        for name in ("question_encoder", "null_document"):
-            part = getattr(self.model.retriever, name, None)
-            if part is not None:
-                parts.append((part, retriever_lr))
-        return settings.configure(parts, self.trainer.max_steps, str(self.trainer.precision))
+        return self.optimization.configure(
+            self.model.trained_parts(), self.trainer.max_steps, str(self.trainer.precision)
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         examples, inputs = batch
         return examples, inputs.to(device)
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write generator/ and, where the model has them, question_encoder/, null_document and head .safetensors."""
-        self.model.generator.save_pretrained(folder / "generator")
-        encoder = getattr(self.model.retriever, "question_encoder", None)
-        if encoder is not None:
-            self.model.retriever.name_partner()
-            encoder.save_pretrained(folder / "question_encoder")
-        null = getattr(self.model.retriever, "null_document", None)
-        if null is not None:
-            null.save_pretrained(folder / "null_document.safetensors")
-        if isinstance(self.model, HeadClassifier):
-            self.model.save_head(folder / "head.safetensors")
-
-
-def checkpoint_layers(model: Any) -> None:
-    """Let a transformers model keep only each layer's input, and recompute the rest in the backward pass.
-
-    Raises UserError for a model that cannot.
-    """
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise UserError(
-            f"gradient_checkpointing=true, but a {type(model).__name__} cannot do it: leave that setting out"
-        )
-    # the former is its name in newer versions, the latter goes with version 6
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    def save(self, folder: Path, run: Path) -> None:
+        """Write the model's parts and how it is reopened into `folder`, which becomes `run`/model."""
+        index = None if self.model.retriever is None else self.model.retriever.index.folder
+        save_model(self.model, folder, run, index=index, n_docs=self.model.n_docs)

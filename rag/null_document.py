@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.parts import describe
+from rag.saved_model import FOLDER
 
 
 class NullDocument(nn.Module):
@@ -36,6 +38,9 @@ class NullDocument(nn.Module):
         metadata = {name: str(value) for name, value in self.settings.items()}
         with write_aside(file) as aside:
             save_file({name: w.contiguous() for name, w in self.state_dict().items()}, aside, metadata)
+
+    def description(self) -> dict[str, Any]:
+        return describe(type(self).from_pretrained, file=f"{FOLDER}/null_document.safetensors")
 
     @classmethod
     def from_pretrained(cls, file: str | Path) -> Self:

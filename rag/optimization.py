@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import SchedulerType, get_scheduler
 
 from rag.errors import UserError
+from rag.parts import TrainedPart
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,19 @@ class Optimization:
             raise UserError(f"the schedule {self.schedule!r} does not exist: there are {', '.join(known)}")
 
     def configure(
-        self, parts: Sequence[tuple[nn.Module, float]], max_steps: int, precision: str = "32-true"
+        self, parts: Sequence[TrainedPart], max_steps: int, precision: str = "32-true"
     ) -> dict[str, Any]:
-        """Lightning's optimiser dictionary for (module, learning rate) pairs over `max_steps` steps.
+        """Lightning's optimiser dictionary for a model's parts over `max_steps` steps.
 
         Biases and the gains of layer norms are not decayed. precision: the trainer's.
         """
-        groups = []
-        for module, lr in parts:
-            trained = [p for p in module.parameters() if p.requires_grad]
+        groups, known = [], set()
+        retriever_lr = self.lr if self.question_encoder_lr is None else self.question_encoder_lr
+        for part in parts:
+            lr = retriever_lr if part.rate == "retriever" else self.lr
+            # A weight that two parts share, as two encoders their embeddings, belongs to the first.
+            trained = [p for p in part.module.parameters() if p.requires_grad and p not in known]
+            known.update(trained)
             groups.append(
                 {"params": [p for p in trained if p.dim() > 1], "lr": lr, "weight_decay": self.weight_decay}
             )

@@ -6,10 +6,10 @@ that the loss sees exact scores, whatever the index's compression, and the quest
 them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.index import Index
 from rag.null_document import NullDocument
+from rag.parts import TrainedPart, describe, describe_partial
 from rag.passages import PassageStore
+from rag.runs import fingerprint
+from rag.saved_model import FOLDER, INDEX
 from rag.vectors import UNKNOWN
 
 
@@ -55,21 +58,52 @@ class Retrieved:
         return marginalize.doc_logprobs(self.scores)
 
 
+@runtime_checkable
 class Retriever(Protocol):
-    """What a model needs of a retriever; several implementations below, others are welcome."""
+    """What a model needs of a retriever. One that is written elsewhere derives from it, as from nn.Module, and gives
+    `__call__` and `description`; the rest has defaults here, for a retriever without a question encoder.
+
+    index: the passages. kind: what finds them, where it is not the index's FAISS file.
+    """
 
     index: Index
+    kind: str | None = None
 
     def prepare(self, questions: list[str]) -> Questions:
         """Tokenise; runs in the data loader."""
-        ...
+        return Questions(questions, {})
 
     def __call__(self, questions: Questions, n_docs: int) -> Retrieved:
         """The top `n_docs` passages of each question, best first."""
         ...
 
+    def find(self, questions: Questions, n_docs: int) -> Int64[np.ndarray, "batch docs"]:
+        """The rows alone of the passages that a call gives, without gradient; −1 where fewer were found."""
+        with torch.no_grad():
+            return self(questions, n_docs).rows[:, :n_docs]
+
+    def reads_whole(self, question: str) -> bool:
+        """Whether nothing of a question so long is cut before passages are sought for it."""
+        return True
+
+    def identity(self) -> Any:
+        """What decides which passages are found, as plain containers; prepared training targets are known by it."""
+        return [self.description(), self.index.passages.sha256]
+
+    def check_fit(self, index: Index) -> None:
+        """UserError where `swap` could not exchange the passages for those of this index."""
+
     def swap(self, index: Index) -> None:
         """Exchange the passages (hot-swap). Raises UserError, and keeps the old ones, if the index does not fit."""
+        self.check_fit(index)
+        self.index = index
+
+    def trained_parts(self) -> Sequence[TrainedPart]:
+        """Its modules with weights (rag/parts.py); none for one that learns nothing."""
+        return []
+
+    def description(self) -> dict[str, Any]:
+        """How it is made again over `parts.INDEX`, from what its parts left in `parts.FOLDER`."""
         ...
 
 
@@ -83,7 +117,7 @@ def check_depth(index: Index, n_docs: int) -> None:
 
 
 def _check_fit(question_encoder: QuestionEncoder, index: Index) -> None:
-    """UserError unless the index's vectors are those of the question encoder's passage encoder, as far as is known."""
+    """UserError unless an index's vectors are those of the question encoder's passage encoder, as far as is known."""
     if question_encoder.dim != index.dim:
         raise UserError(
             f"the index holds vectors of {index.dim} dimensions but the question encoder makes "
@@ -94,7 +128,7 @@ def _check_fit(question_encoder: QuestionEncoder, index: Index) -> None:
         index.check_encoder(partner)
 
 
-class DenseRetriever(nn.Module):
+class DenseRetriever(nn.Module, Retriever):
     """Maximum inner product search with a question encoder over an index of passage vectors.
 
     trainable: False freezes the question encoder ("frozen" in Table 6) and spends nothing on its gradient.
@@ -128,20 +162,53 @@ class DenseRetriever(nn.Module):
         encoder = QuestionEncoder.from_pretrained(question_encoder)
         return cls(encoder, Index.open(Path(index)), trainable, null_document)
 
-    def swap(self, index: Index) -> None:
-        """Exchange the non-parametric memory (hot-swap, section 4.5).
-
-        Raises UserError, and keeps the old one, if the vectors are of another dimension or another passage encoder.
-        """
+    def check_fit(self, index: Index) -> None:
+        """UserError if the vectors are of another dimension or another passage encoder."""
         _check_fit(self.question_encoder, index)
         index.check_same_encoder(self.index)
-        self.index = index
 
-    def name_partner(self) -> None:
-        """Write into the question encoder's config whose vectors it was trained over, so that it refuses others."""
+    def find(self, questions: Questions, n_docs: int) -> Int64[np.ndarray, "batch docs"]:
+        with torch.no_grad():
+            return self.search(self.question_encoder(**questions.tokens).float(), n_docs)
+
+    def reads_whole(self, question: str) -> bool:
+        tokens = self.question_encoder.tokenizer(question, verbose=False).input_ids
+        return len(tokens) <= self.question_encoder.max_length
+
+    def identity(self) -> Any:
+        return [self.question_encoder.fingerprint(), fingerprint(self.index.folder)]
+
+    def trained_parts(self) -> list[TrainedPart]:
+        parts = [
+            TrainedPart("question_encoder", self.question_encoder, "retriever", self._save_question_encoder)
+        ]
+        if self.null_document is not None:
+            parts.append(
+                TrainedPart(
+                    "null_document.safetensors",
+                    self.null_document,
+                    "retriever",
+                    self.null_document.save_pretrained,
+                )
+            )
+        return parts
+
+    def description(self) -> dict[str, Any]:
+        null = {} if self.null_document is None else {"null_document": self.null_document.description()}
+        return describe(
+            type(self).from_pretrained,
+            question_encoder=f"{FOLDER}/question_encoder",
+            index=INDEX,
+            trainable=False,
+            **null,
+        )
+
+    def _save_question_encoder(self, folder: Path) -> None:
+        """With the name of the encoder whose vectors it was trained over in its config, so that it refuses others."""
         config, partner = self.question_encoder.model.config, self.index.manifest.encoder.weights
         if getattr(config, "passage_encoder", None) is None and partner != UNKNOWN:
             config.passage_encoder = partner
+        self.question_encoder.save_pretrained(folder)
 
     def prepare(self, questions: list[str]) -> Questions:
         return Questions(questions, self.question_encoder.tokenize(questions))
@@ -156,6 +223,10 @@ class DenseRetriever(nn.Module):
     def forward(self, questions: Questions, n_docs: int) -> Retrieved:
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             queries = self.question_encoder(**questions.tokens).float()
+        return self.retrieve(queries, n_docs)
+
+    def retrieve(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Retrieved:
+        """The top `n_docs` passages for q(x), with scores that are differentiable in q(x)."""
         rows = self.search(queries, n_docs)
         vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
         scores = torch.einsum("bd,bkd->bk", queries, vectors)
@@ -167,7 +238,7 @@ class DenseRetriever(nn.Module):
         return Retrieved(rows, scores)
 
 
-class LexicalRetriever(nn.Module):
+class LexicalRetriever(nn.Module, Retriever):
     """BM25, TF-IDF or Jaccard similarity (section 4.5), whose scores are the logits of p(z|x).
 
     scorer: over the passages of `index`. build: makes one over the passages of another index, for `swap`.
@@ -187,21 +258,35 @@ class LexicalRetriever(nn.Module):
         opened = Index.open(Path(index))
         return cls(build(opened.passages), opened, build)
 
-    def swap(self, index: Index) -> None:
-        """Exchange the passages (hot-swap, section 4.5); any index fits, whoever made its vectors."""
+    def check_fit(self, index: Index) -> None:
+        """Any index fits, whoever made its vectors; UserError where the scorer cannot be made again."""
         if self.build is None:
             raise UserError("this retriever holds a ready-made scorer: give `build` to exchange its passages")
+
+    def swap(self, index: Index) -> None:
+        """Exchange the passages (hot-swap, section 4.5)."""
+        self.check_fit(index)
         if index.passages.sha256 != self.index.passages.sha256:
+            assert self.build is not None
             self.scorer = self.build(index.passages)
         self.index = index
 
+    def trained_parts(self) -> list[TrainedPart]:
+        return []
+
+    def description(self) -> dict[str, Any]:
+        if self.build is None:
+            raise UserError(
+                "this retriever holds a ready-made scorer: give `build` so that a run can be reopened"
+            )
+        return describe(type(self).over, build=describe_partial(self.build), index=INDEX)
+
     @property
-    def kind(self) -> str:
-        """What finds the passages, in place of the index's FAISS file."""
+    def kind(self) -> str:  # type: ignore[override]
         return type(self.scorer).__name__
 
-    def prepare(self, questions: list[str]) -> Questions:
-        return Questions(questions, {})
+    def identity(self) -> Any:
+        return [self.scorer.settings, self.index.passages.sha256]
 
     def forward(self, questions: Questions, n_docs: int) -> Retrieved:
         scores, rows = self.scorer.search(questions.text, n_docs)

@@ -18,8 +18,9 @@ from omegaconf import DictConfig
 
 from rag.decoding import Answer, Decoding, generate
 from rag.errors import UserError
-from rag.index import Index, Manifest
+from rag.index import Index
 from rag.model import RagModel
+from rag.reopen import open_model
 from rag.retriever import check_depth
 
 BETWEEN_TURNS = "\n"  # as rag/tasks/dialogue.py joins them
@@ -191,8 +192,7 @@ class Session:
         generator = self.model.generator
         if generator.tokenize_questions([text]).lengths[0] > generator.max_context_length // 2:
             return False
-        encoder = getattr(self.model.retriever, "question_encoder", None)
-        return encoder is None or len(encoder.tokenizer(text, verbose=False).input_ids) <= encoder.max_length
+        return self.closed_book or self.model.retriever.reads_whole(text)
 
 
 def open_session(saved: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
@@ -201,7 +201,7 @@ def open_session(saved: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     Indexes are looked for beside the run's own and where build_index.py puts them. The model goes to a GPU if there
     is one.
     """
-    model = instantiate(saved.module.model)
+    model = open_model(saved.module)
     decoding = instantiate(saved.decoding)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     session = Session(model)
@@ -235,15 +235,11 @@ def find_indexes(retriever: Any, folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def _belongs(file: Path, retriever: Any) -> bool:
-    encoder = getattr(retriever, "question_encoder", None)
     try:
-        manifest = Manifest.read(file)
+        retriever.check_fit(Index.open(file.parent))
     except UserError:
         return False
-    if encoder is None:
-        return True
-    partner = getattr(encoder.model.config, "passage_encoder", None)
-    return manifest.encoder.weights == partner if partner is not None else manifest.dim == encoder.dim
+    return True
 
 
 def describe(model: RagModel) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from rag.files import read_json
+from rag.model import RagModel
 
 # Bytes for each trained parameter in float32: itself, its gradient and AdamW's two moments; a frozen one has none.
 _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
@@ -56,14 +57,6 @@ def expected_duration(folder: Path, steps: int) -> str | None:
     return f"{max(seconds, 1):,.0f} s" if seconds < 90 else f"{seconds / 60:,.0f} min"
 
 
-def parts(model: nn.Module) -> dict[str, nn.Module]:
-    """The encoders, generator, … that a model is made of, those of its retriever included."""
-    found = {}
-    for name, part in model.named_children():
-        found |= parts(part) if name == "retriever" else {name: part}
-    return found
-
-
 def parameters(module: nn.Module) -> tuple[int, int]:
     """Numbers of trained and of frozen parameters, each shared one counted once."""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -88,16 +81,17 @@ def describe(
     if hasattr(datamodule, "task"):
         rows.append(("task", type(datamodule.task).__name__))
     rows += [(what, f"{count:,}") for what, count in datamodule.sizes().items()]
-    for part, layers in parts(model).items():
-        trained, frozen = parameters(layers)
+    for part in model.trained_parts():
+        trained, frozen = parameters(part.module)
         state = (
             "trained" if trained and not frozen else "frozen" if frozen and not trained else "partly frozen"
         )
-        rows.append((part.replace("_", " "), f"{trained + frozen:,} parameters, {state}"))
+        name_of_part = part.file.removesuffix(".safetensors").replace("_", " ")
+        rows.append((name_of_part, f"{trained + frozen:,} parameters, {state}"))
     trained, frozen = parameters(model)
     rows.append(("parameters", f"{trained:,} trained, {frozen:,} frozen"))
-    index = getattr(getattr(model, "retriever", None), "index", None)
-    if index is not None:
+    if isinstance(model, RagModel) and model.retriever is not None:
+        index = model.retriever.index
         rows += [
             ("K", f"{model.n_docs} passages a question"),
             ("index", f"{len(index):,} passages of {index.dim} dimensions, {index.manifest.factory}"),

@@ -15,6 +15,7 @@ from rag.decoding import Decoding, generate, generate_for_each
 from rag.errors import UserError
 from rag.generator import Generator
 from rag.model import ClosedBook, RagSequence, RagToken
+from rag.parts import save_parts
 
 CLAIMS = ["Paris is the capital of Italy", "The Seine is a river", "Hemingway wrote it in 1926 ."]
 CLASSES = ["capital", "river", "sea"]  # words that both tokenizers know
@@ -171,17 +172,20 @@ def test_t5_and_a_forced_first_token(retriever):
 
 def test_a_saved_head_comes_back(retriever, bart, tmp_path):
     model = RagSequence(retriever, bart, 2)
-    HeadClassifier(model, CLASSES).save_head(tmp_path / "head.safetensors")
+    saved = HeadClassifier(model, CLASSES)
+    (part,) = [part for part in saved.trained_parts() if part.module is saved.head]
+    save_parts([part], tmp_path)
+    assert part.file == "head.safetensors"
     classifier = HeadClassifier.from_pretrained(tmp_path / "head.safetensors", model, CLASSES)
     file = load_file(tmp_path / "head.safetensors")
     assert file and all(
         torch.equal(value, file[name]) for name, value in classifier.head.state_dict().items()
     )
     with pytest.raises(
-        UserError, match=r"head.safetensors holds no head for 2 classes of this model \(size mismatch"
+        UserError, match=r"head.safetensors does not hold the weights of this Sequential \(size mismatch"
     ):
         HeadClassifier.from_pretrained(tmp_path / "head.safetensors", model, CLASSES[:2])
-    with pytest.raises(UserError, match="none.safetensors holds no head"):
+    with pytest.raises(UserError, match="none.safetensors does not hold"):
         HeadClassifier.from_pretrained(tmp_path / "none.safetensors", model, CLASSES)
 
 

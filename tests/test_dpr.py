@@ -26,6 +26,7 @@ from rag.dpr_data import DprData, open_corpus
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.hard_negatives import MinedNegatives
+from rag.parts import save_parts
 from rag.passages import Passage
 from rag.scratch.inverse_cloze import InverseCloze
 from rag.scratch.lexical_start import inverse_document_frequencies, lexical_encoders
@@ -388,7 +389,7 @@ def test_both_encoders_start_from_one_bert(tmp_path):
     for encoder in encoders:
         assert_close(encoder.eval()(**tokens), expected)
         assert encoder.max_length == 32
-    BiEncoder(encoders).save_pretrained(tmp_path / "out")
+    save_parts(BiEncoder(encoders).trained_parts(), tmp_path / "out")
     again = QuestionEncoder.from_pretrained(tmp_path / "out" / "question_encoder").eval()
     assert_close(again(**tokens), expected)
 

@@ -11,7 +11,7 @@ from rag.decoding import Decoding
 from rag.model import ClosedBook, RagSequence, RagToken
 from rag.module import COLLAPSED_STEPS, RagModule
 from rag.optimization import Optimization
-from rag.retriever import DenseRetriever, Questions, Retrieved
+from rag.retriever import DenseRetriever, Retrieved, Retriever
 from rag.tasks.example import Example
 
 TARGETS = ["the town", "a river"]
@@ -79,7 +79,7 @@ def test_entropy_and_distinct_passages_are_logged(retriever, bart):
     assert own.logged["train/distinct_passages"] == pytest.approx(distinct / 6)
 
 
-class SamePassages(torch.nn.Module):
+class SamePassages(torch.nn.Module, Retriever):
     """A retriever that has collapsed: rows 0, 1, 2 for every question."""
 
     trainable = False
@@ -87,9 +87,6 @@ class SamePassages(torch.nn.Module):
     def __init__(self, index):
         super().__init__()
         self.index = index
-
-    def prepare(self, questions):
-        return Questions(questions, {})
 
     def forward(self, questions, n_docs):
         rows = np.tile(np.arange(n_docs), (len(questions), 1))
@@ -113,9 +110,7 @@ def test_a_learning_rate_for_each_part(retriever, bart):
     settings = Optimization(
         lr=1e-3, question_encoder_lr=1e-5, weight_decay=0.1, warmup_steps=2, schedule="linear"
     )
-    made = settings.configure(
-        [(model.generator, settings.lr), (retriever.question_encoder, 1e-5)], max_steps=10
-    )
+    made = settings.configure(model.trained_parts(), max_steps=10)
     groups = made["optimizer"].param_groups
     assert [group["initial_lr"] for group in groups] == [1e-3, 1e-3, 1e-5, 1e-5]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1, 0.0]
@@ -133,7 +128,7 @@ def test_a_learning_rate_for_each_part(retriever, bart):
 
 def test_a_frozen_encoder_has_no_group(question_encoder, index, bart):
     frozen = DenseRetriever(question_encoder, index, trainable=False)
-    made = Optimization().configure([(bart, 1e-3), (frozen.question_encoder, 1e-3)], max_steps=10)
+    made = Optimization().configure([*bart.trained_parts(), *frozen.trained_parts()], max_steps=10)
     assert len(made["optimizer"].param_groups) == 2
 
 

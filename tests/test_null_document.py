@@ -111,5 +111,5 @@ def test_another_null_documents_file_is_refused(tmp_path):
 
 def test_transformers_format_has_no_place_for_it(tmp_path, retriever, bart, null):
     model = RagToken(DenseRetriever(retriever.question_encoder, retriever.index, null_document=null), bart)
-    with pytest.raises(UserError, match="a null document .* does not fit this format"):
+    with pytest.raises(UserError, match="null_document.* does not fit this format"):
         model.save_pretrained(tmp_path / "model")

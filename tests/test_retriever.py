@@ -147,8 +147,8 @@ def test_swapping_in_an_index_of_another_encoder_is_refused(tmp_path, retriever)
 
 def test_a_trained_encoder_remembers_whose_vectors_it_belongs_to(tmp_path, retriever):
     """The hub's question encoders name nobody; once trained over an index and saved, they refuse another's."""
-    retriever.name_partner()
-    retriever.question_encoder.save_pretrained(tmp_path / "trained")
+    (part,) = retriever.trained_parts()
+    part.save(tmp_path / "trained")
     assert DenseRetriever.from_pretrained(tmp_path / "trained", retriever.index.folder).index.dim == 16
     tokenizer = bert_tokenizer()
     other = PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer)

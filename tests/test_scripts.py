@@ -132,7 +132,7 @@ def test_every_stage_leaves_its_files(demo):
         folder = demo.run(stage)
         for file in ("config.yaml", "run.json", "result.json", "metrics.csv"):
             assert (folder / file).is_file(), (stage, file)
-        assert sorted(p.name for p in (folder / "model").iterdir()) == sorted(parts)
+        assert sorted(p.name for p in (folder / "model").iterdir()) == sorted([*parts, "model.json"])
         for part in parts:
             assert (folder / "model" / part / "model.safetensors").is_file()
     assert json.loads((demo.run("rag_sequence") / "result.json").read_text())["steps"] == 6

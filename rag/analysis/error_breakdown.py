@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from hydra.utils import instantiate
 
 from rag.analysis import plots
-from rag.analysis.opened import Evaluation, open_examples
+from rag.analysis.opened import Evaluation, open_examples, open_model
 from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
 from rag.evaluation import find_passages, passage_text, texts_of
@@ -28,7 +27,8 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
     """
     evaluation = Evaluation.open(run)
     config = evaluation.config
-    if "retriever" not in config.module.model:
+    retriever = open_model(config)[0].retriever
+    if retriever is None:
         raise UserError(f"{run} is closed book and reads no passages: give a run with retrieval")
     questions = open_examples(config)
     asked = [example.question for example in questions]
@@ -36,7 +36,6 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
         raise UserError(
             f"the questions of {config.split} have changed since {evaluation.folder}: evaluate again"
         )
-    retriever = instantiate(config.module.model.retriever)
     rows = find_passages(retriever, asked, int(config.n_docs), config.batch_size, "retrieving")
     store = retriever.index.passages
     answers = [example.answers for example in questions]

@@ -53,7 +53,7 @@ def more_passages(runs: Sequence[Path]) -> Analysis:
             for name, by_k in models.items()
         ]
     )
-    trained = sorted({int(each.config.module.model.n_docs) for each in found})
+    trained = sorted({int(each.result["n_docs"]) for each in found})
     text = (
         f"{found[0].result['questions']:,} questions ({found[0].config.split}); every K beyond the "
         f"{' or '.join(map(str, trained))} of this evaluation's own is the same model reading more. In the paper "

@@ -8,6 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from rag import reopen
 from rag.cli import compose_config, from_checkpoint
 from rag.datamodule import sample
 from rag.decoding import Decoding
@@ -78,7 +79,7 @@ def saved(folder: Path) -> DictConfig:
 
 def open_model(config: DictConfig) -> tuple[RagModel, Decoding]:
     """The trained model, in evaluation mode, and how it is decoded."""
-    return instantiate(config.module.model).eval(), instantiate(config.decoding)
+    return reopen.open_model(config.module), instantiate(config.decoding)
 
 
 def open_examples(config: DictConfig) -> list[Example]:

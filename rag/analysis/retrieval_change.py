@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Int64
 
 from rag.analysis import plots
-from rag.analysis.opened import open_examples, settings
+from rag.analysis.opened import open_examples, open_model, settings
 from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
 from rag.evaluation import find_passages, texts_of
@@ -31,11 +31,10 @@ def retrieval_change(run: Path, before: str = "", depth: int = 20, examples: int
     at. examples: how many of the questions that gained most and lost most are shown.
     """
     config = settings(run)
-    parts = config.module.model.get("retriever", {})
-    if "question_encoder" not in parts:
+    trained = open_model(config)[0].retriever
+    if not isinstance(trained, DenseRetriever):
         raise UserError(f"{run} has no question encoder to compare: give a run with dense retrieval")
     start = before or str(config.question_encoder)
-    trained = DenseRetriever.from_pretrained(parts.question_encoder, parts.index, trainable=False)
     started = DenseRetriever(
         type(trained.question_encoder).from_pretrained(start), trained.index, trainable=False
     )

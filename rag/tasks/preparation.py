@@ -20,14 +20,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int64
 
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.progress import progress_bar
-from rag.runs import digest, fingerprint
+from rag.runs import digest
 from rag.tasks.example import Example
 from rag.tasks.records import read_records
 from rag.tasks.task import Task
@@ -60,7 +58,7 @@ def prepared(task: Task, retriever: Any, folder: Path | str) -> list[Example]:
         "task": type(task).__name__,
         "depth": task.depth,
         "examples": digest([asdict(example) for example in examples]),
-        "retriever": identity(retriever),
+        "retriever": retriever.identity(),
     }
     file = Path(folder) / f"{type(task).__name__}-{digest(made_from)}.jsonl"
     with _alone(file):
@@ -74,23 +72,6 @@ def prepared(task: Task, retriever: Any, folder: Path | str) -> list[Example]:
     return list(_read(file))
 
 
-def identity(retriever: Any) -> Any:
-    """What decides which passages a retriever finds, as plain containers."""
-    encoder = getattr(retriever, "question_encoder", None)
-    if encoder is not None:
-        return [encoder.fingerprint(), fingerprint(retriever.index.folder)]
-    return [retriever.scorer.settings, retriever.index.passages.sha256]
-
-
-def rows(retriever: Any, questions: list[str], depth: int) -> Int64[np.ndarray, "questions depth"]:
-    """The rows of the `depth` best passages of each question, −1 where fewer are found."""
-    if getattr(retriever, "question_encoder", None) is None:
-        return retriever.scorer.search(questions, depth)[1]
-    encoder = retriever.question_encoder
-    tokens = retriever.prepare(questions).to(next(encoder.parameters()).device).tokens
-    return retriever.index.search(encoder(**tokens).float().cpu().numpy(), depth)[1]
-
-
 @torch.inference_mode()
 def _make(task: Task, examples: list[Example], retriever: Any, made_from: dict[str, Any], file: Path) -> None:
     store = retriever.index.passages
@@ -102,7 +83,9 @@ def _make(task: Task, examples: list[Example], retriever: Any, made_from: dict[s
         for start in range(0, len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
             for example, own in zip(
-                chunk, rows(retriever, [one.question for one in chunk], depth).tolist(), strict=True
+                chunk,
+                retriever.find(retriever.prepare([one.question for one in chunk]), depth).tolist(),
+                strict=True,
             ):
                 targets = task.targets(example, (store[row].text for row in own if row >= 0))
                 found += bool(targets)

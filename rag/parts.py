@@ -1,0 +1,131 @@
+"""What of a model is trained, where its weights go, and how the whole is made again from them.
+
+The optimiser, the run folder and whatever reopens a run ask a model for its `trained_parts()` and its `description()`;
+a model asks its retriever and its generator. Nobody looks for parts by the names of attributes or classes, so a part
+that is written elsewhere is trained, saved and reopened like the project's own.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rag.errors import UserError
+from rag.files import write_aside
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """A module with weights of its own, trained or frozen.
+
+    file: where it is saved, relative to a run's model/.
+    rate: whose learning rate it has: optimization.lr ("generator") or optimization.question_encoder_lr ("retriever").
+    save: writes it to a path in a format of its own, which its description then reads; None: its state_dict is saved
+        as safetensors, and loaded after the model was made from its description.
+    """
+
+    file: str
+    module: nn.Module
+    rate: Literal["generator", "retriever"] = "generator"
+    save: Callable[[Path], None] | None = None
+
+
+@runtime_checkable
+class Recomputable(Protocol):
+    """A part that can keep only each layer's input, and compute the rest again in the backward pass."""
+
+    def recompute_layers(self) -> None:
+        """From now on. Raises UserError where its model cannot."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What models, retrievers and generators offer to the optimiser, the run folder and reopening."""
+
+    def trained_parts(self) -> Sequence[TrainedPart]:
+        """Every module with weights; none for a retriever that learns nothing."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """How it is made again: a node for hydra.utils.instantiate, best written by `describe`."""
+        ...
+
+
+def describe(target: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    """The node that makes hydra.utils.instantiate call `target` (a class, function or classmethod) with `arguments`."""
+    owner = getattr(target, "__self__", None)  # a classmethod's class
+    path = f"{owner.__qualname__}.{target.__name__}" if isinstance(owner, type) else target.__qualname__
+    return {"_target_": f"{target.__module__}.{path}", **arguments}
+
+
+def describe_partial(call: Callable[..., Any]) -> dict[str, Any]:
+    """The node that makes hydra.utils.instantiate return `call` itself, functools.partial's arguments included."""
+    arguments = {}
+    while isinstance(call, functools.partial):
+        arguments, call = call.keywords | arguments, call.func
+    return describe(call, **arguments) | {"_partial_": True}
+
+
+def recompute_layers(parts: Iterable[TrainedPart]) -> None:
+    """Let every part that can trade time for memory; UserError where none can."""
+    able = [part.module for part in parts if isinstance(part.module, Recomputable)]
+    if not able:
+        raise UserError(
+            "gradient_checkpointing=true, but no part of this model can do it: leave that setting out"
+        )
+    for module in able:
+        module.recompute_layers()
+
+
+def check_parts(model: nn.Module, parts: Iterable[TrainedPart]) -> None:
+    """UserError unless every weight of `model` that is to be trained belongs to one of its parts."""
+    parts = list(parts)
+    files = [part.file for part in parts]
+    if repeated := sorted({file for file in files if files.count(file) > 1}):
+        raise UserError(f"two trained parts are saved as {repeated[0]}: give each a file of its own")
+    known = {id(weight) for part in parts for weight in part.module.parameters()}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and id(weight) not in known:
+            raise UserError(
+                f"the weight {name} asks for a gradient but is in none of the trained parts "
+                f"({', '.join(files) or 'none'}): name its module in trained_parts(), or freeze it with "
+                "requires_grad_(False)"
+            )
+
+
+def save_parts(parts: Iterable[TrainedPart], folder: Path) -> None:
+    """Write each part to its file below `folder`."""
+    for part in parts:
+        if part.save is not None:
+            part.save(folder / part.file)
+        else:
+            weights = {name: weight.contiguous() for name, weight in part.module.state_dict().items()}
+            with write_aside(folder / part.file) as aside:
+                save_file(weights, aside)
+
+
+def load_parts(parts: Iterable[TrainedPart], folder: Path) -> None:
+    """Read the weights of the parts that `save_parts` wrote as safetensors; the others are read by their description.
+
+    Raises UserError where a file is missing, damaged, or of another shape.
+    """
+    for part in parts:
+        if part.save is None:
+            load_weights_of(part.module, folder / part.file)
+
+
+def load_weights_of(module: nn.Module, file: Path) -> None:
+    """Load a module's state_dict from safetensors; UserError where the file does not hold exactly that."""
+    try:
+        module.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{file} does not hold the weights of this {type(module).__name__} ({reason}): restore it, or train again"
+        ) from error

@@ -1,0 +1,62 @@
+"""From a run folder to its model: for evaluate.py, rag.ask, rag.analysis and Python alike."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from rag.errors import UserError
+from rag.files import write_json
+from rag.parts import Trainable, load_parts, save_parts
+from rag.saved_model import FILE, SavedModel, saved_config, saved_model
+
+
+def save_model(
+    model: Trainable,
+    folder: Path,
+    run: Path,
+    answers: bool = True,
+    index: Path | None = None,
+    n_docs: int = 1,
+) -> None:
+    """Write a model's parts and its description into `folder`, which becomes `run`/model."""
+    save_parts(model.trained_parts(), folder)
+    saved = SavedModel(
+        model.description(),
+        answers,
+        None if index is None else str(index.resolve()),
+        None if index is None else os.path.relpath(index.resolve(), run.resolve()),
+        n_docs,
+    )
+    write_json(folder / FILE, asdict(saved))
+
+
+def open_model(module: DictConfig | dict[str, Any]) -> Any:
+    """The model of `{model: node, folder: where its parts' weights are}`, in evaluation mode.
+
+    folder: None for a checkpoint whose node reads all its weights.
+    """
+    model = instantiate(module["model"])
+    if module.get("folder") is not None:
+        load_parts(model.trained_parts(), Path(module["folder"]))
+    return model.eval()
+
+
+def reopen(run: str | Path, index: str | Path | None = None, n_docs: int | None = None) -> Any:
+    """The model of a finished run of train.py, in evaluation mode: RagSequence, RagToken, ClosedBook, a classifier,
+    or the retriever of a bi-encoder.
+
+    index: another index to search than the one it was trained over; a bi-encoder's has to be given. n_docs: another K.
+    Raises UserError for a folder that is no finished run, or whose index is not there.
+    """
+    run = Path(run)
+    config: Any = OmegaConf.to_container(saved_config(run), resolve=True)
+    saved = saved_model(run, config)
+    if index is None and not saved.answers:
+        raise UserError(f"{run} is a bi-encoder, which finds passages in an index: give index=FOLDER")
+    found = saved.find_index(run) if index is None else str(index)
+    node = saved.node(run, found, saved.n_docs if n_docs is None else n_docs)
+    return open_model({"model": node, "folder": str(run / "model")})

@@ -1,0 +1,157 @@
+"""What a run says of its model: model/model.json, written when training ends and read by whatever reopens it.
+
+It holds the model's description (rag/parts.py), the index and K it was trained with, and whether it answers questions
+or, as a bi-encoder, finds passages. Reading it needs neither torch nor Hydra.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from yaml import MarkedYAMLError
+
+from rag.errors import UserError
+from rag.files import read_json
+from rag.runs import PROJECT
+
+# What a saved configuration says in place of the project's folder.
+OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+
+FILE = "model.json"
+# What a description says in place of the folder with the parts' weights, of the index and of K.
+FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
+# Of these settings of a retriever none is the search: they stay where another retriever searches.
+_OF_THE_MODEL = ("question_encoder", "index", "trainable", "null_document")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """What model.json says.
+
+    index: the folder that was searched in training; None: the model reads no passages, or the index is chosen later.
+    index_from_run: the same, as seen from the run's folder, so that both can be moved together.
+    """
+
+    model: dict[str, Any]
+    answers: bool
+    index: str | None
+    index_from_run: str | None
+    n_docs: int
+
+    @classmethod
+    def read(cls, run: Path) -> "SavedModel":
+        """The description of a finished run; UserError where it is damaged."""
+        file = run / "model" / FILE
+        try:
+            return cls(**read_json(file))
+        except TypeError as error:
+            raise UserError(f"{file} is no description of a model: restore it, or train again") from error
+
+    def node(self, run: Path, index: str | None, n_docs: int) -> dict[str, Any]:
+        """The node that makes the model, with its weights in `run`, over `index`."""
+        root = {"folder": str(run / "model"), "index": index, "n_docs": n_docs, "model": self.model}
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(root), resolve=True)
+        return resolved["model"]
+
+    def may_be_searched_by(self, retriever: dict[str, Any]) -> bool:
+        """Whether another retriever's node finds passages with the question encoder that this model trained."""
+        own = _retriever_of(self.model)
+        return own is not None and "question_encoder" in own and "question_encoder" in retriever
+
+    def searched_by(self, retriever: dict[str, Any]) -> "SavedModel":
+        """The same model, its passages found in the way of another retriever's node."""
+        changed: Any = OmegaConf.to_container(OmegaConf.create(self.model))  # a copy
+        own = _retriever_of(changed)
+        assert own is not None
+        kept = {key: own[key] for key in _OF_THE_MODEL if key in own}
+        own.clear()
+        own |= {key: value for key, value in retriever.items() if key not in _OF_THE_MODEL}
+        own["_target_"] = _loading(own["_target_"])
+        own |= kept
+        return replace(self, model=changed)
+
+    def find_index(self, run: Path) -> str | None:
+        """The index that the model was trained over: where it was, or beside the run as it was then.
+
+        Raises UserError where it is in neither place.
+        """
+        if self.index is None:
+            return None
+        places = [Path(self.index), run / (self.index_from_run or self.index)]
+        for place in places:
+            if (place / "manifest.json").is_file():
+                return str(place)
+        raise UserError(
+            f"{run} was trained over the index {self.index}, which is not there: give index.path=…, the folder of that "
+            "index or of another made with the same passage encoder"
+        )
+
+
+def _retriever_of(model: dict[str, Any]) -> dict[str, Any] | None:
+    """The retriever's node of a model; a classifier wraps the model that reads."""
+    return model.get("retriever") or (model.get("model") or {}).get("retriever")
+
+
+def _loading(target: str) -> str:
+    return target if target.endswith(".from_pretrained") else f"{target}.from_pretrained"
+
+
+def saved_config(folder: Path) -> DictConfig:
+    """The configuration of a finished run of train.py; UserError if it is none."""
+    if not (folder / "result.json").exists():
+        unfinished = (folder / "run.json").exists()
+        state = (
+            "an unfinished run: give train.py's command again" if unfinished else "no run folder of train.py"
+        )
+        raise UserError(f"checkpoint={folder} is {state}")
+    try:
+        saved = OmegaConf.load(folder / "config.yaml")
+    except (OSError, MarkedYAMLError) as error:
+        raise UserError(
+            f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())}): train it again"
+        ) from error
+    if not isinstance(saved, DictConfig) or OmegaConf.select(saved, "module.model") is None:
+        raise UserError(f"{folder / 'config.yaml'} is no configuration of train.py: train it again")
+    return saved
+
+
+def saved_model(run: Path, config: dict[str, Any]) -> SavedModel:
+    """What model.json says, or, for a run of an older version, which has none, what its configuration says.
+
+    config: the run's, as plain containers. Raises UserError where neither says how the model is made again.
+    """
+    if (run / "model" / FILE).exists():
+        return SavedModel.read(run)
+    model = config["module"]["model"]
+    index = (config.get("index") or {}).get("path")
+    finder = {"question_encoder": f"{FOLDER}/question_encoder", "index": INDEX, "trainable": False}
+    if "encoders" in model:
+        target = "rag.retriever.DenseRetriever.from_pretrained"
+        return SavedModel({"_target_": target, **finder}, False, None, None, 1)
+    reader = model.get("model", model)
+    if "generator" not in reader:
+        raise UserError(
+            f"{run} was trained by an older version, without model/{FILE}, and holds no generator: train it again"
+        )
+    lengths = ("max_context_length", "max_target_length")
+    reader["generator"] = {
+        "_target_": "rag.generator.Generator.from_pretrained",
+        "path": f"{FOLDER}/generator",
+        **{name: reader["generator"][name] for name in lengths if name in reader["generator"]},
+    }
+    if "retriever" not in reader:
+        index = None
+    else:
+        reader["n_docs"] = N_DOCS
+        retriever = reader["retriever"]
+        retriever["index"] = INDEX
+        if "question_encoder" in retriever:
+            retriever |= finder
+        if null := retriever.get("null_document"):
+            file = f"{FOLDER}/null_document.safetensors"
+            retriever["null_document"] = {"_target_": f"{null['_target_']}.from_pretrained", "file": file}
+    if (run / "model" / "head.safetensors").exists():
+        model.pop("dropout", None)
+        model |= {"_target_": _loading(model["_target_"]), "file": f"{FOLDER}/head.safetensors"}
+    return SavedModel(model, True, index, None, config.get("n_docs", 5))
