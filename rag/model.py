@@ -175,8 +175,8 @@ class RagModel(nn.Module):
             )
         if parts:
             raise UserError(
-                f"{', '.join(parts)} of the retriever does not fit this format: save the parts alone, each with its own "
-                "save_pretrained"
+                f"{', '.join(parts)} of the retriever does not fit this format: save the parts alone, each with its "
+                "own save_pretrained"
             )
         return checkpoint.Checkpoint(encoder, self.generator, self.n_docs, self.architecture)
 
