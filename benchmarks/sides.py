@@ -4,6 +4,7 @@ The reference is run as it should be: RAG-Sequence with the attention mask that 
 contexts padded to `max_combined_length` as its own retriever pads them, retrieval once a question.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from rag.encoders import QuestionEncoder
 from rag.exact import ExactRetriever
 from rag.generator import Ragged
 from rag.model import RagSequence, RagToken
+from rag.passages import Passage
 from rag.retriever import DenseRetriever
 
 RTOL = 1e-4
@@ -51,10 +53,19 @@ class Side:
         corpus = [f"{title} / {body} //" for title, body in self.passages] + self.questions + self.answers
         self.generator = world.generator(size, world.generator_tokenizer(corpus)).to(device)
         encoder = QuestionEncoder(world.question_encoder(size), world.question_tokenizer(corpus)).to(device)
-        self.index = world.index(self.passages, encoder.dim, folder, with_faiss)
+        rows = [Passage(str(row), *passage) for row, passage in enumerate(self.passages)]
+        self.index = world.index(rows, encoder.dim, folder, with_faiss)
         self.index.tokens(self.generator.tokenizer, show_progress=False)
         kind = DenseRetriever if with_faiss else ExactRetriever
         self.retriever = kind(encoder, self.index)
+
+    def with_docs(self, docs: int) -> "Side":
+        """The same with another number of passages a question."""
+        other = copy.copy(self)
+        other.docs = docs
+        for name in ("their_config", "their_retriever"):
+            other.__dict__.pop(name, None)
+        return other
 
     # -- ours -------------------------------------------------------------------------------------
 
@@ -211,7 +222,6 @@ def their_loss(model: Any, found: TheirContexts, labels: torch.Tensor) -> torch.
         context_input_ids=found.ids,
         context_attention_mask=found.mask,
         doc_scores=found.scores(model.rag.question_encoder),
-        decoder_input_ids=labels,  # shifted by nobody: the start token stands first, and its score is left out
         labels=labels,
     ).loss
 

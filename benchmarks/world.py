@@ -190,11 +190,9 @@ def generator(size: Size, tokenizer: PreTrainedTokenizerFast) -> Generator:
     return Generator(bart(size), tokenizer, max_context_length=MAX_CONTEXT, max_target_length=MAX_TARGET)
 
 
-def index(pairs: Sequence[tuple[str, str]], dim: int, folder: Path, with_faiss: bool = True) -> Index:
-    """An index of (title, text) with random vectors; without FAISS one that serves exact search alone."""
-    store = PassageStore.write(
-        [Passage(str(row), *passage) for row, passage in enumerate(pairs)], folder / "passages"
-    )
+def index(passages: Sequence[Passage], dim: int, folder: Path, with_faiss: bool = True) -> Index:
+    """An index with random vectors; without FAISS one that serves exact search alone."""
+    store = PassageStore.write(passages, folder / "passages")
     draw = np.random.default_rng(SEED)
 
     def vectors(batch: Sequence[Passage]) -> np.ndarray:
@@ -221,4 +219,5 @@ def index(pairs: Sequence[tuple[str, str]], dim: int, folder: Path, with_faiss: 
         versions={},
         files={},
     )
+    manifest.write(folder / "manifest.json")
     return Index(folder, manifest, store, made, None)
