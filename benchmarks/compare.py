@@ -15,7 +15,7 @@ have to be equal, or the row says so.
 Time is the process's CPU time on one core, ours and theirs in turn (A B A B …) after one warm-up each; the ratio is
 that of the medians. Memory is measured in a process of its own for each figure: the highest resident memory during one
 call, above what the process held before it, gradients included. Models stand ready on both sides; there is no
-optimiser, which would add the same to both.
+optimiser, which would add the same to both. On a GPU scripts/gpu_check.sh does the same in bfloat16.
 """
 
 import argparse
@@ -182,9 +182,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument("--passages", type=int, default=PASSAGES, help="in the index")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument(
-        "--device", default="cpu", help="cuda: throughput there instead (benchmarks.throughput)"
-    )
     parser.add_argument("--peak-of", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.size, given.only = given.size.split(","), given.only.split(",")
@@ -202,12 +199,6 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = _arguments()
-    if given.device != "cpu":
-        from benchmarks import throughput
-
-        return throughput.main(
-            ["--device", given.device, *(["--json", str(given.json)] if given.json else [])]
-        )
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     pin_to_one_core()
