@@ -103,7 +103,8 @@ def run(setting: Setting) -> int:
     _, measured = setting.peaks()
     size = world.SIZES["tiny" if setting.dry else "base"]
     torch.manual_seed(world.SEED)
-    encoder: Any = world.passage_encoder(size).to(device)
+    encoder: Any = world.passage_encoder(size)
+    encoder.to(device)
     rows = token_rows(passages, encoder.config.vocab_size)
     groups = list(batches(rows, tokens))
     sorted_batches = [padded(group, device) for group in groups]

@@ -108,8 +108,8 @@ def trained(folder: Path, device: str) -> dict[str, float]:
     generator = Generator.from_pretrained(folder / "generator", **settings["generator"])
     model = RagSequence(retriever, generator, settings["n_docs"]).to(device)
     decoding = Decoding(**settings["decoding"])
-    files = {split: str(folder / "task" / f"{split}.jsonl") for split in ("train", "dev", "test")}
-    task = QuestionAnswering(**files, report_sets=settings["report_sets"])
+    splits = (str(folder / "task" / f"{split}.jsonl") for split in ("train", "dev", "test"))
+    task = QuestionAnswering(*splits, report_sets=settings["report_sets"])
     module = RagModule(model, Optimization(**settings["optimization"]), decoding, seed=settings["seed"])
     data = RagDataModule(task, model, settings["batch_size"], seed=settings["seed"], prepared=folder)
     examples = task.examples("test")

@@ -112,7 +112,7 @@ def run(setting: Setting) -> int:
     @torch.inference_mode()
     def products() -> None:
         for some in stored.split(1 << 20):
-            half @ some.T
+            torch.matmul(half, some.T)
 
     calls = {
         "products alone": products,
