@@ -3,11 +3,12 @@
 #
 #   (nothing)   every part on this machine's GPU, or those that are named: a b c d e f
 #   dry         every part on the CPU with tiny sizes, in less than two minutes, to see that it runs
-#   prepare     on a CPU, before: make what part f starts from, OUT/prepared, to be copied to where the GPU is
+#   prepare     on a CPU, before: make what part f starts from, PREPARED, to be copied to where the GPU is
 #
 # Parts are described in benchmarks/gpu/. Each has a time limit of its own; what it finds is written to
 # OUT/results.jsonl as it comes, its output to OUT/log.txt, and a table for benchmarks/RESULTS.md to OUT/table.md.
-# OUT is outputs/gpu_check where it is not set. PYTHON says which Python, PREPARED where part f's folder lies.
+# OUT is outputs/gpu_check where it is not set, PREPARED outputs/gpu_check/prepared. PYTHON says which Python, COMMIT which
+# commit this is where the folder is no checkout.
 # Torch, transformers, pytorch-lightning, pyarrow, rich and jaxtyping are all it needs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -18,7 +19,7 @@ command="scripts/gpu_check.sh${*:+ $*}"
 mode=${1:-}
 if [[ $mode == dry || $mode == prepare ]]; then shift; fi
 out=${OUT:-outputs/gpu_check}
-prepared=${PREPARED:-$out/prepared}
+prepared=${PREPARED:-outputs/gpu_check/prepared}
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 
 if [[ $mode == prepare ]]; then

@@ -55,13 +55,12 @@ def main() -> int:
     )
     parser.add_argument("part", choices=[*PARTS, "table", "prepare"])
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu_check"), help="where results go")
-    parser.add_argument("--prepared", type=Path, help="what `prepare` wrote; OUT/prepared where left out")
+    parser.add_argument("--prepared", type=Path, default=Path("outputs/gpu_check/prepared"))
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--seconds", type=float, default=600, help="the part's limit")
     parser.add_argument("--command", default="scripts/gpu_check.sh", help="for the table")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    given.prepared = given.prepared or given.out / "prepared"
     if given.dry:
         from benchmarks.gpu.bare import hide
 

@@ -7,10 +7,13 @@ against float64.
 The checks are functions of the device, so that they run on a CPU too, there against itself.
 """
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,13 @@ from rag.decoding import Decoding, generate
 from rag.exact import ExactSearch
 from rag.model import Batch, RagSequence, RagToken
 from rag.null_document import NullEmbedding, NullNetwork
+from rag.runs import PROJECT
 
 FLOAT32 = 1e-4  # |ours − CPU's| / |CPU's|
 BFLOAT16_LOSS = 5e-3
 BFLOAT16_GRADIENT = 0.1
 NEW_TOKENS = 12
+SECONDS_FOR_TESTS = 40
 
 
 @dataclass(frozen=True)
@@ -238,6 +243,22 @@ CHECKS: tuple[Callable[[Both], list[Outcome]], ...] = (
 )
 
 
+def marked_tests(setting: Setting) -> bool:
+    """`pytest -m gpu`, the same checks among them, where what tests need is installed and time is left."""
+    what = "pytest -m gpu"
+    lacking = [name for name in ("pytest", "hypothesis", "beartype", "faiss") if find_spec(name) is None]
+    if setting.dry or lacking or setting.left < SECONDS_FOR_TESTS:
+        reason = "on a GPU alone" if setting.dry else f"needs {lacking[0]}" if lacking else "no time left"
+        setting.skip(what, reason)
+        return True
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    print(done.stdout[-4_000:], done.stderr[-1_000:])
+    good = done.returncode == 0
+    setting.tell(what, {"exit_code": done.returncode, "error": 0.0}, aim="0", reached=good, must=True)
+    return good
+
+
 def run(setting: Setting) -> int:
     """All checks; 1 where something does not agree."""
     wrong = 0
@@ -253,4 +274,5 @@ def run(setting: Setting) -> int:
                     reached=outcome.agrees,
                     must=True,
                 )
+    wrong += not marked_tests(setting)
     return int(wrong > 0)

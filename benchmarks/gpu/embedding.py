@@ -85,8 +85,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
 
 def packed_states(bert: Any, packed: Packed) -> Tensor:
     """BERT's states of [CLS] of each passage, as its own forward gives them, without padding."""
-    states = bert.embeddings(input_ids=packed.ids.unsqueeze(0), position_ids=packed.positions.unsqueeze(0))
-    states = states.squeeze(0)
+    ids, positions = packed.ids.unsqueeze(0), packed.positions.unsqueeze(0)
+    types = torch.zeros_like(ids)  # as forward has them where none are given
+    states = bert.embeddings(input_ids=ids, position_ids=positions, token_type_ids=types).squeeze(0)
     for layer in bert.encoder.layer:
         own = layer.attention.self
         heads = own.num_attention_heads, own.attention_head_size

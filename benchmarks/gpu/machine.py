@@ -1,5 +1,6 @@
 """What the parts ran on: card, versions, date and commit."""
 
+import os
 import platform
 from datetime import UTC, datetime
 
@@ -16,10 +17,10 @@ def run(setting: Setting) -> int:
         card, memory = torch.cuda.get_device_name(), setting.memory / 1e9
     else:
         card, memory = f"no GPU ({platform.machine()}), a dry run of tiny sizes", None
-    commit = git_commit()
+    commit = os.environ.get("COMMIT") or git_commit()
     source = setting.prepared / "settings.json"
     if commit == "unknown" and source.is_file():  # a copy without its history
-        commit = read_json(source)["commit"]
+        commit = f"{read_json(source)['commit']} at the latest `prepare`"
     figures = {
         "card": card,
         "memory_gb": memory,
