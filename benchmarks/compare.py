@@ -15,7 +15,7 @@ have to be equal, or the row says so.
 Time is the process's CPU time on one core, ours and theirs in turn (A B A B …) after one warm-up each; the ratio is
 that of the medians. Memory is measured in a process of its own for each figure: the highest resident memory during one
 call, above what the process held before it, gradients included. Models stand ready on both sides; there is no
-optimiser, which would add the same to both.
+optimiser, which would add the same to both. On a GPU scripts/gpu_check.sh does the same in bfloat16.
 """
 
 import argparse
@@ -28,7 +28,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np
 import torch
 import transformers
 from rich.console import Console
@@ -44,12 +42,11 @@ from rich.table import Table
 
 from benchmarks import world
 from benchmarks.machine import describe, pin_to_one_core
+from benchmarks.sides import Side, task
 from rag.errors import UserError
 from rag.files import write_json
 
-RTOL = 1e-4
 SHAPES = ((5, 4), (10, 8))  # K passages, B questions
-GENERATED = 16  # tokens an answer
 PASSAGES = 2_000
 WHAT = (
     "token_train",
@@ -75,270 +72,6 @@ class Row:
     equal: bool | None
     seconds: tuple[float, float] | None  # ours, theirs
     bytes: tuple[int, int] | None  # ours, theirs
-
-
-class Side:
-    """Both implementations over the same weights, passages, questions and answers."""
-
-    def __init__(self, size: world.Size, docs: int, questions: int, passages: int, folder: Path):
-        from rag.encoders import QuestionEncoder
-        from rag.index import build
-        from rag.passages import Passage, PassageStore
-        from rag.retriever import DenseRetriever
-        from rag.vectors import EncoderInfo, embed
-
-        self.docs = docs
-        text = world.Text()
-        self.passages = text.passages(passages)
-        self.questions = text.questions(questions)
-        self.answers = text.answers(questions)
-        corpus = [f"{title} / {body} //" for title, body in self.passages] + self.questions + self.answers
-        self.generator = world.generator(size, world.generator_tokenizer(corpus))
-        encoder = QuestionEncoder(world.question_encoder(size), world.question_tokenizer(corpus))
-        store = PassageStore.write(
-            [Passage(str(row), *passage) for row, passage in enumerate(self.passages)], folder / "passages"
-        )
-        draw = np.random.default_rng(world.SEED)
-
-        def vectors(batch: Sequence[Passage]) -> np.ndarray:
-            return 0.1 * draw.standard_normal((len(batch), encoder.dim), np.float32)
-
-        info = EncoderInfo("random", "random", "random")
-        embed(store, vectors, folder, info, show_progress=False)
-        self.index = build(folder, "Flat", show_progress=False)
-        self.index.tokens(self.generator.tokenizer, show_progress=False)
-        self.retriever = DenseRetriever(encoder, self.index)
-
-    # -- ours -------------------------------------------------------------------------------------
-
-    def model(self, kind: type) -> Any:
-        return kind(self.retriever, self.generator, n_docs=self.docs).eval()
-
-    # -- theirs -----------------------------------------------------------------------------------
-
-    @cached_property
-    def their_config(self) -> Any:
-        return transformers.RagConfig.from_question_encoder_generator_configs(
-            self.retriever.question_encoder.model.config,
-            self.generator.model.config,
-            n_docs=self.docs,
-            retrieval_vector_size=self.retriever.question_encoder.dim,
-            max_combined_length=self.generator.max_context_length,
-        )
-
-    @cached_property
-    def their_retriever(self) -> Any:
-        import datasets
-        import faiss
-        from transformers.models.rag.retrieval_rag import CustomHFIndex
-
-        datasets.disable_progress_bars()
-        columns = {
-            "title": [title for title, _ in self.passages],
-            "text": [body for _, body in self.passages],
-            "embeddings": list(self.index.vectors(np.arange(len(self.passages)))),
-        }
-        dataset = datasets.Dataset.from_dict(columns)
-        dataset.add_faiss_index("embeddings", metric_type=faiss.METRIC_INNER_PRODUCT)
-        index = CustomHFIndex(self.index.dim, dataset)
-        tokenizers = self.retriever.question_encoder.tokenizer, self.generator.tokenizer
-        return transformers.RagRetriever(self.their_config, *tokenizers, index=index)
-
-    def their_model(self, kind: type) -> Any:
-        return kind(
-            config=self.their_config,
-            question_encoder=self.retriever.question_encoder.model,
-            generator=self.generator.model,
-            retriever=self.their_retriever,
-        ).eval()
-
-    @property
-    def weights(self) -> list[torch.nn.Parameter]:
-        return [*self.generator.parameters(), *self.retriever.parameters()]
-
-
-class Train:
-    """Forward and backward of one training step."""
-
-    def __init__(self, side: Side, ours: type, theirs: type):
-        self.side, self.our_kind, self.their_kind = side, ours, theirs
-
-    def ours(self) -> Callable[[], Any]:
-        model = self.side.model(self.our_kind)
-        batch = model.prepare(self.side.questions, self.side.answers)
-
-        def step() -> torch.Tensor:
-            model.zero_grad()
-            losses = -model(batch).logprob
-            losses.sum().backward()
-            return losses.detach()
-
-        return step
-
-    def theirs(self) -> Callable[[], Any]:
-        model = self.side.their_model(self.their_kind)
-        generator = self.side.generator
-        questions = self.side.retriever.question_encoder.tokenize(self.side.questions)
-        labels, mask = generator.tokenize_targets(self.side.answers)
-        labels = torch.nn.functional.pad(
-            labels.masked_fill(~mask, generator.pad_token), (1, 0), value=generator.start_token
-        )
-
-        def step() -> torch.Tensor:
-            model.zero_grad()
-            losses = model(**questions, labels=labels).loss
-            losses.sum().backward()
-            return losses.detach()
-
-        return step
-
-    def result(self, losses: torch.Tensor) -> Any:
-        gradients = [None if w.grad is None else w.grad.clone() for w in self.side.weights]
-        return losses, gradients
-
-    def equal(self, ours: Any, theirs: Any) -> bool:
-        """Losses, and the gradient as a whole: |ours − theirs| / |theirs|."""
-        if not torch.allclose(ours[0], theirs[0], rtol=RTOL, atol=0):
-            return False
-        difference = of_theirs = 0.0
-        for mine, other in zip(ours[1], theirs[1], strict=True):
-            if (mine is None) != (other is None):
-                return False
-            if mine is not None:
-                difference += float((mine - other).square().sum())
-                of_theirs += float(other.square().sum())
-        return difference**0.5 <= RTOL * of_theirs**0.5
-
-
-class Generate:
-    """Answers from contexts whose passages were retrieved already."""
-
-    def __init__(self, side: Side, ours: type, theirs: type, beams: int):
-        self.side, self.our_kind, self.their_kind, self.beams = side, ours, theirs, beams
-
-    def _retrieved(self) -> Any:
-        with torch.no_grad():
-            return self.side.retriever(self.side.retriever.prepare(self.side.questions), self.side.docs)
-
-    def ours(self) -> Callable[[], Any]:
-        from rag.decoding import Decoding, generate
-
-        model = self.side.model(self.our_kind)
-        batch = model.prepare(self.side.questions)
-        retrieved = self._retrieved()
-        decoding = Decoding(max_new_tokens=GENERATED, num_beams=self.beams)
-
-        @torch.no_grad()
-        def answer() -> Any:
-            return generate(model, model.read_retrieved(batch, retrieved), decoding)
-
-        return answer
-
-    def theirs(self) -> Callable[[], Any]:
-        model = self.side.their_model(self.their_kind)
-        retriever, encoder = self.side.their_retriever, self.side.retriever.question_encoder
-        tokens = encoder.tokenize(self.side.questions)
-        with torch.no_grad():
-            queries = encoder(**tokens)
-            found = retriever(
-                tokens["input_ids"], queries.numpy(), n_docs=self.side.docs, return_tensors="pt"
-            )
-        scores = torch.einsum("bd,bkd->bk", queries, found["retrieved_doc_embeds"].float())
-        length = (
-            {"max_length": GENERATED + 1}  # RAG-Token knows no other, and counts the start token
-            if self.their_kind is transformers.RagTokenForGeneration
-            else {"max_new_tokens": GENERATED}
-        )
-        generator = self.side.generator.model
-        generate, pad = generator.generate, self.side.generator.pad_token
-
-        def with_mask(ids: torch.Tensor, **kwargs: Any) -> Any:
-            return generate(ids, **(kwargs | {"attention_mask": (ids != pad).long()}))
-
-        def answer() -> Any:
-            if self.their_kind is transformers.RagSequenceForGeneration:
-                generator.generate = with_mask
-            try:
-                return model.generate(
-                    context_input_ids=found["context_input_ids"],
-                    context_attention_mask=found["context_attention_mask"],
-                    doc_scores=scores,
-                    num_beams=self.beams,
-                    **length,
-                )
-            finally:
-                generator.__dict__.pop("generate", None)
-
-        return answer
-
-    def result(self, answers: Any) -> list[list[int]]:
-        if isinstance(answers, torch.Tensor):
-            rows = answers[:, 1:].tolist()
-            return [[t for t in row if t != self.side.generator.pad_token] for row in rows]
-        return [list(own[0].tokens) for own in answers]
-
-    def equal(self, ours: Any, theirs: Any) -> bool:
-        return ours == theirs
-
-
-class Glue:
-    """Vectors of questions in, what the generator reads out."""
-
-    def __init__(self, side: Side):
-        self.side = side
-        with torch.no_grad():
-            self.tokens = side.retriever.prepare(side.questions).tokens
-            self.queries = side.retriever.question_encoder(**self.tokens).numpy()
-
-    def ours(self) -> Callable[[], Any]:
-        from rag.generator import Ragged
-
-        side, generator = self.side, self.side.generator
-        questions = generator.tokenize_questions(side.questions)
-
-        def glue() -> Any:
-            _, rows = side.index.search(self.queries, side.docs)
-            vectors = side.index.vectors(rows)
-            passages = Ragged(*side.index.tokens(generator.tokenizer).gather(rows.reshape(-1)))
-            ids, mask = generator.assemble(questions.repeat(side.docs), passages)
-            return ids, mask, vectors
-
-        return glue
-
-    def theirs(self) -> Callable[[], Any]:
-        retriever, docs = self.side.their_retriever, self.side.docs
-
-        def glue() -> Any:
-            found = retriever(self.tokens["input_ids"], self.queries, n_docs=docs, return_tensors="pt")
-            return (
-                found["context_input_ids"],
-                found["context_attention_mask"].bool(),
-                found["retrieved_doc_embeds"],
-            )
-
-        return glue
-
-    def result(self, contexts: Any) -> Any:
-        ids, mask, vectors = contexts
-        rows = [row[own].tolist() for row, own in zip(ids, mask, strict=True)]
-        return rows, torch.as_tensor(vectors).float()
-
-    def equal(self, ours: Any, theirs: Any) -> bool:
-        return ours[0] == theirs[0] and torch.allclose(ours[1], theirs[1], rtol=RTOL)
-
-
-def task(what: str, side: Side) -> Any:
-    from rag.model import RagSequence, RagToken
-
-    if what == "glue":
-        return Glue(side)
-    if what.startswith("token"):
-        kinds = RagToken, transformers.RagTokenForGeneration
-    else:
-        kinds = RagSequence, transformers.RagSequenceForGeneration
-    if what.endswith("_train"):
-        return Train(side, *kinds)
-    return Generate(side, *kinds, beams=4 if what.endswith("beam4") else 1)
 
 
 def measure_time(own: Any, repeats: int) -> tuple[tuple[float, float], bool]:
@@ -449,9 +182,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument("--passages", type=int, default=PASSAGES, help="in the index")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument(
-        "--device", default="cpu", help="cuda: throughput there instead (benchmarks.throughput)"
-    )
     parser.add_argument("--peak-of", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.size, given.only = given.size.split(","), given.only.split(",")
@@ -469,12 +199,6 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = _arguments()
-    if given.device != "cpu":
-        from benchmarks import throughput
-
-        return throughput.main(
-            ["--device", given.device, *(["--json", str(given.json)] if given.json else [])]
-        )
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     pin_to_one_core()

@@ -8,6 +8,7 @@ what random weights happen to end with.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tokenizers
@@ -24,6 +25,9 @@ from transformers import (
 )
 
 from rag.generator import Generator
+from rag.index import CorpusInfo, Index, Manifest, build
+from rag.passages import Passage, PassageStore
+from rag.vectors import EncoderInfo, embed, open_vectors
 
 SEED = 2020
 VOCABULARY = 50_264  # that of facebook/rag-*
@@ -184,3 +188,36 @@ def passage_encoder(size: Size) -> DPRContextEncoder:
 def generator(size: Size, tokenizer: PreTrainedTokenizerFast) -> Generator:
     torch.manual_seed(SEED)
     return Generator(bart(size), tokenizer, max_context_length=MAX_CONTEXT, max_target_length=MAX_TARGET)
+
+
+def index(passages: Sequence[Passage], dim: int, folder: Path, with_faiss: bool = True) -> Index:
+    """An index with random vectors; without FAISS one that serves exact search alone."""
+    store = PassageStore.write(passages, folder / "passages")
+    draw = np.random.default_rng(SEED)
+
+    def vectors(batch: Sequence[Passage]) -> np.ndarray:
+        return 0.1 * draw.standard_normal((len(batch), dim), np.float32)
+
+    info = EncoderInfo("random", "random", "random")
+    embed(store, vectors, folder, info, show_progress=False)
+    if with_faiss:
+        return build(folder, "Flat", show_progress=False)
+    _, made = open_vectors(folder, store)
+    manifest = Manifest(
+        encoder=info,
+        corpus=CorpusInfo("", store.sha256, len(store)),
+        dim=dim,
+        shard_size=made.shard_size,
+        factory="",
+        metric="inner product",
+        search={"refine": 1},
+        recall={},
+        recall_queries="",
+        ms_per_query=0.0,
+        threads=1,
+        seconds={},
+        versions={},
+        files={},
+    )
+    manifest.write(folder / "manifest.json")
+    return Index(folder, manifest, store, made, None)

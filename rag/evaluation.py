@@ -20,7 +20,6 @@ from jaxtyping import Int64
 from rag.decoding import Answer, Decoding, generate_for_each
 from rag.errors import UserError
 from rag.files import write_aside
-from rag.lexical import BM25
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.retrieval import where_not_retrieved
 from rag.model import Batch, RagModel
@@ -228,6 +227,8 @@ def bm25_metrics(
 ) -> dict[str, dict[int, Metric]]:
     """What `passage_metrics` says of BM25 over the same passages, for the same questions."""
     ks = [k for k in ks if k <= len(store)]
+    from rag.lexical import BM25  # only this comparison needs its libraries
+
     _, rows = BM25.build(store).search([example.question for example in examples], max(ks))
     return passage_metrics(task, store, rows, examples, ks)
 

@@ -28,11 +28,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int64
 
+from rag import lazy_faiss as faiss
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
 from rag.index_type import (
@@ -331,7 +331,8 @@ class Index:
 
         Raises UserError, saying what was found, what was expected and what to do, if the folder is
         unfinished, was cut short or altered, or does not fit together. Sizes and counts are checked; `verify`
-        checks every byte.
+        checks every byte. Where FAISS is not installed, index.faiss stays closed and `search` refuses; the passages,
+        tokens and vectors serve exact search.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -355,19 +356,11 @@ class Index:
                 "manifest names "
                 f"{manifest.corpus.passages:,} ({manifest.corpus.sha256[:12]}): {again}"
             )
-        try:
-            index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise UserError(f"{folder / 'index.faiss'} is damaged: {again}") from error
-        if (index.ntotal, index.d) != (len(passages), manifest.dim):
-            raise UserError(
-                f"{folder / 'index.faiss'} holds {index.ntotal:,} vectors of {index.d} dimensions for "
-                f"{len(passages):,} passages of {manifest.dim}: {again}"
-            )
-        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise UserError(f"{folder / 'index.faiss'} does not search by inner product: {again}")
-        set_search(index, manifest.search)
-        if manifest.vectors == DECODED:
+        decoded = manifest.vectors == DECODED
+        index = None
+        if decoded or faiss.installed():
+            index = _open_faiss(folder, manifest, len(passages), again)
+        if decoded:
             vectors = DecodedVectors(index)
         else:
             vectors = Vectors(folder / "vectors", len(passages), manifest.dim, manifest.shard_size)
@@ -403,6 +396,11 @@ class Index:
         if not 1 <= k <= len(self):
             raise UserError(
                 f"K={k} passages cannot be found in an index of {len(self)} ({self.folder}): lower K"
+            )
+        if self._index is None:
+            raise UserError(
+                f"{self.folder} cannot be searched without FAISS: install faiss-cpu, or take retriever=exact, which "
+                "searches the vectors with torch"
             )
         return find(self._index, self.true_vectors, queries, k, refine or self.manifest.search["refine"])
 
@@ -495,3 +493,20 @@ class Index:
                     f"{self.folder / name} was altered since the index was built: run build_index.py with "
                     f"index.path={self.folder} again"
                 )
+
+
+def _open_faiss(folder: Path, manifest: Manifest, passages: int, again: str) -> Any:
+    """The FAISS index of a folder, mapped, with its search parameters in force."""
+    try:
+        index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise UserError(f"{folder / 'index.faiss'} is damaged: {again}") from error
+    if (index.ntotal, index.d) != (passages, manifest.dim):
+        raise UserError(
+            f"{folder / 'index.faiss'} holds {index.ntotal:,} vectors of {index.d} dimensions for "
+            f"{passages:,} passages of {manifest.dim}: {again}"
+        )
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise UserError(f"{folder / 'index.faiss'} does not search by inner product: {again}")
+    set_search(index, manifest.search)
+    return index

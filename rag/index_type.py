@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import faiss
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from rag import lazy_faiss as faiss
 from rag.errors import UserError
 from rag.vectors import DecodedVectors, Vectors, best, exact_search
 

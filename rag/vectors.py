@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import faiss
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from rag import lazy_faiss as faiss
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.passages import FORMATS, Passage, PassageStore

@@ -5,11 +5,17 @@ weights, the tokenizers are trained on a few sentences, and the index is built b
 """
 
 import os
+import re
+import sys
 
 # Before anything imports transformers or torch.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+marks = [value for option, value in zip(sys.argv, sys.argv[1:], strict=False) if option == "-m"]
+if not (
+    marks and re.search(r"(?<!not )\bgpu\b", marks[-1])
+):  # GPUs are for `-m gpu`: all else is the same everywhere
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, profile, throughput, world
+from benchmarks import compare, flop, profile, world
 from benchmarks.machine import count_flop
 from rag.model import RagToken
 
@@ -50,26 +50,7 @@ def test_flop_are_those_that_are_counted(side):
             side.generator.token_logprobs(states, contexts.mask, batch.labels.repeat_interleave(2, dim=0))
 
         counted = count_flop(forward)
-    assert throughput.generator_flop(size, lengths, targets, 2) == pytest.approx(counted, rel=0.01)
-
-
-def test_search_in_blocks_is_exact_search():
-    vectors, queries = torch.randn(103, 8), torch.randn(5, 8)
-    scores, rows = throughput.search_in_blocks(vectors, queries, 7, block=10)
-    expected = (queries @ vectors.T).topk(7)
-    torch.testing.assert_close(scores, expected.values)
-    assert torch.equal(rows, expected.indices)
-
-
-@pytest.mark.slow
-def test_throughput_runs_without_an_accelerator():
-    result = throughput.run("tiny", "cpu", repeats=1, at_most=2, passages=20, vectors=2_000)
-    kinds = [figure["what"] for figure in result["figures"]]
-    assert kinds == ["training", "training", "embedding", "search", "search", "search"]
-    assert [figure["B"] for figure in result["figures"][:2]] == [2, 2]
-    assert all(
-        value > 0 for figure in result["figures"] for value in figure.values() if isinstance(value, float)
-    )
+    assert flop.generator_flop(size, lengths, targets, 2) == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.slow

@@ -93,12 +93,3 @@ def test_the_retriever_follows_a_swapped_memory(question_encoder, passage_encode
     assert after.rows.tolist() == (len(PASSAGES) - 1 - before.rows).tolist()
     with pytest.raises(UserError, match="retriever.dtype=int8 does not exist"):
         ExactRetriever(question_encoder, index, dtype="int8")
-
-
-@pytest.mark.gpu
-def test_on_a_gpu(index):
-    queries = random_queries(9)
-    search = ExactSearch(index, "cuda")
-    assert search.dtype == torch.bfloat16
-    expected = np.argsort(-(queries @ encode(corpus(2000)).T), axis=1)[:, :20]
-    np.testing.assert_array_equal(search.search(torch.from_numpy(queries).cuda(), 20), expected)
