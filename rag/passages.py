@@ -251,10 +251,10 @@ def _fields(record: dict[str, Any], place: str) -> tuple[str, str, str]:
 
 
 def unquoted_title(title: str) -> str:
-    """A title that is still a quoted field of a TSV, as the hub's facebook/wiki_dpr keeps them, as it was meant.
+    r"""A title that is still a quoted field of a TSV, as facebook/wiki_dpr keeps them, as it was meant.
 
-    `"""Heroes"" (song)"` is `"Heroes" (song)`; DPR made the vectors of the latter. Anything that does not both begin and
-    end with a quote, or whose quotes inside are not all doubled, or that has none inside, stays as it is.
+    Doubled quotes inside quotes become single ones, as csv makes them of psgs_w100.tsv, whose titles DPR's vectors were
+    made of. What does not both begin and end with a quote, or has other than doubled ones inside, stays as it is.
     """
     inside = title[1:-1]
     quoted = len(title) > 2 and title[0] == title[-1] == '"' and '"' in inside

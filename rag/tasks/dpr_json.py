@@ -42,8 +42,9 @@ class AskedQuestion:
 def open_dpr_json(path: str | Path, cache: str | Path) -> tuple[PassageStore, list[AskedQuestion]]:
     """The passages and questions of one of DPR's files, converted into `cache` at the first use.
 
-    Questions without a positive passage are left out, as DPR does, and counted in a warning. Raises UserError, with file and line, for whatever
-    is not of the format, and for a file without one usable question; nothing is left behind then.
+    Questions without a positive passage are left out, as DPR does, and counted in a warning. Raises UserError, with
+    file and line, for whatever is not of the format, and for a file without one usable question; nothing is left
+    behind then.
     """
     name = Path(path).name.split(".")[0]
     if not Path(path).is_file():
