@@ -142,25 +142,26 @@ def unpack(archive: Archive, into: Path) -> list[Path]:
     """Take the wanted files out of a fetched archive, which goes then; their places."""
     path = into / archive.path
     left = {name: into / place for name, place in archive.members.items()}
-    for member, file, size in _members(path):
-        name = next((one for one in left if member == one or member.endswith(f"/{one}")), None)
-        if name is None:
-            continue
-        place = left.pop(name)
-        if not place.exists():
-            total = -(-size // MB)
-            with (
-                write_aside(place) as aside,
-                open(aside, "wb") as out,
-                progress_bar(f"unpacking {place.name}", total, "MB") as advance,
-            ):
-                done = 0
-                while data := file.read(_COPIED):
-                    out.write(data)
-                    advance((done + len(data)) // MB - done // MB)
-                    done += len(data)
-        if not left:
-            break
+    with _whole(path):
+        for member, file, size in _members(path):
+            name = next((one for one in left if member == one or member.endswith(f"/{one}")), None)
+            if name is None:
+                continue
+            place = left.pop(name)
+            if not place.exists():
+                total = -(-size // MB)
+                with (
+                    write_aside(place) as aside,
+                    open(aside, "wb") as out,
+                    progress_bar(f"unpacking {place.name}", total, "MB") as advance,
+                ):
+                    done = 0
+                    while data := file.read(_COPIED):
+                        out.write(data)
+                        advance((done + len(data)) // MB - done // MB)
+                        done += len(data)
+            if not left:
+                break
     if left:
         raise UserError(
             f"{path} holds no {' nor '.join(left)}: take out by hand what holds the data, or report it"
@@ -171,18 +172,17 @@ def unpack(archive: Archive, into: Path) -> list[Path]:
 
 def _members(path: Path) -> Iterator[tuple[str, Any, int]]:
     """(name, open file, bytes) of each file in an archive, in its order."""
-    with _whole(path):
-        if path.suffix == ".zip":
-            with ZipFile(path) as archive:
-                for info in archive.infolist():
-                    if not info.is_dir():
-                        with archive.open(info) as file:
-                            yield info.filename, file, info.file_size
-            return
-        with tarfile.open(path, "r|*") as archive:
-            for info in archive:
-                if info.isfile():
-                    yield info.name.removeprefix("./"), archive.extractfile(info), info.size
+    if path.suffix == ".zip":
+        with ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not info.is_dir():
+                    with archive.open(info) as file:
+                        yield info.filename, file, info.file_size
+        return
+    with tarfile.open(path, "r|*") as archive:
+        for info in archive:
+            if info.isfile():
+                yield info.name.removeprefix("./"), archive.extractfile(info), info.size
 
 
 @contextmanager

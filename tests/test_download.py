@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import pytest
 from omegaconf import OmegaConf
 
@@ -41,6 +42,7 @@ class Server:
         self.files: dict[str, bytes] = {}
         self.plan: dict[str, list] = {}
         self.headers: dict[str, str] = {}  # further ones of every answer
+        self.links: dict[str, str] = {}  # a path's next page
         self.asked: list[tuple[str, str | None, str | None]] = []  # path, Range, Authorization
         owner = self
 
@@ -94,6 +96,8 @@ class Server:
         body = content[start:]
         request.send_header("Content-Length", str(len(body) + (7 if how == "short" else 0)))
         request.send_header("Content-Type", "text/html" if how == "page" else "application/octet-stream")
+        if request.path in self.links:
+            request.send_header("Link", self.links[request.path])
         for name, value in self.headers.items():
             request.send_header(name, value)
         request.end_headers()
@@ -342,6 +346,23 @@ def test_the_wanted_files_of_an_archive_stay(server, tmp_path, monkeypatch, caps
     assert "holds no qa/a.json" in refusal(download.download, ["x"], tmp_path, 0.0)
 
 
+@pytest.mark.parametrize(("suffix", "pack"), [(".zip", zipped), (".tar", tarred)])
+def test_a_damaged_archive_is_told_and_leaves_nothing(server, tmp_path, monkeypatch, suffix, pack):
+    content = bytearray(pack({"a.json": DATA}))
+    content[len(content) // 2] ^= 1
+    server.files["/x"] = bytes(content)
+    archive = sources.Archive(Remote((f"{server.url}/x",)), f"x{suffix}", {"a.json": "a.json"}, 6)
+    monkeypatch.setitem(download.SOURCES, "x", sources.Source("an archive", "none", archive=archive))
+    sentence = refusal(download.download, ["x"], tmp_path, 0.0)
+    assert sentence.startswith(f"{tmp_path}/x{suffix} is not a whole archive (") and left(tmp_path) == [
+        f"x{suffix}"
+    ]
+    (tmp_path / f"x{suffix}").unlink()  # "remove it, and it is fetched again"
+    server.files["/x"] = pack({"a.json": DATA})
+    download.download(["x"], tmp_path, 0.0)
+    assert (tmp_path / "a.json").read_bytes() == DATA
+
+
 def test_names_and_settings(tmp_path):
     assert download.parse(["nq", "fever3", "natural_questions"]) == (["nq", "fever"], PROJECT / "data")
     assert download.parse([f"into={tmp_path}", "wikipedia"]) == (["psgs_w100"], tmp_path)
@@ -381,6 +402,30 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+def test_files_of_the_hub(server, tmp_path, monkeypatch):
+    """Two pages of a listing; what is not of the wanted name is left out."""
+    path = "index/psgs_w100.nq.HNSW128_SQ8-IP-train.faiss"
+    listing = "/api/datasets/facebook/wiki_dpr/tree/main/index"
+    server.files[f"{listing}?recursive=true"] = tree(
+        {"index/psgs_w100.multiset.HNSW128_SQ8-IP-train.faiss": b"?"}
+    )
+    server.plan[f"{listing}?recursive=true"] = [503]
+    server.files[f"/datasets/facebook/wiki_dpr/resolve/main/{path}"] = DATA
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    page = f"{server.url}/datasets/facebook/wiki_dpr"
+    begin = "index/psgs_w100.nq.HNSW128_SQ8"
+    sentence = refusal(download.download, ["wiki_dpr_hnsw_sq8"], tmp_path, 0.0)
+    assert sentence == f"{page} has no {begin}*.faiss any more: look there for where it is now"
+    server.links[f"{listing}?recursive=true"] = f'<{server.url}{listing}?cursor=2>; rel="next"'
+    server.files[f"{listing}?cursor=2"] = tree({path: DATA})
+    download.download(["wiki_dpr_hnsw_sq8"], tmp_path, 0.0)
+    assert (tmp_path / "wiki_dpr" / path).read_bytes() == DATA and len(left(tmp_path)) == 1
+    server.files[f"{listing}?recursive=true"] = b"<html>"
+    assert "does not answer as a hub does" in refusal(download.download, ["wiki_dpr_hnsw_sq8"], tmp_path, 0.0)
+
+
+@pytest.mark.slow
 def test_files_of_the_hub_at_hf_endpoint(server, tmp_path):
     """As the real command: the folder is listed, all of its files come, with the token, resumed and checked."""
     names = [f"data/psgs_w100/nq/train-{n:05d}-of-00002.parquet" for n in range(2)]
