@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from zipfile import BadZipFile, ZipFile
 
 from rag.cli import mistakes_in_one_sentence
@@ -103,7 +104,7 @@ def plan(source: Source, into: Path, fetcher: Fetcher) -> dict[Path, Remote]:
 
 def hub_files(wanted: HubFiles, into: Path, fetcher: Fetcher) -> dict[Path, Remote]:
     """The files of a hub data set with the sizes and SHA-256 that the hub states. HF_ENDPOINT is the hub's address."""
-    from huggingface_hub import constants, get_token, hf_hub_url
+    from huggingface_hub import constants, get_token
 
     page = f"{constants.ENDPOINT}/datasets/{wanted.repo}"
     if constants.HF_HUB_OFFLINE:
@@ -125,7 +126,7 @@ def hub_files(wanted: HubFiles, into: Path, fetcher: Fetcher) -> dict[Path, Remo
         raise UserError(f"{page} has no {wanted.begin}*{wanted.end} any more: look there for where it is now")
     return {
         into / wanted.folder / one["path"]: Remote(
-            (hf_hub_url(wanted.repo, one["path"], repo_type="dataset", endpoint=constants.ENDPOINT),),
+            (f"{page}/resolve/main/{quote(one['path'])}",),
             one["size"],
             one["lfs"]["oid"] if one.get("lfs") else None,
             headers,

@@ -220,7 +220,7 @@ class Fetcher:
             found = _sha256(partial, path.name, self.show)
             if found != remote.sha256:
                 wrong = f"a file with SHA-256 {found[:12]}… where {remote.sha256[:12]}… is expected"
-        elif path.suffix == ".gz":
+        elif path.suffix in (".gz", ".tgz"):
             wrong = _broken_gzip(partial)
         if wrong:
             partial.unlink()
