@@ -59,7 +59,7 @@ def example_of(
     if found and setting:
         hint = f": name the key of the answers, as in {setting}={found}"
     else:
-        hint = f": call the answers {answers}"
+        hint = f": rename the key that holds the answers to {answers!r}"
     value = _answers(field(record, key, where, hint))
     return Example(
         question=question,
