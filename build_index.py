@@ -66,7 +66,7 @@ def build_index(cfg: DictConfig) -> None:
         raise UserError(f"{cfg.corpus.path} does not exist: give corpus.path={FORMATS}")
     check_place(folder, "index.path")
     given = cfg.corpus.get("vectors")
-    vectors = None if given is None else ReadyVectors.open(given)
+    vectors = None if given is None else ReadyVectors.find(plain(given))
     taken_over = vectors is not None or isinstance(kind, ReadyIndex)
     encoder, info = open_encoder(
         cfg.passage_encoder, optional=taken_over and not cfg.embed_missing and not cfg.estimate
@@ -105,7 +105,7 @@ def build_index(cfg: DictConfig) -> None:
                 if isinstance(kind, ReadyIndex)
                 else f"building an index ({kind.factory})"
             )
-            whose = f"vectors of {given}" if given else cfg.passage_encoder
+            whose = f"vectors of {vectors.path}" if vectors is not None else cfg.passage_encoder
             print(f"{what} of {cfg.corpus.path} by {whose} in {folder}")
             if cfg.overwrite and begun_otherwise(work, cfg.corpus.path, info):
                 shutil.rmtree(work)

@@ -38,7 +38,7 @@ from rag.analysis.hot_swap import hot_swap
 from rag.analysis.paper_tables import Cell, cells_of, write_table
 from rag.analysis.run_report import write_run_report
 from rag.cli import from_checkpoint, in_transformers_format, key_of, plain, run_script
-from rag.datamodule import sample
+from rag.datamodule import check_questions, sample
 from rag.errors import UserError
 from rag.evaluation import (
     Figures,
@@ -98,6 +98,7 @@ def evaluate(cfg: DictConfig) -> None:
             if number == 0:
                 print(first_line(cfg, len(examples), len(everything), n_docs, count, run))
             model = open_model(cfg.module).to(local_device())
+            check_questions(model, examples, task.source(cfg.split))
             decoding = instantiate(cfg.decoding)
             store = None if model.retriever is None else model.retriever.index.passages
             if model.retriever is not None:

@@ -21,6 +21,7 @@ from rag.tasks.example import Example
 from rag.tasks.preparation import training_pairs
 from rag.tasks.task import Task
 
+CHECKED_AT_ONCE = 1024  # questions
 Prepare = Callable[..., Batch]  # RagModel.prepare
 Item = TypeVar("Item")
 
@@ -141,6 +142,7 @@ class RagDataModule(StepDataModule):
         self.task = task
         self.target_retriever = model.retriever if target_retriever is None else target_retriever
         self.prepared = prepared
+        self.model = model
         self.prepare_batch = model.prepare
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -155,6 +157,8 @@ class RagDataModule(StepDataModule):
             self.pairs = training_pairs(self.task, self.target_retriever, self.prepared)
             if not self.pairs:
                 raise UserError("the task has no training example: look at task.train and task.train_sets")
+            check_questions(self.model, self.dev, self.task.source("dev"))
+            check_questions(self.model, [example for example, _ in self.pairs], self.task.source("train"))
             self.order = Shuffled(len(self.pairs), self.seed)
 
     def sizes(self) -> dict[str, int]:
@@ -170,6 +174,31 @@ class RagDataModule(StepDataModule):
         assert trainer is not None
         own = self.dev[trainer.global_rank :: trainer.world_size]
         return self._loader(evaluation_batches(own, self.prepare_batch, self.eval_batch_size))
+
+
+def check_questions(model: RagModel, examples: Sequence[Example], source: str) -> None:
+    """UserError that names the first question of `source` that the model cannot read, as one too long for it.
+
+    Before anything is computed: training may come to such a question hours later.
+    """
+    known = {example.question: example.id for example in reversed(examples)}
+    questions = list(known)
+    for start in range(0, len(questions), CHECKED_AT_ONCE):
+        chunk = questions[start : start + CHECKED_AT_ONCE]
+        try:
+            _read(model, chunk)
+        except UserError:
+            for question in chunk:
+                try:
+                    _read(model, [question])
+                except UserError as error:
+                    name = f"{source}, question {known[question]} ({question[:40].rstrip()}…)"
+                    raise UserError(f"{name}: {error}") from error
+            raise
+
+
+def _read(model: RagModel, questions: list[str]) -> None:
+    model.generator.assemble(model.prepare(questions).generator_questions)
 
 
 def evaluation_batches(examples: Sequence[Example], prepare: Prepare, batch_size: int) -> Dataset:

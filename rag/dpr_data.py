@@ -16,7 +16,7 @@ from rag.files import one_process
 from rag.hard_negatives import MinedNegatives
 from rag.passages import Passage, PassageStore
 from rag.runs import digest, fingerprint
-from rag.tasks.dpr_json import AskedQuestion, open_dpr_json
+from rag.tasks.dpr_json import AskedQuestion, open_dpr_json, warn_of_left_out
 from rag.tasks.qa import read_examples
 
 
@@ -105,12 +105,14 @@ class DprData(StepDataModule):
         if corpus is None:
             store, questions = open_dpr_json(file, self.cache)
             return store, sample(questions, limit, self.seed)
-        examples = [example for example in read_examples(file) if example.positive_ids]
+        everything = read_examples(file)
+        examples = [example for example in everything if example.positive_ids]
         if not examples:
             raise UserError(
                 f"{file} holds no question with positive_ids, the passages that DPR is trained on and judged by: give "
                 "them, or go without (datamodule.questions=null, or datamodule.dev=null monitor=null)"
             )
+        warn_of_left_out(file, len(everything) - len(examples), len(everything))
         examples = sample(examples, limit, self.seed)
         named = [
             [_row(corpus, one, example.id, self.file) for one in ids]

@@ -9,7 +9,7 @@ are read as streams, a thousand rows at a time.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,20 @@ class ReadyVectors:
         self._stream: Iterator[np.ndarray] = iter(())
         self._block = np.empty((0, dim), np.float32)  # rows that were read, from row _first on
         self._first = 0
+
+    @classmethod
+    def find(cls, places: Path | str | Sequence[Path | str]) -> "ReadyVectors":
+        """Open the first of several places that holds vectors, or the only one; UserError as from `open`."""
+        given = [places] if isinstance(places, Path | str) else list(places)
+        for place in given[:-1]:
+            if _holds_vectors(Path(place)):
+                return cls.open(place)
+        if len(given) > 1 and not Path(given[-1]).exists():
+            raise UserError(
+                f"no vectors are in {' nor in '.join(map(str, dict.fromkeys(given)))}: give corpus.vectors=FILES "
+                f"({FORMS}), or have the passages embedded with corpus.vectors=null"
+            )
+        return cls.open(given[-1])
 
     @classmethod
     def open(cls, path: Path | str) -> "ReadyVectors":
@@ -318,6 +332,17 @@ def _cosines(a: Float32[np.ndarray, "N D"], b: Float32[np.ndarray, "N D"]) -> Fl
 
 
 # ---------------------------------------------------------------------------------- files
+
+
+def _holds_vectors(path: Path) -> bool:
+    """Whether a place has .npy files, or Parquet files with a column of vectors (a corpus may have none)."""
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("*.npy"))
+    if not files or files[0].suffix not in (".parquet", ".npy"):
+        return False
+    try:
+        return files[0].suffix == ".npy" or COLUMN in pq.read_schema(files[0]).names
+    except (pa.ArrowInvalid, OSError):
+        return True  # for `open` to say what is wrong with it
 
 
 def _map_npy(file: Path) -> np.ndarray:

@@ -98,6 +98,33 @@ def test_more_passages_than_vectors(run, encoder, tmp_path, capsys):
     np.testing.assert_allclose(index.vectors(np.arange(30)), encoder.encode(PASSAGES), rtol=1e-4, atol=1e-5)
 
 
+def test_the_vectors_of_wiki_dpr_stay_where_the_passages_are_others(run, encoder, tmp_path, capsys):
+    """corpus=wiki_dpr corpus.path=psgs_w100.tsv.gz embed_missing=true, as its config says; and without the vectors."""
+    files = write_parquet(
+        tmp_path / "wiki_dpr/data/psgs_w100/nq", PASSAGES[:27], vectors=encoder.encode(PASSAGES[:27])
+    )
+    tsv = write_tsv(tmp_path / "psgs_w100.tsv", PASSAGES)
+    settings = ["corpus=wiki_dpr", f"paths.data={tmp_path}"]
+    assert run(*settings, f"corpus.path={tsv}") == 2
+    assert f"{files} holds 27 vectors for the 30 passages of {tsv}: 3 have none" in refusal(capsys)
+    assert run(*settings, f"corpus.path={tsv}", "embed_missing=true") == 0
+    assert f"by vectors of {files}" in capsys.readouterr().out
+    index = Index.open(tmp_path / "index")
+    assert index.manifest.vectors.startswith(f"taken from {files}")
+    np.testing.assert_allclose(index.vectors(np.arange(30)), encoder.encode(PASSAGES), rtol=1e-4, atol=1e-5)
+    assert run(*settings, f"index.path={tmp_path / 'own'}") == 0
+    assert len(Index.open(tmp_path / "own")) == 27
+
+    plain = write_parquet(tmp_path / "plain", PASSAGES, left_out=["embeddings"])
+    nowhere = ["corpus=wiki_dpr", f"paths.data={tmp_path / 'none'}", f"index.path={tmp_path / 'encoded'}"]
+    assert run(*nowhere, f"corpus.path={plain}") == 2
+    sentence = refusal(capsys)
+    assert (
+        f"no vectors are in {plain} nor in {tmp_path / 'none/wiki_dpr/data/psgs_w100/nq'}: give" in sentence
+    )
+    assert run(*nowhere, f"corpus.path={plain}", "corpus.vectors=null") == 0  # as it says
+
+
 def test_vectors_of_another_encoder(run, encoder, tmp_path, capsys):
     files = write_parquet(tmp_path / "nq", PASSAGES, vectors=encoder.encode(PASSAGES)[:, ::-1].copy())
     assert run("corpus=wiki_dpr", f"corpus.path={files}") == 2

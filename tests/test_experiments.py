@@ -7,6 +7,7 @@ experiment trains, that its evaluation has every figure its cells of the paper a
 import csv
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,26 +43,42 @@ LOOKED_AT = [each for each in choices("experiment") if each.startswith(("figure3
 
 def qa_csv(path: Path, answers: list[str]) -> None:
     """DPR's form."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter="\t").writerows(
             (question, repr([answer])) for question, answer in zip(QUESTIONS, answers, strict=True)
         )
 
 
+def training_file(path: Path, answers: list[str]) -> None:
+    """DPR's training form, which brings passages along."""
+    context = {"title": "Paris", "text": "Paris is the capital of France.", "passage_id": "1"}
+    contexts = {"positive_ctxs": [context], "negative_ctxs": [], "hard_negative_ctxs": []}
+    records = [
+        {"question": question, "answers": [answer], **contexts}
+        for question, answer in zip(QUESTIONS, answers, strict=True)
+    ]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        json.dump(records, file, indent=4)
+
+
 def write_stand_ins(data: Path) -> None:
-    for folder in ("dpr", "triviaqa", "msmarco", "searchqa/train", "searchqa/val", "searchqa/test", "fever"):
+    for folder in ("dpr", "triviaqa", "msmarco", "searchqa", "fever"):
         (data / folder).mkdir(parents=True)
     passages = [*PASSAGES, *((title, f"{text} Copy {n}.") for n in range(8) for title, text in PASSAGES)]
     with gzip.open(data / "psgs_w100.tsv.gz", "wt", encoding="utf-8") as file:
         file.write("id\ttext\ttitle\n")
         file.writelines(f'{n}\t"{text}"\t{title}\n' for n, (title, text) in enumerate(passages, start=1))
-    for name in ("nq", "trivia", "webquestions"):
+    for name, answers in (
+        ("nq", ANSWERS),
+        ("trivia", ANSWERS),
+        ("webquestions", ANSWERS),
+        ("curatedtrec", ["Par(is|ma)", "[Tt]iber", "(Ernest )?Hemingway"]),
+    ):
         for split in ("train", "dev", "test"):
-            qa_csv(data / "dpr" / f"{name}-{split}.qa.csv", ANSWERS)
-    for split in ("train", "dev", "test"):
-        qa_csv(
-            data / "dpr" / f"curatedtrec-{split}.qa.csv", ["Par(is|ma)", "[Tt]iber", "(Ernest )?Hemingway"]
-        )
+            if name in ("webquestions", "curatedtrec") and split != "test":
+                training_file(data / "dpr" / f"biencoder-{name}-{split}.json.gz", answers)
+            else:
+                qa_csv(data / "dpr" / f"{name}-{split}.qa.csv{'.gz' if name == 'trivia' else ''}", answers)
     questions = [{"Question": question, "QuestionId": f"tc_{n}"} for n, question in enumerate(QUESTIONS)]
     for name, answered in (("wikipedia-dev", True), ("wikipedia-test-without-answers", False)):
         answer = {"Answer": {"Value": "Paris", "Aliases": ["Paris", "Lutetia"]}} if answered else {}
@@ -78,9 +95,10 @@ def write_stand_ins(data: Path) -> None:
         with gzip.open(data / "msmarco" / f"{name}.json.gz", "wt") as file:
             json.dump(content, file)
     for split in ("train", "val", "test"):
-        for n, (title, text) in enumerate(PASSAGES[:3]):
-            clue = {"answer": title, "question": text, "category": "CITIES", "search_results": []}
-            (data / "searchqa" / split / f"{n:05d}.json").write_text(json.dumps(clue))
+        with zipfile.ZipFile(data / "searchqa" / f"{split}.zip", "w") as archive:
+            for n, (title, text) in enumerate(PASSAGES[:3]):
+                clue = {"answer": title, "question": text, "category": "CITIES", "search_results": []}
+                archive.writestr(f"{n:05d}.json", json.dumps(clue))
     claims = [("SUPPORTS", "Paris"), ("REFUTES", "Rome"), ("NOT ENOUGH INFO", None)]
     lines = [
         json.dumps(

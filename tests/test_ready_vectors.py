@@ -10,7 +10,7 @@ from clustered import ENCODER, D, bytes_of, corpus, encode, write_parquet
 
 from rag.errors import UserError
 from rag.index import build
-from rag.passages import Passage, PassageStore
+from rag.passages import Passage, PassageStore, read_passages
 from rag.ready_vectors import ReadyVectors
 from rag.vectors import UNKNOWN, EncoderInfo, Vectors, embed
 
@@ -41,6 +41,28 @@ def test_wiki_dpr_is_taken_over_without_encoding(tmp_path, fixed):
     index = build(tmp_path / "index", show_progress=False)
     assert index.manifest.encoder == info
     assert index.manifest.recall["1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("stored", "meant"),
+    [
+        ('"""Heroes"" (David Bowie album)"', '"Heroes" (David Bowie album)'),  # as facebook/wiki_dpr keeps it
+        ('"The ""A"" and the ""B"""', 'The "A" and the "B"'),
+        ('"Heroes"', '"Heroes"'),  # quotes of its own: no field would be quoted without a need
+        ('"Heroes" and "Villains"', '"Heroes" and "Villains"'),
+        ('12" vinyl', '12" vinyl'),
+        ('"', '"'),
+        ('""', '""'),
+        ("", ""),
+        ("two  spaces", "two  spaces"),
+    ],
+)
+def test_titles_that_are_quoted_fields_are_read_as_the_tsv_means_them(tmp_path, stored, meant):
+    write_parquet(tmp_path / "nq", [Passage("1", stored, 'a ""text"" stays')], files=1)
+    assert list(read_passages(tmp_path / "nq")) == [Passage("1", meant, 'a ""text"" stays')]
+    if stored != meant:
+        (tmp_path / "psgs.tsv").write_text(f'id\ttext\ttitle\n1\t"a"\t{stored}\n')
+        assert next(read_passages(tmp_path / "psgs.tsv")).title == meant
 
 
 def test_without_the_embeddings_the_same_files_are_passages(tmp_path):

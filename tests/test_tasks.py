@@ -6,11 +6,13 @@ import io
 import json
 import lzma
 import math
+import zipfile
 from pathlib import Path
 
 import datasets
 import pytest
 
+from rag import download
 from rag.errors import UserError
 from rag.metrics.qa import regex_match
 from rag.passages import Passage
@@ -143,8 +145,9 @@ def test_json_lines_under_the_name_json(tmp_path):
     [
         ({"answers": ["a"]}, "{path}, line 2: no key 'question', found answers"),
         (
-            {"question": "q", "answer": ["a"]},
-            "{path}, line 2: no key 'answers', found question, answer: try answers=answer",
+            {"question": "q", "solutions": ["a"]},
+            "{path}, line 2: no key 'answers', found question, solutions: rename the key that holds the "
+            "answers to 'answers'",
         ),
         ({}, "{path}, line 2: no key 'question', found none"),
         ({**MOON, "question": " "}, "{path}, line 2: the question is empty"),
@@ -180,7 +183,7 @@ def test_json_lines_under_the_name_json(tmp_path):
         ),
         ({**MOON, "positive_ctxs": ["t"]}, "{path}, line 2: positive_ctxs is not a list of passages"),
         (
-            {**MOON, "positive_ctxs": [{"title": "t"}]},
+            {**MOON, "positive_ctxs": [{"title": "t", "passage_id": 1.5}]},
             "{path}, line 2: positive_ctxs is not a list of passage ids (integers or strings)",
         ),
         ([MOON], "{path}, line 2: a JSON object is expected, found a list"),
@@ -209,7 +212,11 @@ def test_a_wrong_record_is_told(tmp_path, record, expected):
             b'{"question": "q",\n',
             "{path}, line 1: malformed JSON (Expecting property name enclosed in double quotes at column 18)",
         ),
-        ("q.jsonl", b"\n\xff\n", "{path}, line 2: not UTF-8 (invalid start byte at byte 0)"),
+        (
+            "q.jsonl",
+            b"\n\xff\n",
+            "{path}, line 2: not UTF-8 (invalid start byte at byte 0): save the file as UTF-8",
+        ),
         (
             "q.qa.csv",
             b"q\t['a']\nq\n",
@@ -222,7 +229,7 @@ def test_a_wrong_record_is_told(tmp_path, record, expected):
         (
             "q.qa.csv",
             b"q\t" + b"x" * 200_000,
-            "{path}, line 1: not a tab-separated file (field larger than field limit (131072))",
+            "{path}, line 1: the answers are not a Python-style list: " + "x" * 60,
         ),
         (
             "q.json",
@@ -268,6 +275,19 @@ def test_a_hub_dataset_that_cannot_be_loaded_is_told():
     assert message.endswith("): give a file of one's own instead, or go online")
     wrong = "hub://nobody/nothing"
     assert complaint(read_records, wrong) == f"{wrong} is not of the form hub://owner/name/config/split"
+
+
+def test_a_hub_dataset_that_is_a_script_is_told(tmp_path, monkeypatch):
+    """As fever/fever is, of which there is no Parquet; "give a file; … says which data it fetches"."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fever" / "fever").mkdir(parents=True)
+    (tmp_path / "fever" / "fever" / "fever.py").write_text("import datasets\n")
+    source = "hub://fever/fever/v1.0/train"
+    message = complaint(Fever(train=source).examples, "train")
+    assert message.startswith(
+        f"{source} is a loading script without data, which `datasets` no longer runs: give a file"
+    )
+    assert "fever" in download.SOURCES and "python -m rag.download list" in message
 
 
 def test_a_hub_dataset(tmp_path, monkeypatch):
@@ -529,6 +549,11 @@ def test_ms_marcos_eval_set_has_no_answers_and_wrong_files_are_told(tmp_path):
     path = tmp_path / "eval.json"
     path.write_text(json.dumps({"query": {"1": "q"}, "query_id": {"1": 7}}), encoding="utf-8")
     assert MsMarco(test=str(path)).examples("test") == [Example("q", (), id="7")]
+    # the hub's test has all columns, and empty lists where the answers are hidden
+    hidden = {"query": "q", "query_id": 7, "answers": [], "wellFormedAnswers": []}
+    assert MsMarco(test=str(write(tmp_path / "hub.jsonl", hidden))).examples("test") == [
+        Example("q", (), id="7")
+    ]
     path.write_text(json.dumps({"query": {"1": "q"}, "query_id": {"2": 7}}), encoding="utf-8")
     expected = f"{path}: query_id and query do not have the same rows"
     assert complaint(MsMarco(test=str(path)).examples, "test") == expected
@@ -548,7 +573,7 @@ CLUE = {
 }
 
 
-def test_jeopardy_clues_of_all_three_forms(tmp_path):
+def test_jeopardy_clues_of_all_forms(tmp_path):
     expected = "For the last 8 years of his life, Galileo was under house arrest's & watch"
     array = tmp_path / "JEOPARDY_QUESTIONS1.json"
     picture = {"answer": "the sea", "question": "'<a href=\"x.jpg\"></a>'"}
@@ -556,7 +581,11 @@ def test_jeopardy_clues_of_all_three_forms(tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()
     (folder / "00001.json").write_text(json.dumps({**CLUE, "search_results": []}), encoding="utf-8")
-    for source in (array, folder):
+    packed = tmp_path / "train.zip"  # as SearchQA's archive holds them
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(folder / "00001.json", "train/00001.json")
+        archive.writestr("__MACOSX/train/._00001.json", b"\x00")
+    for source in (array, folder, packed):
         (example,) = JeopardyQuestions(train=str(source)).examples("train")
         assert (example.question, example.answers) == ("Copernicus", (expected,))
     task = JeopardyQuestions(
@@ -570,6 +599,9 @@ def test_jeopardy_clues_of_all_three_forms(tmp_path):
     empty.mkdir()
     message = complaint(JeopardyQuestions(train=str(empty)).examples, "train")
     assert message == f"{empty} holds no *.json files"
+    packed.write_bytes(packed.read_bytes()[:-30])
+    message = complaint(JeopardyQuestions(train=str(packed)).examples, "train")
+    assert message.startswith(f"{packed} is not a whole .zip file (")
 
 
 def test_fever_in_the_original_format(tmp_path):

@@ -1,8 +1,8 @@
 """CuratedTREC (section 3.1, appendix D): questions of the TREC QA tracks, answered by regular expressions.
 
-Sources: DPR's `curatedtrec-{train,dev,test}.qa.csv` (1,125 / 133 / 694 questions) and DrQA's
-`CuratedTrec-{train,test}.txt` (JSON lines with `question` and `answer`); the paper's split has 635 / 134 /
-635. Voorhees and Tice 2000, Baudiš and Šedivý 2015 (github.com/brmson/dataset-factoid-curated, which states
+Sources: DPR's `biencoder-curatedtrec-{train,dev}.json.gz` and `curatedtrec-test.qa.csv` (1,125 / 133 / 694
+questions) and DrQA's `CuratedTrec-{train,test}.txt` (JSON lines with `question` and `answer`); the paper's split has
+635 / 134 / 635. Voorhees and Tice 2000, Baudiš and Šedivý 2015 (github.com/brmson/dataset-factoid-curated, which states
 no licence). The paper starts this task from the model trained on Natural Questions.
 
 Preparation: a generator cannot be trained on a regular expression, so each becomes the string that matches it
@@ -49,7 +49,7 @@ class CuratedTREC(QuestionAnswering):
     def read(self, source: str) -> Iterator[Example]:
         for number, (where, record) in enumerate(read_records(source), start=1):
             key = self.answers if self.answers in record else "answers"
-            example = example_of(record, where, str(number), key)
+            example = example_of(record, where, str(number), key, self.answer_setting)
             for pattern in example.answers:
                 compile_answer(pattern, where)
             yield example

@@ -7,6 +7,7 @@ that they are streamed once into a passage store and a list of row numbers, and 
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,15 @@ import numpy as np
 from jaxtyping import Int32
 
 from rag.errors import UserError
-from rag.files import one_process, write_aside
+from rag.files import one_process, read_json, write_aside, write_json
 from rag.passages import Passage, PassageStore
 from rag.progress import progress_bar
 from rag.runs import digest, fingerprint
 from rag.tasks.records import Record, kind, read_records, text_field
 
-_FORMAT = 1
+log = logging.getLogger(__name__)
+
+_FORMAT = 2
 _NONE = np.empty(0, np.int32)
 
 
@@ -39,8 +42,9 @@ class AskedQuestion:
 def open_dpr_json(path: str | Path, cache: str | Path) -> tuple[PassageStore, list[AskedQuestion]]:
     """The passages and questions of one of DPR's files, converted into `cache` at the first use.
 
-    Questions without a positive passage are left out, as DPR does. Raises UserError, with file and line, for whatever
-    is not of the format, and for a file without one usable question; nothing is left behind then.
+    Questions without a positive passage are left out, as DPR does, and counted in a warning. Raises UserError, with
+    file and line, for whatever is not of the format, and for a file without one usable question; nothing is left
+    behind then.
     """
     name = Path(path).name.split(".")[0]
     if not Path(path).is_file():
@@ -51,8 +55,21 @@ def open_dpr_json(path: str | Path, cache: str | Path) -> tuple[PassageStore, li
             with write_aside(folder) as aside:
                 aside.mkdir()
                 _convert(Path(path), aside)
+    counts = read_json(folder / "counts.json")
+    warn_of_left_out(path, counts["left_out"], counts["questions"])
     with open(folder / "questions.jsonl", encoding="utf-8") as file:
         return PassageStore.open(folder / "passages"), [_asked(json.loads(line)) for line in file]
+
+
+def warn_of_left_out(path: str | Path, left_out: int, questions: int) -> None:
+    """Say how many questions have no positive passage and are not trained on, where there are any."""
+    if left_out:
+        log.warning(
+            "%s: %s of %s questions name no positive passage and are left out",
+            path,
+            f"{left_out:,}",
+            f"{questions:,}",
+        )
 
 
 def _asked(record: Record) -> AskedQuestion:
@@ -62,26 +79,27 @@ def _asked(record: Record) -> AskedQuestion:
 
 def _convert(path: Path, folder: Path) -> None:
     rows: dict[int, int] = {}  # 64 bits of a hash of title and text → row
-    usable = 0
+    usable = number = 0
 
     def passages() -> Iterator[Passage]:
         """The passages that are new, while the questions are written beside."""
-        nonlocal usable
+        nonlocal usable, number
         with (
             open(folder / "questions.jsonl", "w", encoding="utf-8") as out,
             progress_bar(f"converting {path.name}", None, "questions") as advance,
         ):
             for where, record in read_records(path):
+                number += 1
                 question = text_field(record, "question", where)
                 found: dict[str, list[int]] = {}
-                for key, name in _LISTS.items():
+                for contexts, name in _LISTS.items():
                     found[name] = []
-                    for passage in _contexts(record, key, where):
-                        number = int(passage.id, 16)
-                        if number not in rows:
-                            rows[number] = len(rows)
+                    for passage in _contexts(record, contexts, where):
+                        key = int(passage.id, 16)
+                        if key not in rows:
+                            rows[key] = len(rows)
                             yield passage
-                        found[name].append(rows[number])
+                        found[name].append(rows[key])
                 advance(1)
                 if found["positives"]:
                     usable += 1
@@ -90,6 +108,7 @@ def _convert(path: Path, folder: Path) -> None:
                 raise UserError(f"{path} holds no question with a positive passage")
 
     PassageStore.write(passages(), folder / "passages")
+    write_json(folder / "counts.json", {"questions": number, "left_out": number - usable})
 
 
 _LISTS = {"positive_ctxs": "positives", "hard_negative_ctxs": "hard", "negative_ctxs": "other"}

@@ -2,7 +2,8 @@
 
 Sources: `{train,paper_dev,paper_test}.jsonl` of fever.ai (145,449 / 9,999 / 9,999 claims; `claim`, `label`,
 and `evidence`, sets of [annotation, evidence, page, sentence]). Thorne et al. 2018; CC BY-SA 3.0. The hub's
-fever/fever is a loading script, which `datasets` no longer runs. The paper's FEVER-3 has all three classes,
+fever/fever is a loading script, which `datasets` no longer runs, and no Parquet: `python -m rag.download fever`
+fetches FEVER's own files. The paper's FEVER-3 has all three classes,
 FEVER-2 (Thorne and Vlachos 2021) the claims that are supported or refuted: 96,966 / 6,666 / 6,666.
 
 The class is one token (section 2.1), by default "true", "false", "unknown": choose others if a tokenizer

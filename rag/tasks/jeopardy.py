@@ -1,8 +1,8 @@
 """Jeopardy question generation (section 3.3): from an answer entity to the clue that asks for it.
 
 Sources: JSON lines or an array with `answer` and `clue`, or with `answer` and `question` as in
-`JEOPARDY_QUESTIONS1.json` (216,930 clues of j-archive.com), or a folder of SearchQA's JSON files (`train/`,
-`val/`, `test/`: one clue a file, with `answer` and `question`; Dunn et al. 2017,
+`JEOPARDY_QUESTIONS1.json` (216,930 clues of j-archive.com), or a folder or .zip of SearchQA's JSON files (`train`,
+`val`, `test`: one clue a file, with `answer` and `question`; Dunn et al. 2017,
 github.com/nyu-dl/dl4ir-searchQA, 151,295 / 21,613 / 43,228). Neither states a licence; the clues belong to
 the show.
 
@@ -11,13 +11,16 @@ The paper uses SearchQA's split with 97,392 / 13,714 / 26,849 clues and does not
 
 import html
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
+from rag.errors import UserError
 from rag.metrics.bootstrap import Metric
 from rag.metrics.qbleu import q_bleu
 from rag.tasks.example import Example
-from rag.tasks.records import Record, not_empty, read_object, read_records, text_field
+from rag.tasks.records import Record, not_empty, parse_object, read_object, read_records, text_field
 from rag.tasks.text_to_text import TextToText
 
 _TAG = re.compile(r"<[^<>]*>")
@@ -58,8 +61,23 @@ def clean(text: str) -> str:
 
 
 def _records(source: str) -> Iterator[tuple[str, Record]]:
-    if not Path(source).is_dir():
+    if source.lower().endswith(".zip"):
+        yield from _zipped(Path(source))
+    elif not Path(source).is_dir():
         yield from read_records(source)
-        return
-    for path in not_empty(source, sorted(Path(source).glob("*.json")), None, "*.json files"):
-        yield str(path), read_object(path)
+    else:
+        for path in not_empty(source, sorted(Path(source).glob("*.json")), None, "*.json files"):
+            yield str(path), read_object(path)
+
+
+def _zipped(path: Path) -> Iterator[tuple[str, Record]]:
+    """The objects of a .zip of JSON files, by their names, without what macOS adds to such archives."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        with ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".json") and "__MACOSX" not in name]
+            for name in not_empty(path, sorted(names), None, "*.json files"):
+                yield f"{path}, {name}", parse_object(archive.read(name), f"{path}, {name}")
+    except (BadZipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole .zip file ({error}): fetch it again") from None

@@ -5,8 +5,9 @@ key, each a mapping from row to value; read at once, several gigabytes for train
 the hub's microsoft/ms_marco (config v2.1). Bajaj et al. 2016; for non-commercial research only.
 
 The task is made of the questions with a well-formed answer (train 153,725, dev 12,467), and the passages that
-come with them are not used. The answers of eval are not public: its examples have none, predictions for them
-are sent in, and the paper's test figures can only be compared with dev's.
+come with them are not used. The answers of eval, the hub's test, are not public: the original leaves the columns
+out, the hub's rows have `[]` for both `answers` and `wellFormedAnswers`. Its examples have none, predictions for
+them are sent in, and the paper's test figures can only be compared with dev's.
 """
 
 import json
@@ -22,7 +23,8 @@ from rag.tasks.text_to_text import TextToText
 HUB_TRAIN = "hub://microsoft/ms_marco/v2.1/train"
 HUB_DEV = "hub://microsoft/ms_marco/v2.1/validation"
 
-_COLUMNS = ("query_id", "query", "wellFormedAnswers")
+_COLUMNS = ("query_id", "query", "answers", "wellFormedAnswers")
+_NONE = ("[]", [], None)  # the original writes the empty list as a string
 
 
 class MsMarco(TextToText):
@@ -51,11 +53,11 @@ class MsMarco(TextToText):
     def read(self, source: str) -> Iterator[Example]:
         for where, record in _rows(source):
             question, number = text_field(record, "query", where), str(field(record, "query_id", where))
-            if "wellFormedAnswers" not in record:
-                yield Example(question, (), id=number)
+            answers = record.get("wellFormedAnswers")
+            if "wellFormedAnswers" not in record or (answers in _NONE and record.get("answers", 0) in _NONE):
+                yield Example(question, (), id=number)  # hidden; an unanswered one says "No Answer Present."
                 continue
-            answers = record["wellFormedAnswers"]
-            if answers in ("[]", []):  # the original writes the empty list as a string
+            if answers in _NONE:
                 continue
             yield Example(question, texts(answers, f"{where}: wellFormedAnswers"), id=number)
 

@@ -30,4 +30,4 @@ class NaturalQuestions(QuestionAnswering):
 
     def read(self, source: str) -> Iterator[Example]:
         for number, (where, record) in enumerate(read_records(source), start=1):
-            yield example_of(record, where, str(number), "answer" if "answer" in record else "answers")
+            yield example_of(record, where, str(number))

@@ -1,13 +1,15 @@
 """Open-domain question answering (section 3.1) on files of one's own, and the reader all such tasks share.
 
-A file holds questions in JSON lines (`question`, `answers`: a list of strings or one string, and where known
-`positive_ids`, `hard_negative_ids`, `set`, `id`), in DPR's `*.qa.csv`, or in DPR's retriever training format
-(`question`, `answers`, `positive_ctxs`, `hard_negative_ctxs`, whose passages have a `passage_id` or
-`psg_id`); see records.py for what may be read.
+A record has `question` (or `Question`, `query`, KILT's and others' `input`), `answers` (a list of strings or one
+string; where there are none, `answer` as in NQ-open, `golden_answers` as in FlashRAG, `output` as in KILT, `target`),
+and where known `positive_ids`, `hard_negative_ids`, `set`, `id`. DPR's retriever training format has `positive_ctxs`
+and `hard_negative_ctxs` instead, whose passages have a `passage_id` or `psg_id`, or neither. records.py says which
+files are read.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,35 +22,63 @@ from rag.tasks.example import Example
 from rag.tasks.records import Record, field, not_empty, read_records, text_field, texts
 from rag.tasks.task import Task
 
+QUESTION = ("question", "Question", "query", "input")
+ANSWERS = ("answers", "answer", "golden_answers", "Answers", "Answer", "output", "target")
+
 
 def read_examples(path: Path | str, answers: str = "answers", limit: int | None = None) -> list[Example]:
     """Read the questions of one file, in the file's order.
 
-    `answers` names the key that holds the answers (NQ-open has "answer"; a file with dated answers has
-    several). `limit` keeps the first so many. Raises UserError, with file and line, for a file that is
+    `answers` names the key that holds the answers (a file with dated answers has several); "answers" stands for
+    any of the usual names. `limit` keeps the first so many. Raises UserError, with file and line, for a file that is
     missing, empty, not UTF-8 or malformed, a key that is missing, an empty question, and answers that are not
     a list of strings.
     """
     return not_empty(path, _examples(path, answers), limit)
 
 
-def _examples(path: Path | str, answers: str) -> Iterator[Example]:
+def _examples(path: Path | str, answers: str, setting: str = "") -> Iterator[Example]:
     for number, (where, record) in enumerate(read_records(path), start=1):
-        yield example_of(record, where, str(number), answers)
+        yield example_of(record, where, str(number), answers, setting)
 
 
-def example_of(record: Record, where: str, default_id: str, answers: str = "answers") -> Example:
-    """The example that a record of a question file holds; a UserError beginning with `where` if wrong."""
-    question = text_field(record, "question", where)
-    hint = next((f": try answers={key}" for key in record if key.startswith("answer")), "")
+def example_of(
+    record: Record, where: str, default_id: str, answers: str = "answers", setting: str = ""
+) -> Example:
+    """The example that a record of a question file holds; a UserError beginning with `where` if wrong.
+
+    setting: what names another key for the answers on the command line, where something does.
+    """
+    question = text_field(
+        record, next((key for key in QUESTION if key in record), "question"), where, "question"
+    )
+    key = answers
+    if answers == ANSWERS[0]:
+        key = next((one for one in ANSWERS if one in record), answers)
+    found = next((one for one in record if one.lower().startswith("answer")), "")
+    if found and setting:
+        hint = f": name the key of the answers, as in {setting}={found}"
+    else:
+        hint = f": rename the key that holds the answers to {answers!r}"
+    value = _answers(field(record, key, where, hint))
     return Example(
         question=question,
-        answers=texts(field(record, answers, where, hint), f"{where}: {answers}"),
+        answers=texts(value, f"{where}: {key}"),
         positive_ids=_ids(record, "positive_ids", "positive_ctxs", where),
         hard_negative_ids=_ids(record, "hard_negative_ids", "hard_negative_ctxs", where),
         set=str(record.get("set") or ""),
         id=str(record.get("id", default_id)),
     )
+
+
+def _answers(value: Any) -> Any:
+    """The strings of KILT's [{"answer": …, "provenance": …}] and of the hub's SQuAD {"text": […]}, each once."""
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        return list(dict.fromkeys(one for one in value["text"] if isinstance(one, str)))
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        if given := [one["answer"] for one in value if isinstance(one.get("answer"), str)]:
+            return list(dict.fromkeys(given))
+    return value
 
 
 def _ids(record: Record, key: str, contexts: str, where: str) -> tuple[str, ...]:
@@ -59,7 +89,8 @@ def _ids(record: Record, key: str, contexts: str, where: str) -> tuple[str, ...]
         passages = record[contexts]
         if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
             raise UserError(f"{where}: {contexts} is not a list of passages")
-        ids = [passage.get("passage_id", passage.get("psg_id")) for passage in passages]
+        named = [passage.get("passage_id", passage.get("psg_id")) for passage in passages]
+        ids = [one for one in named if one is not None]  # DPR's files leave them out here and there
         key = contexts
     if not isinstance(ids, list) or not all(type(one) in (int, str) for one in ids):
         raise UserError(f"{where}: {key} is not a list of passage ids (integers or strings)")
@@ -78,10 +109,11 @@ class QuestionAnswering(Task):
         report_sets: count only the examples of these sets in `score`; all by default.
         limit: read only the first so many examples of every split.
 
-    `regular`: the answers are regular expressions.
+    `regular`: the answers are regular expressions. `answer_setting`: what sets `answers` on the command line.
     """
 
     regular: bool = False
+    answer_setting = "task.answers"
     measures = ("em", "f1")
 
     def __init__(
@@ -102,7 +134,7 @@ class QuestionAnswering(Task):
         self.report_sets = report_sets
 
     def read(self, source: str) -> Iterator[Example]:
-        return _examples(source, self.answers)
+        return _examples(source, self.answers, self.answer_setting)
 
     def examples(self, split: str) -> list[Example]:
         """The examples of "train", "dev" or "test", read anew; UserError if the split has no source."""

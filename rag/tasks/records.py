@@ -1,79 +1,96 @@
 """Reading the files that tasks are made of, record by record; what is wrong in them is told in one sentence.
 
-A source is the path of a file, plain or packed as `.gz` or `.xz`, or a split of a hub dataset:
+A source is the path of a file, plain or packed as `.gz` or `.xz`, or a split of a hub dataset. What is read:
 
-- `*.jsonl`: one JSON object a line;
-- `*.json`: one array of objects, streamed, since DPR's are gigabytes long; or JSON lines under another name;
-- `*.csv`: DPR's question files (`*.qa.csv`): a question, a tab and a Python-style list of answers, no header;
+- `*.jsonl`, `*.json`: one JSON object a line, or one array of objects, which is streamed, since DPR's are gigabytes
+  long, or SQuAD's `{"data": [{"paragraphs": …}]}`;
+- `*.csv`, `*.tsv`: with a header that names its columns, or without one a question and its answer or answers, separated
+  by tabs, commas or semicolons (tables.py), such as DPR's question files (`*.qa.csv`);
+- `*.source` with its `*.target` beside it: a question a line, and its answer on the same line of the other file;
+- `*.parquet`: a record a row;
 - `hub://owner/name/config/split`: read through `datasets` (downloaded at the first use).
+
+Half of a surrogate pair (an emoji cut in two), which no tokenizer takes, is read as U+FFFD and counted.
 """
 
-import ast
-import csv
-import gzip
-import io
 import json
-import lzma
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
+from rag.tasks.lines import Mender, plain_suffix, read_lines
+from rag.tasks.tables import paired_records, parquet_records, table_records
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
 CHUNK = 1 << 20  # characters of a JSON array read at a time
 HUB = "hub://"
+FORMS = (
+    ".jsonl or .json (objects with question and answers, SQuAD, DPR's training files), .csv or .tsv (a header, or a "
+    "question and its answers), .source with .target, .parquet; each but Parquet also as .gz or .xz"
+)
 _SOMETHING = re.compile(r"[^\s,]")
 
 
 def read_records(source: Path | str) -> Iterator[tuple[str, Record]]:
     """Yield (place, record) for each record of a source; place is "file, line 7", for messages.
 
-    Raises UserError, with file and line, for a source that is missing, not UTF-8 or malformed.
+    Raises UserError, with file and line, for a source that is missing, of no form that is read, not UTF-8 or malformed.
     """
     if str(source).startswith(HUB):
         return _hub_records(str(source))
     path = Path(source)
-    suffix = Path(path.stem).suffix if path.suffix in (".gz", ".xz") else path.suffix
-    if suffix == ".csv":
-        return _csv_records(path)
-    if suffix == ".json" and _first_character(path) == "[":
-        return _array_records(path)
-    return _jsonl_records(path)
+    suffix = plain_suffix(path)
+    if suffix in (".csv", ".tsv"):
+        return _mended(table_records, path)
+    if suffix == ".source":
+        return paired_records(path, Path(str(path).replace(".source", ".target")))
+    if suffix == ".parquet":
+        return parquet_records(path)
+    first = _first_character(path)
+    if first == "[":
+        return _mended(_array_records, path)
+    if suffix in (".json", ".jsonl", ".ndjson") or first == "{":
+        return _mended(_jsonl_records, path)
+    raise UserError(f"{path} is of no form that is read, which are {FORMS}")
 
 
-def read_lines(path: Path | str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text file, packed or not; UserError if it cannot be read."""
-    path = Path(path)
-    number = 0
+def _mended(
+    read: Callable[[Path, Mender], Iterator[tuple[str, Record]]], path: Path
+) -> Iterator[tuple[str, Record]]:
+    mend = Mender(path)
     try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, a file is expected") from None
-    except PermissionError:
-        raise UserError(f"{path} may not be read: its permissions forbid it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
-        raise UserError(
-            f"{path} is not a whole {path.suffix} file ({error}): fetch or pack it again"
-        ) from None
+        yield from read(path, mend)
+    finally:
+        mend.report()
 
 
 def read_object(path: Path | str) -> Record:
     """The one JSON object that a whole file is, read at once; UserError if it is anything else."""
+    return parse_object("".join(read_lines(path)), str(path))
+
+
+def parse_object(text: str | bytes, where: str) -> Record:
+    """The JSON object that is written in `text`; UserError beginning with `where` if it is anything else."""
     try:
-        value = json.loads("".join(read_lines(path)))
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from None
-    return _object(value, str(path))
+        raise UserError(f"{where}, line {error.lineno}: malformed JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: malformed JSON ({error})") from None
+    mend = Mender(where)
+    value = mend(_object(value, where), text, where)
+    mend.report()
+    return value
 
 
 def not_empty(source: Path | str, records: Iterable[Any], limit: int | None, what: str = "questions") -> list:
@@ -123,19 +140,12 @@ def kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    return path.open("rb")
-
-
 def _first_character(path: Path) -> str:
     return next((line.strip()[0] for line in read_lines(path) if line.strip()), "")
 
 
-def _jsonl_records(path: Path) -> Iterator[tuple[str, Record]]:
+def _jsonl_records(path: Path, mend: Mender) -> Iterator[tuple[str, Record]]:
+    """JSON lines; or a file that is one object over several lines, or SQuAD's."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -143,31 +153,54 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Record]]:
         try:
             record = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
+            if number == 1 and plain_suffix(path) == ".json":
+                record = read_object(path)
+                yield from _squad_records(record, path) if _is_squad(record) else [(str(path), record)]
+                return
             raise UserError(f"{where}: malformed JSON ({error.msg} at column {error.colno})") from None
-        yield where, _object(record, where)
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, lists in lists in lists
+            raise UserError(f"{where}: malformed JSON ({error})") from None
+        record = mend(_object(record, where), line, where)
+        if _is_squad(record):
+            yield from _squad_records(record, path)
+        else:
+            yield where, record
 
 
-def _csv_records(path: Path) -> Iterator[tuple[str, Record]]:
-    rows = csv.reader(read_lines(path), delimiter="\t")
-    try:
-        for row in rows:
-            if not row:
-                continue
-            where = f"{path}, line {rows.line_num}"
-            if len(row) != 2:
-                raise UserError(
-                    f"{where}: {len(row)} tab-separated columns, expected a question and a list of answers"
-                )
-            try:
-                answers = ast.literal_eval(row[1])
-            except (ValueError, SyntaxError):
-                raise UserError(f"{where}: the answers are not a Python-style list: {row[1][:60]}") from None
-            yield where, {"question": row[0], "answers": answers}
-    except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: not a tab-separated file ({error})") from None
+def _is_squad(record: Record) -> bool:
+    articles = record.get("data")
+    return isinstance(articles, list) and all(
+        isinstance(one, dict) and "paragraphs" in one for one in articles
+    )
 
 
-def _array_records(path: Path) -> Iterator[tuple[str, Record]]:
+def _squad_records(whole: Record, path: Path) -> Iterator[tuple[str, Record]]:
+    """The questions of SQuAD's {"data": [{"title", "paragraphs": [{"context", "qas"}]}]} that can be answered."""
+    number = left_out = 0
+    for article in whole["data"]:
+        for paragraph in _objects(article["paragraphs"], f"{path}: paragraphs"):
+            for one in _objects(paragraph.get("qas"), f"{path}: qas"):
+                number += 1
+                where = f"{path}, question {one.get('id', number)}"
+                if one.get("is_impossible"):
+                    left_out += 1
+                    continue
+                answers = [a.get("text") for a in _objects(one.get("answers"), f"{where}: answers")]
+                yield where, one | {"answers": list(dict.fromkeys(answers))}
+    if left_out:
+        log.warning("%s: %d of %d questions cannot be answered and are left out", path, left_out, number)
+
+
+def _objects(value: Any, where: str) -> list[Record]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise UserError(f"{where} is {kind(value)}, a list of objects is expected, as in SQuAD")
+    return value
+
+
+def _array_records(path: Path, mend: Mender) -> Iterator[tuple[str, Record]]:
     """Stream the objects of one JSON array, with little more than one of them in memory at a time."""
     decoder = json.JSONDecoder()
     lines = read_lines(path)
@@ -198,7 +231,10 @@ def _array_records(path: Path) -> Iterator[tuple[str, Record]]:
                     raise UserError(f"{path}, line {wrong}: malformed JSON ({error.msg})") from None
                 text, at = text[at:] + added, 0
                 continue
-            yield where, _object(record, where)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: malformed JSON ({error})") from None
+            record = _object(record, where)
+            yield where, mend(record, text[at:end], where)
             line += text.count("\n", at, end)
             at = end
 
@@ -231,6 +267,13 @@ def _hub_records(source: str) -> Iterator[tuple[str, Record]]:
         rows = datasets.load_dataset(f"{owner}/{name}", config, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
+        if (
+            "script" in reason.lower()
+        ):  # what `datasets` says of a repository that holds a program instead of data
+            raise UserError(
+                f"{source} is a loading script without data, which `datasets` no longer runs: give a file; `python -m "
+                "rag.download list` says which data it fetches and where it puts them"
+            ) from error
         raise UserError(
             f"{source} cannot be loaded ({reason}): give a file of one's own instead, or go online"
         ) from error

@@ -1,6 +1,6 @@
 """TriviaQA (section 3.1, appendix D): trivia questions, whose answers come with many aliases.
 
-Sources: DPR's `trivia-{train,dev,test}.qa.csv` (78,785 / 8,837 / 11,313 questions, the paper's open-domain
+Sources: DPR's `trivia-{train,dev,test}.qa.csv.gz` (78,785 / 8,837 / 11,313 questions, the paper's open-domain
 splits, made of the unfiltered set); the original `{unfiltered-web,wikipedia}-{train,dev,test-without-answers}
 .json` of nlp.cs.washington.edu/triviaqa (an object whose `Data` is the list of questions), and the hub's
 mandarjoshi/trivia_qa (configs unfiltered.nocontext, rc.wikipedia.nocontext). Joshi et al. 2017; the code is
@@ -59,7 +59,7 @@ class TriviaQA(QuestionAnswering):
             elif isinstance(record.get("answer"), dict):
                 yield _hub(record, where)
             else:
-                yield example_of(record, where, str(number), "answer" if "answer" in record else "answers")
+                yield example_of(record, where, str(number))
 
     def submission(self, predictions: Sequence[str], examples: Sequence[Example]) -> Mapping[str, str]:
         """The leaderboard's {question id: answer}, where an example has no public answer."""

@@ -1,8 +1,9 @@
 """WebQuestions (section 3.1): questions from a search engine's suggestions, answered by Freebase entities.
 
-Sources: DPR's `webquestions-{train,dev,test}.qa.csv` (3,417 / 361 / 2,032 questions, the paper's splits), the
-original `webquestions.examples.{train,test}.json` (3,778 / 2,032; an array with `utterance` and
-`targetValue`), and the hub's stanfordnlp/web_questions, which is the latter with `question` and `answers`.
+Sources: DPR's `biencoder-webquestions-{train,dev}.json.gz` and `webquestions-test.qa.csv` (the paper's splits of
+3,417 / 361 / 2,032 questions, the first two without those that no passage answers), the original
+`webquestions.examples.{train,test}.json` (3,778 / 2,032; an array with `utterance` and `targetValue`), and the hub's
+stanfordnlp/web_questions, which is the latter with `question` and `answers`.
 Berant et al. 2013; CC BY 4.0. The paper starts this task from the model trained on Natural Questions.
 """
 
@@ -37,7 +38,7 @@ class WebQuestions(QuestionAnswering):
             if "targetValue" in record:
                 answers = target_values(text_field(record, "targetValue", where), where)
                 record = {"question": record.get("utterance"), "answers": answers}
-            yield example_of(record, where, str(number), "answer" if "answer" in record else "answers")
+            yield example_of(record, where, str(number))
 
 
 def target_values(value: str, where: str) -> list[str]:
