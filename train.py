@@ -25,7 +25,6 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import re
 import time
-import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -119,10 +118,9 @@ def train(cfg: DictConfig) -> None:
     module.check_weights(module.state_dict())
     if trainer.is_global_zero:
         if cfg.monitor and not best.exists() and cfg.monitor in trainer.callback_metrics:
-            warnings.warn(
-                f"{cfg.monitor} was not a number at any look at dev, which has nothing to judge by: model/ holds the "
-                "weights of the last step, not of the best",
-                stacklevel=2,
+            print(
+                f"{cfg.monitor} was not a number at any look at dev, which has nothing to judge it by: model/ holds "
+                "the weights of the last step, not of the best"
             )
         with write_aside(run.folder / "model") as folder:
             module.save_pretrained(folder)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from rag import marginalize
 from rag.errors import UserError
 from rag.files import write_aside
-from rag.generator import Ragged, token_rows
+from rag.finite import check_finite
+from rag.generator import Ragged, special_tokens, token_rows
 from rag.model import Batch, Contexts, Likelihood, RagModel
 
 
@@ -116,6 +117,9 @@ class Classifier(RagModel):
 class HeadClassifier(Classifier):
     """The claim is regenerated, the class read from the decoder's final hidden state (appendix E).
 
+    The decoder reads the start token and the claim as the tokenizer begins it, "</s> <s> claim" with BART's; the final
+    state is that from which </s> would be generated, as in BartForSequenceClassification.
+
     dropout: of the head's input and hidden layer.
     """
 
@@ -135,12 +139,14 @@ class HeadClassifier(Classifier):
         """A head that `save_head` wrote, on a model of the same width; UserError if it is of another."""
         classifier = cls(model, classes)
         try:
-            classifier.head.load_state_dict(load_file(file))
+            weights = load_file(file)
+            classifier.head.load_state_dict(weights)
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(
                 f"{file} holds no head for {len(classes)} classes of this model ({reason})"
             ) from error
+        check_finite(weights, file)
         return classifier
 
     def save_head(self, file: str | Path) -> None:
@@ -150,7 +156,9 @@ class HeadClassifier(Classifier):
 
     def _with_claims(self, batch: Batch, contexts: Contexts) -> Claims:
         generator = self.generator
-        given = [generator.start_token, *([] if generator.first_token is None else [generator.first_token])]
+        first = [] if generator.first_token is None else [generator.first_token]
+        # The tokenizer's own form of a text, shifted right, as BartForSequenceClassification reads it.
+        given = [generator.start_token, *(special_tokens(generator.tokenizer)[0] or first)]
         longest = generator.max_context_length - len(given)
         rows = [[*given, *row[:longest]] for row in token_rows(generator.tokenizer, batch.questions.text)]
         claims, mask = generator.pad(Ragged.of(rows))

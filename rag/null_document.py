@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.finite import check_finite
 
 
 class NullDocument(nn.Module):
@@ -51,6 +52,7 @@ class NullDocument(nn.Module):
             raise UserError(
                 f"{file} holds no {cls.__name__} ({reason}): give the run that trained it"
             ) from error
+        check_finite(weights, file)
         return null
 
 
