@@ -38,6 +38,7 @@ from rich.table import Table
 
 from rag.analysis.run_report import write_run_report
 from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
+from rag.ckpt import check_checkpoint, check_place_of_checkpoint
 from rag.cli import plain, run_script
 from rag.demo import ensure
 from rag.errors import UserError
@@ -51,10 +52,7 @@ from rag.summary import describe, describe_unopened, first_line, show
 
 
 def train(cfg: DictConfig) -> None:
-    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
-        raise UserError(
-            f"ckpt_path={cfg.ckpt_path} does not exist: give a last.ckpt that a run of train.py left"
-        )
+    check_place_of_checkpoint(cfg.ckpt_path)
     inputs = [path for path in plain(cfg.inputs) if path is not None]  # a setting that was set to null
     missing = [Path(path) for path in inputs if "://" not in path and not Path(path).exists()]
     if cfg.info and missing:
@@ -90,6 +88,7 @@ def train(cfg: DictConfig) -> None:
         rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
     # What is wrong with the data is told before anything is written.
     datamodule.setup("fit")
+    module.check_data(datamodule, trainer.world_size)
     retriever = module.model.retriever if isinstance(module.model, RagModel) else None
     if retriever is not None:
         check_depth(retriever.index, module.model.n_docs)
@@ -101,13 +100,15 @@ def train(cfg: DictConfig) -> None:
         settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
         show(describe(cfg.name, settings, module, datamodule, trainer))
         return
+    resume = run.folder / "last.ckpt" if run.resumable else cfg.ckpt_path
+    if resume is not None:
+        check_checkpoint(resume, module, None if run.resumable else trainer.max_steps)
     if trainer.is_global_zero:
         run.begin()
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(decisive)
     start = time.perf_counter()
-    resume = run.folder / "last.ckpt" if run.resumable else cfg.ckpt_path
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
@@ -115,18 +116,27 @@ def train(cfg: DictConfig) -> None:
     best = run.folder / "best.ckpt"
     if cfg.monitor and best.exists():
         module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
+    module.check_weights(module.state_dict())
     if trainer.is_global_zero:
+        if cfg.monitor and not best.exists() and cfg.monitor in trainer.callback_metrics:
+            print(
+                f"{cfg.monitor} was not a number at any look at dev, which has nothing to judge it by: model/ holds "
+                "the weights of the last step, not of the best"
+            )
         with write_aside(run.folder / "model") as folder:
             folder.mkdir()
             module.save(folder, run.folder)
-        figures = {name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())}
+        figures = {
+            name: round(float(value), 4) if value.isfinite() else None  # JSON has no NaN
+            for name, value in sorted(trainer.callback_metrics.items())
+        }
         training = round(time.perf_counter() - start, 1)
         run.finish({"steps": trainer.global_step, "training_seconds": training, "figures": figures})
         table = Table(
             "figure", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s"
         )
         for name, value in figures.items():
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, "–" if value is None else f"{value:.4f}")
         Console().print(table)
         report = write_run_report(run.folder)
         for logger in trainer.loggers:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from rag.errors import UserError
@@ -89,6 +90,19 @@ class StopsBetweenSteps(Callback):
         self.restore()
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the weights of the best step. A metric that is NaN or infinite is never the best, nor the first."""
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: torch.Tensor | None = None) -> bool:
+        if current is not None and not torch.isfinite(current):
+            return False
+        return super().check_monitor_top_k(trainer, current)
+
+    @property
+    def state_key(self) -> str:  # that of runs from before this class
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+
+
 def checkpoints(
     folder: str | Path,
     monitor: str | None,
@@ -117,12 +131,13 @@ def checkpoints(
     )
     if monitor is None:
         return [last]
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
     )
     if patience is None:
         return [last, best]
-    return [last, best, EarlyStopping(monitor, patience=patience, mode=mode)]
+    # A metric that dev has nothing to judge by counts as no better one.
+    return [last, best, EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False)]
 
 
 def stops_at_loss(figure: str, loss: float) -> Callback:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rag import marginalize
 from rag.errors import UserError
-from rag.generator import Ragged, token_rows
+from rag.generator import Ragged, special_tokens, token_rows
 from rag.model import Batch, Contexts, Likelihood, RagModel
 from rag.parts import TrainedPart, describe, load_weights_of
 
@@ -120,6 +120,9 @@ class Classifier(RagModel):
 class HeadClassifier(Classifier):
     """The claim is regenerated, the class read from the decoder's final hidden state (appendix E).
 
+    The decoder reads the start token and the claim as the tokenizer begins it, "</s> <s> claim" with BART's; the final
+    state is that from which </s> would be generated, as in BartForSequenceClassification.
+
     dropout: of the head's input and hidden layer.
     """
 
@@ -146,7 +149,9 @@ class HeadClassifier(Classifier):
 
     def _with_claims(self, batch: Batch, contexts: Contexts) -> Claims:
         generator = self.generator
-        given = [generator.start_token, *([] if generator.first_token is None else [generator.first_token])]
+        first = [] if generator.first_token is None else [generator.first_token]
+        # The tokenizer's own form of a text, shifted right, as BartForSequenceClassification reads it.
+        given = [generator.start_token, *(special_tokens(generator.tokenizer)[0] or first)]
         longest = generator.max_context_length - len(given)
         rows = [[*given, *row[:longest]] for row in token_rows(generator.tokenizer, batch.questions.text)]
         claims, mask = generator.pad(Ragged.of(rows))

@@ -191,7 +191,8 @@ def _classify(model: Classifier, contexts: Contexts) -> list[list[Answer]]:
 class MarginalForGeneration(PreTrainedModel, GenerationMixin):
     """A generator and K encoded passages for each of B questions, seen by `generate` as one model of the next token.
 
-    Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), and for K = 1 the generator's own. What `generate` knows of a
+    Its logits are log Σ_z p_η(z|x) p_θ(·|x,z,y_<i), or the generator's own where nothing is mixed (`alone`), which
+    logits processors such as a repetition penalty tell apart, as they do in transformers. What `generate` knows of a
     question is its number, as `encoder_outputs` (B, 1, 1), and it repeats those for beams and samples as it does for
     any model; the contexts stay as they are. The decoder's rows are question, passage, beam, in this order.
 
@@ -206,13 +207,14 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         states: Float[Tensor, "contexts length width"],
         mask: Bool[Tensor, "contexts length"],
         doc_logprobs: Float[Tensor, "batch docs"],
+        alone: bool = False,
     ):
         # A copy, for a model writes to its config; this one says which attention and cache the generator has.
         super().__init__(copy.deepcopy(generator.model.config))
         self.config.is_encoder_decoder = True
         self.generation_config = GenerationConfig()
         self.generator, self.output = generator, generator.output_layer
-        self.states, self.mask, self.doc_logprobs = states, mask, doc_logprobs
+        self.states, self.mask, self.doc_logprobs, self.alone = states, mask, doc_logprobs, alone
         self.for_each_row: tuple[Tensor, Tensor] | None = None
         self.steps: list[_Step] = []
         self.scores: Tensor | None = None
@@ -286,8 +288,10 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
             if self.scores is None or len(self.scores) < len(logits):
                 self.scores = logits
             logits, normaliser = logits.view(*own.shape[:-1], -1), normaliser.view(own.shape[:-1])
-            if docs == 1:  # nothing is mixed, and `generate` normalises where it has to
+            if self.alone:  # `generate` normalises where it has to
                 marginals.append(logits.squeeze(2))
+            elif docs == 1:  # a prior of 1
+                marginals.append(logits.sub_(normaliser.unsqueeze(-1)).squeeze(2))
             else:
                 marginals.append(marginalize.mixed_vocabulary(self.doc_logprobs[some], logits, normaliser))
             normalisers.append(normaliser)
@@ -334,13 +338,17 @@ def _search(
     doc_logprobs: Float[Tensor, "batch docs"],
     decoding: Decoding,
     count: int,
+    alone: bool,
     generate_kwargs: dict[str, Any],
 ) -> _Found:
-    """Generate `count` sequences for each row of a batch from the marginal over its `docs` passages."""
+    """Generate `count` sequences for each row of a batch from the marginal over its `docs` passages.
+
+    alone: each row is one context that the generator reads by itself, and no marginal over one passage.
+    """
     config = _generation_config(generator, decoding, count)
     rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
     config.return_dict_in_generate = True
-    marginal: Any = MarginalForGeneration(generator, states, mask, doc_logprobs)
+    marginal: Any = MarginalForGeneration(generator, states, mask, doc_logprobs, alone)
     output = marginal.generate(generation_config=config, encoder_outputs=marginal.questions, **rest)
     tokens = output.sequences[:, 1:]  # without the start token
     ended = (tokens == generator.end_token).long().cumsum(dim=1)
@@ -423,6 +431,7 @@ def _generate_token(
         contexts.doc_logprobs.masked_fill(nothing, 0.0),
         decoding,
         count,
+        contexts.retrieved is None,  # closed book
         generate_kwargs,
     )
     prior = contexts.doc_logprobs[found.batch_row]
@@ -470,6 +479,7 @@ def _generate_sequence(
         decoding.num_return_sequences
         if decoding.do_sample and decoding.num_beams == 1
         else decoding.num_beams,
+        True,
         generate_kwargs,
     )
     passage = passages[found.batch_row]

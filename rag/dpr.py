@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int, Int64
@@ -24,13 +23,16 @@ from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder,
 from rag.datamodule import torch_seed
 from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
+from rag.marginalize import at_least_float32
 from rag.optimization import Optimization
 from rag.parts import TrainedPart, check_parts, describe, recompute_layers
 from rag.reopen import save_model
 from rag.retriever import DenseRetriever
 from rag.saved_model import FOLDER, INDEX
+from rag.whole_batch import WholeBatchModule
 
 _RANKED_AT_ONCE = 256
+LOOKED_AT = 8  # batches, for whether there are negatives at all
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,21 @@ def contrastive_loss(
     passages: Float[Tensor, "passages dim"],
     positive: Int[Tensor, " batch"],
     allowed: Bool[Tensor, "batch passages"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, "batch passages"]]:
-    """DPR's loss in nats (mean over the batch) and the scores q(x)ᵀd(z), −inf where a passage does not count."""
-    scores = (questions.float() @ passages.float().T).masked_fill(~allowed, -torch.inf)
-    return F.cross_entropy(scores, positive), scores
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch passages"]]:
+    """DPR's loss of each question in nats and the scores q(x)ᵀd(z), −inf where a passage does not count.
+
+    Both are float32 (or float64, if given that) under every precision setting.
+    """
+    scores = inner_products(questions, passages).masked_fill(~allowed, -torch.inf)
+    return F.cross_entropy(scores, positive, reduction="none"), scores
+
+
+def inner_products(
+    questions: Float[Tensor, "batch dim"], passages: Float[Tensor, "passages dim"]
+) -> Float[Tensor, "batch passages"]:
+    """q(x)ᵀd(z), in float32 at least: autocast would cast the operands of a product down again."""
+    with torch.autocast(questions.device.type, enabled=False):
+        return at_least_float32(questions) @ at_least_float32(passages).T
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -110,8 +123,8 @@ def gather_passages(
 ) -> tuple[Float[Tensor, "all dim"], Int[Tensor, " all"], int]:
     """The passages of all ranks in the ranks' order, differentiable, their rows, and where one's own begin.
 
-    Ranks may hold different numbers. Each rank's loss is a mean over its own questions and DDP takes the mean of the
-    ranks' gradients, which with batches of equal size is the gradient of one process that holds them all.
+    Ranks may hold different numbers. Each rank's loss is the sum over its own questions, so that the sum of the ranks'
+    gradients is the gradient of one process that holds them all.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return passages, rows, 0
@@ -138,12 +151,15 @@ def ranks_of_gold(
     gold: Int[Tensor, " batch"],
     right: Int[Tensor, "batch right"],
 ) -> Int64[Tensor, " batch"]:
-    """How many passages score higher than each question's own one; others that are right for it do not count."""
+    """How many passages score higher than each question's own one; others that are right for it do not count.
+
+    A score that is NaN is as good as none: every passage stands before it.
+    """
     ranks = []
     for start in range(0, len(questions), _RANKED_AT_ONCE):
         part = slice(start, start + _RANKED_AT_ONCE)
-        scores = questions[part].float() @ passages.float().T
-        ahead = scores > scores.gather(1, gold[part, None])
+        scores = inner_products(questions[part], passages)
+        ahead = ~(scores <= scores.gather(1, gold[part, None]))
         others = right[part]
         ahead_and_right = ahead.gather(1, others.clamp(min=0)) & (others >= 0)
         ranks.append(ahead.sum(dim=1) - ahead_and_right.sum(dim=1))
@@ -215,7 +231,7 @@ def bert_encoders(
     return QuestionEncoder(question, tokenizer, max_length), PassageEncoder(passage, tokenizer, max_length)
 
 
-class DprModule(pl.LightningModule):
+class DprModule(WholeBatchModule):
     """Trains both encoders; judges them on dev by the average rank of the gold passage (lower is better)."""
 
     dev_figures = ("dev/average_rank", "dev/first")
@@ -236,12 +252,37 @@ class DprModule(pl.LightningModule):
         questions = self.model.question_encoder(**batch.questions)
         passages, rows, own = gather_passages(self.model.passage_encoder(**batch.passages), batch.rows)
         positive = batch.positive + own
-        loss, scores = contrastive_loss(
-            questions, passages, positive, passages_allowed(rows, batch.right, positive)
+        allowed = passages_allowed(rows, batch.right, positive)
+        losses, scores = contrastive_loss(questions, passages, positive, allowed)
+        compared = allowed.sum(dim=1) > 1  # the others' loss is zero, whatever the encoders
+        count, first = compared.sum(), (scores.argmax(dim=1) == positive) & compared
+        sums = {"first": first.sum(), "left_out": (~compared).sum()}
+        # zero times a loss, not none: every weight has a gradient on every rank
+        return self.add_up((losses * compared).sum(), count, **sums)
+
+    def log_step(self, sums: dict[str, float]) -> None:
+        if count := sums["weight"]:
+            means = {"train/loss": sums["loss"] / count, "train/top1_in_batch": sums["first"] / count}
+            self.log_dict(means, prog_bar=True)
+        self.log("train/without_negatives", sums["left_out"])
+
+    def check_data(self, datamodule: Any, ranks: int) -> None:
+        """UserError where no question of the first steps has a negative: the loss would be zero throughout."""
+        for step in range(LOOKED_AT):
+            batches = [datamodule.make_batch(step * ranks + rank) for rank in range(ranks)]
+            rows = torch.cat([batch.rows for batch in batches])
+            start = 0
+            for batch in batches:
+                allowed = passages_allowed(rows, batch.right, batch.positive + start)
+                if (allowed.sum(dim=1) > 1).any():
+                    return
+                start += len(batch.rows)
+        raise UserError(
+            f"no question of the first {LOOKED_AT} batches has a negative passage (each holds "
+            f"{len(batches[0].positive)}, without hard negatives), so that there is nothing to learn: raise "
+            "datamodule.batch_size to 2 or more, or "
+            "give the questions hard_negative_ids and datamodule.hard_negatives=1"
         )
-        first = (scores.argmax(dim=1) == positive).float().mean()
-        self.log_dict({"train/loss": loss, "train/top1_in_batch": first}, prog_bar=True)
-        return loss
 
     def validation_step(self, batch: DevBatch, batch_idx: int) -> None:
         encoder = self.model.question_encoder if batch.questions else self.model.passage_encoder
@@ -252,6 +293,8 @@ class DprModule(pl.LightningModule):
         questions = self._everyones(len(dev.questions), self.encoded[True])
         passages = self._everyones(len(dev.rows), self.encoded[False])
         self.encoded = {True: [], False: []}
+        if not (questions.isfinite().all() and passages.isfinite().all()):
+            self.stop_not_finite(self.global_step, "a vector of dev is not finite")
         ranks = ranks_of_gold(
             questions, passages, dev.gold.to(questions.device), dev.right.to(questions.device)
         )

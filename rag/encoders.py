@@ -21,6 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rag.errors import UserError
+from rag.finite import check_finite
 from rag.passages import Passage
 
 log = logging.getLogger(__name__)
@@ -221,8 +222,8 @@ def load_pretrained(model_class: Any, path: str | Path, what: str) -> tuple[Any,
 def load_weights(model_class: Any, path: str | Path, **settings: Any) -> Any:
     """`model_class.from_pretrained`, from safetensors or tensors alone, that leaves no weight to chance.
 
-    Raises UserError that names the weights a checkpoint lacks or holds in another shape; extra ones are named in
-    a warning.
+    Raises UserError that names the weights a checkpoint lacks, holds in another shape or that are not finite; extra
+    ones are named in a warning.
     """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its own table of weights: one sentence says it below
@@ -245,6 +246,7 @@ def load_weights(model_class: Any, path: str | Path, **settings: Any) -> Any:
     # DPR's released encoders bring BERT's pooler, which DPR does not use.
     if extra := {key for key in report["unexpected_keys"] if ".pooler." not in key}:
         log.warning("%s holds %s, which the model has no place for: left out", path, _named(extra))
+    check_finite(model.state_dict(), path)
     return model
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool
 from torch import Tensor
 
 from rag.datamodule import torch_seed
@@ -24,17 +24,22 @@ from rag.parts import check_parts, recompute_layers
 from rag.reopen import save_model
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering
+from rag.whole_batch import WholeBatchModule
 
 # A retriever that gives every question of a batch the same passages, this many steps in a row, has collapsed.
 COLLAPSED_STEPS = 10
 SHOWN = 20  # dev questions whose answers and passages are kept for a logger's table
 
 
-class RagModule(pl.LightningModule):
+class RagModule(WholeBatchModule):
     """Trains RAG-Sequence, RAG-Token or a closed-book generator; judges it on dev by its task's measures.
 
     label_smoothing: ε; (1 − ε)·NLL + ε·(the generator's smoothing term), nothing of which reaches the retriever.
     per_token: weigh examples by their number of tokens (denoising), instead of equally (answers).
+
+    A question none of whose K passages exists has a loss of infinity and teaches nothing: such are left out of every
+    mean, and counted as train/left_out and dev/left_out.
+
     gradient_checkpointing: recompute each layer of BERT and of the generator in the backward pass.
     """
 
@@ -43,6 +48,7 @@ class RagModule(pl.LightningModule):
         *("dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@1", "dev/recall@K"),
     )
     loss_figure = "train/nll_per_example"  # falls to nothing when a batch is learned by heart
+    to_lower = "optimization.lr, optimization.question_encoder_lr or trainer.gradient_clip_val"
 
     def __init__(
         self,
@@ -65,7 +71,7 @@ class RagModule(pl.LightningModule):
         self.collapsed = 0
         self.scores: dict[
             str, list[np.ndarray]
-        ] = {}  # of dev, one figure an example; NaN where there is none
+        ] = {}  # of dev, one figure for each example that can be judged: NaN is a model's, and stays
         self.shown: list[dict[str, str]] = []  # some dev questions with what was answered and retrieved
         if gradient_checkpointing:
             recompute_layers(model.trained_parts())
@@ -77,18 +83,27 @@ class RagModule(pl.LightningModule):
         examples, inputs = batch
         likelihood: Likelihood = self.model(inputs, want_smoothing=self.label_smoothing > 0)
         assert inputs.label_mask is not None
-        tokens = inputs.label_mask.sum()
-        nll = -likelihood.logprob
-        loss = (
-            nll
-            if likelihood.smoothing is None
-            else torch.lerp(nll, likelihood.smoothing, self.label_smoothing)
-        )
-        self.log("train/nll_per_example", nll.mean(), prog_bar=True)
-        self.log("train/nll_per_token", nll.sum() / tokens)
+        found = has_passages(likelihood)
+        # Before anything is mixed: a difference of infinities is NaN.
+        nll = torch.where(found, -likelihood.logprob, 0.0)
+        loss = nll
+        if likelihood.smoothing is not None:
+            loss = torch.lerp(nll, torch.where(found, likelihood.smoothing, 0.0), self.label_smoothing)
+        count, tokens = found.sum(), (inputs.label_mask & found.unsqueeze(1)).sum()
         if likelihood.retrieved is not None:
             self._log_retrieval(likelihood, examples)
-        return loss.sum() / tokens if self.per_token else loss.mean()
+        sums = {"nll": nll.sum(), "examples": count, "tokens": tokens, "left_out": (~found).sum()}
+        return self.add_up(loss.sum(), tokens if self.per_token else count, **sums)
+
+    def check_data(self, datamodule: Any, ranks: int) -> None:
+        """Nothing beyond what the data module's own setup refuses."""
+
+    def log_step(self, sums: dict[str, float]) -> None:
+        if sums["examples"]:
+            self.log("train/nll_per_example", sums["nll"] / sums["examples"], prog_bar=True)
+            self.log("train/nll_per_token", sums["nll"] / sums["tokens"])
+        if self.model.retriever is not None:
+            self.log("train/left_out", sums["left_out"])
 
     def _log_retrieval(self, likelihood: Likelihood, examples: list[Example]) -> None:
         """What tells a retriever that learns from one that collapses onto the same few passages."""
@@ -98,7 +113,11 @@ class RagModule(pl.LightningModule):
         entropy = torch.special.entr(prior).sum(dim=1).mean()
         distinct = len(np.unique(rows)) / rows.size
         self.log_dict({"train/retrieval_entropy": entropy, "train/distinct_passages": distinct})
-        same = (rows == rows[0]).all() and len({example.question for example in examples}) > 1
+        same = (
+            (rows == rows[0]).all()
+            and (rows[0] >= 0).any()
+            and len({example.question for example in examples}) > 1
+        )
         self.collapsed = self.collapsed + 1 if same else 0
         if self.collapsed == COLLAPSED_STEPS:
             warnings.warn(
@@ -116,6 +135,7 @@ class RagModule(pl.LightningModule):
         likelihood: Likelihood = self.model(inputs)
         assert inputs.label_mask is not None
         nll = -likelihood.logprob.double().cpu().numpy()
+        judged = has_passages(likelihood).cpu().numpy()
         contexts = (
             self.model.read(inputs)
             if likelihood.retrieved is None
@@ -124,20 +144,21 @@ class RagModule(pl.LightningModule):
         answers = generate(self.model, contexts, self.decoding)
         texts = [found[0].text for found in answers]
         self.predicted += zip(examples, texts, strict=True)
-        self._score("dev/nll_per_example", nll)
+        self._score("dev/nll_per_example", nll[judged])
         # each example's mean counts as often as it has tokens: see on_validation_epoch_end
-        self._score("dev/tokens", inputs.label_mask.sum(dim=1).double().cpu().numpy())
+        self._score("dev/tokens", inputs.label_mask.sum(dim=1).double().cpu().numpy()[judged])
         rows = None
         if likelihood.retrieved is not None:
             rows = likelihood.retrieved.rows
             entropy = torch.special.entr(likelihood.doc_logprobs.double().exp()).sum(dim=1)
-            self._score("dev/retrieval_entropy", entropy.cpu().numpy())
+            self._score("dev/retrieval_entropy", entropy.cpu().numpy()[judged])
+            self._score("dev/left_out", (~judged).astype(np.float64))
             self._score("dev/distinct_passages", np.full(len(rows), len(np.unique(rows)) / rows.size))
             store = self.model.retriever.index.passages
             ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
             gold = [example.positive_ids for example in examples]
             for k, found in recall_at(ids, gold, sorted({1, rows.shape[1]})).items():
-                self._score(f"dev/recall@{k}", found)
+                self._score(f"dev/recall@{k}", found[~np.isnan(found)])  # NaN where no gold passage is known
         for number in range(min(len(examples), SHOWN - len(self.shown))):
             row = {
                 "question": examples[number].question,
@@ -159,7 +180,7 @@ class RagModule(pl.LightningModule):
         own = {}
         for name, parts in self.scores.items():
             values = np.concatenate(parts)
-            own[name] = (float(np.nansum(values)), int((~np.isnan(values)).sum()))
+            own[name] = (float(values.sum()), len(values))
         every: list[Any] = [(own, self.predicted)]
         if dist.is_initialized():
             every = [None] * dist.get_world_size()
@@ -169,17 +190,20 @@ class RagModule(pl.LightningModule):
         task = getattr(self.trainer.datamodule, "task", None) or QuestionAnswering()  # type: ignore[attr-defined]
         measures = task.score([text for _, text in predicted], [example for example, _ in predicted])
         for name, metric in measures.items():
-            # 0 where a small dev sample has nothing to judge by: the figure that is monitored has to be there
-            value = 0.0 if math.isnan(metric.value) else metric.value
-            sums[f"dev/{name}"] = np.array([value, 1])
+            # NaN where dev has nothing to judge by; no checkpoint is the best by that
+            sums[f"dev/{name}"] = np.array([metric.value, 1])
         for one, _ in every:
             for name, pair in one.items():
                 sums[name] = sums.get(name, np.zeros(2)) + np.array(pair)
         if tokens := sums.pop("dev/tokens", np.zeros(2))[0]:
             sums["dev/nll_per_token"] = np.array([sums["dev/nll_per_example"][0], tokens])
+        if (left_out := sums.pop("dev/left_out", None)) is not None:
+            self.log("dev/left_out", left_out[0])
+        loss = sums.get("dev/nll_per_example", np.zeros(1))[0]
+        if not math.isfinite(loss):
+            self.stop_not_finite(self.global_step, f"the loss on dev is {loss}")
         for name, (total, count) in sums.items():
-            if count:
-                self.log(name, total / count, prog_bar=name == "dev/em")
+            self.log(name, total / count if count else math.nan, prog_bar=name == "dev/em")
 
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(
@@ -194,3 +218,8 @@ class RagModule(pl.LightningModule):
         """Write the model's parts and how it is reopened into `folder`, which becomes `run`/model."""
         index = None if self.model.retriever is None else self.model.retriever.index.folder
         save_model(self.model, folder, run, index=index, n_docs=self.model.n_docs)
+
+
+def has_passages(likelihood: Likelihood) -> Bool[Tensor, " batch"]:
+    """Which questions have a passage to read: the others' log p(y|x) is −inf, whatever the model."""
+    return (likelihood.doc_logprobs != -torch.inf).any(dim=1)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.finite import check_finite
 from rag.parts import describe
 from rag.saved_model import FOLDER
 
@@ -56,6 +57,7 @@ class NullDocument(nn.Module):
             raise UserError(
                 f"{file} holds no {cls.__name__} ({reason}): give the run that trained it"
             ) from error
+        check_finite(weights, file)
         return null
 
 

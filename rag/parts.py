@@ -17,6 +17,7 @@ from torch import nn
 
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.finite import check_finite
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,11 @@ def load_parts(parts: Iterable[TrainedPart], folder: Path) -> None:
 def load_weights_of(module: nn.Module, file: Path) -> None:
     """Load a module's state_dict from safetensors; UserError where the file does not hold exactly that."""
     try:
-        module.load_state_dict(load_file(file))
+        weights = load_file(file)
+        module.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(
             f"{file} does not hold the weights of this {type(module).__name__} ({reason}): restore it, or train again"
         ) from error
+    check_finite(weights, file)

@@ -231,7 +231,8 @@ class DenseRetriever(nn.Module, Retriever):
         vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
         scores = torch.einsum("bd,bkd->bk", queries, vectors)
         missed = torch.from_numpy(rows < 0).to(scores.device)
-        scores = scores.masked_fill(missed, -torch.inf)
+        # A q(x) of NaN finds nothing, and is no question that nothing was found for.
+        scores = scores.masked_fill(missed & ~scores.isnan(), -torch.inf)
         if self.null_document is not None:
             scores = torch.cat([scores, self.null_document(queries).unsqueeze(1)], dim=1)
             rows = np.pad(rows, ((0, 0), (0, 1)), constant_values=-1)

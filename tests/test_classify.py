@@ -49,10 +49,11 @@ def by_formula(classifier: Classifier, row: int, claim: str) -> list[float]:
             ids = tokenizer.convert_tokens_to_ids(CLASSES)
             probabilities = logits[0, -1].softmax(dim=-1)[ids]
         else:
+            begun = [tokenizer.bos_token_id] if tokenizer.bos_token else []  # T5's claims begin with nothing
             claim_ids = tokenizer(claim, add_special_tokens=False)["input_ids"]
             states = network(
                 **encoded,
-                decoder_input_ids=torch.tensor([[generator.start_token, *claim_ids]]),
+                decoder_input_ids=torch.tensor([[generator.start_token, *begun, *claim_ids]]),
                 output_hidden_states=True,
             ).decoder_hidden_states[-1]
             probabilities = classifier.head(states[0, -1]).softmax(dim=-1)
@@ -109,7 +110,6 @@ def test_the_head_is_barts_own_form(bart):
     theirs.model.load_state_dict(bart.model.model.state_dict())
     theirs.classification_head.dense.load_state_dict(classifier.head[1].state_dict())
     theirs.classification_head.out_proj.load_state_dict(classifier.head[4].state_dict())
-    bart.model.generation_config.forced_bos_token_id = 0  # BART's decoder reads "</s> <s> claim"
     contexts = classifier.read(classifier.prepare(CLAIMS))
     for row, claim in enumerate(CLAIMS):
         logits = theirs(**bart.tokenizer(claim, return_tensors="pt")).logits

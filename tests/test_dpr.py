@@ -62,7 +62,7 @@ def test_the_loss_by_hand():
         queries, torch.eye(2), torch.tensor([0, 1]), torch.ones(2, 2, dtype=torch.bool)
     )
     assert_close(scores, queries)
-    assert float(loss) == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-3))) / 2)
+    assert loss.tolist() == pytest.approx([math.log(1 + math.exp(-1)), math.log(1 + math.exp(-3))])
 
 
 def test_a_passage_that_is_right_for_another_question_is_no_negative():
@@ -70,7 +70,33 @@ def test_a_passage_that_is_right_for_another_question_is_no_negative():
     allowed = torch.tensor([[True, False], [True, True]])
     loss, scores = contrastive_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), allowed)
     assert scores[0, 1] == -torch.inf
-    assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)) / 2)
+    assert loss.tolist() == pytest.approx([0.0, math.log(1 + math.exp(-1))])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_and_losses_are_float32_under_autocast(dtype):
+    """Scores around 30 that differ by hundredths: in half most of them would be equal."""
+    generator = torch.Generator().manual_seed(0)
+    queries, passages = torch.randn(2, 40, 64, generator=generator)
+    passages = passages * 0.01 + queries[:1]
+    own = torch.arange(40), torch.ones(40, 40, dtype=torch.bool)
+    loss, scores = contrastive_loss(queries.requires_grad_(), passages, *own)
+    loss.sum().backward()
+    expected, queries.grad = queries.grad, None
+    ranks = ranks_of_gold(queries, passages, own[0], own[0][:, None])
+    with torch.autocast("cpu", dtype=dtype):
+        found, found_scores = contrastive_loss(queries, passages, *own)
+        found_ranks = ranks_of_gold(queries, passages, own[0], own[0][:, None])
+    found.sum().backward()
+    assert found_scores.dtype == torch.float32 and torch.equal(found_scores, scores)
+    assert torch.equal(found, loss) and torch.equal(queries.grad, expected)
+    assert torch.equal(found_ranks, ranks)
+
+
+def test_vectors_of_nan_have_the_last_rank_not_the_first():
+    queries = torch.full((2, 3), torch.nan)
+    ranks = ranks_of_gold(queries, torch.eye(3), torch.tensor([0, 1]), torch.tensor([[0], [1]]))
+    assert ranks.tolist() == [2, 2]
 
 
 def test_batches_of_questions(tmp_path, corpus, encoders):
@@ -162,16 +188,16 @@ def test_inverse_cloze_batches_hold_several_passages_of_a_title():
 
 
 def rank_loss(model: BiEncoder, batch: BiEncoderBatch) -> torch.Tensor:
-    """What DprModule.training_step minimises."""
+    """The sum over a rank's questions."""
     questions = model.question_encoder(**batch.questions)
     passages, rows, own = gather_passages(model.passage_encoder(**batch.passages), batch.rows)
     positive = batch.positive + own
     allowed = passages_allowed(rows, batch.right, positive)
-    return contrastive_loss(questions, passages, positive, allowed)[0]
+    return contrastive_loss(questions, passages, positive, allowed)[0].sum()
 
 
 def one_rank(rank: int, model: BiEncoder, batches: list[BiEncoderBatch], folder) -> None:
-    """The loss and the mean gradient of two ranks, as DDP takes it, into a file."""
+    """The summed loss and gradient of two ranks into a file."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     loss = rank_loss(model, batches[rank])
     loss.backward()
@@ -179,7 +205,6 @@ def one_rank(rank: int, model: BiEncoder, batches: list[BiEncoderBatch], folder)
     found["loss"] = loss.detach()
     for value in found.values():
         dist.all_reduce(value)
-        value /= 2
     save_file(found, folder / f"rank{rank}.safetensors")
     dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ TARGETS = ["the town", "a river"]
 
 
 class Recorded(RagModule):
-    """The module outside a trainer: what it logs is kept."""
+    """The module outside a trainer: what it logs is kept, of a step with one batch."""
 
     def log(self, name, value, **_):
         self.__dict__.setdefault("logged", {})[name] = float(torch.as_tensor(value).detach())
@@ -26,6 +26,14 @@ class Recorded(RagModule):
     def log_dict(self, values, **_):
         for name, value in values.items():
             self.log(name, value)
+
+    def mean_loss(self, batch):
+        """The step's loss, which is logged."""
+        loss = self.training_step(batch, 0)
+        sums = {name: float(value) for name, value in self._sums.items()}
+        self._sums = {}
+        self.log_step(sums)
+        return loss / sums["weight"]
 
 
 def module(model, **settings) -> Recorded:
@@ -43,7 +51,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood(kind, retriever, bart):
     model = kind(retriever, bart, n_docs=3)
     examples, inputs = batch(model)
     own = module(model)
-    loss = own.training_step((examples, inputs), 0)
+    loss = own.mean_loss((examples, inputs))
     assert_close(loss, -model(inputs).logprob.mean())
     assert own.logged["train/nll_per_example"] == pytest.approx(float(loss.detach()), rel=1e-6)
     tokens = int(inputs.label_mask.sum())
@@ -55,13 +63,13 @@ def test_label_smoothing_mixes_in_the_generators_uniform_term(retriever, bart):
     examples, inputs = batch(model)
     found = model(inputs, want_smoothing=True)
     expected = (0.9 * -found.logprob + 0.1 * found.smoothing).mean()
-    assert_close(module(model, label_smoothing=0.1).training_step((examples, inputs), 0), expected)
+    assert_close(module(model, label_smoothing=0.1).mean_loss((examples, inputs)), expected)
 
 
 def test_per_token_divides_by_the_tokens_of_the_batch(bart):
     model = ClosedBook(bart)
     examples, inputs = batch(model)
-    loss = module(model, per_token=True).training_step((examples, inputs), 0)
+    loss = module(model, per_token=True).mean_loss((examples, inputs))
     assert_close(loss, -model(inputs).logprob.sum() / inputs.label_mask.sum())
 
 

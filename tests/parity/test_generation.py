@@ -231,7 +231,19 @@ def test_token_ids(vocabulary: int, num_beams: int, count: int, penalty: float) 
     ours = world.ask_ours(RagToken, decoding)
     assert [answer.tokens for answers in ours for answer in answers] == theirs
     assert len({len(answer) for answer in theirs}) > 1
-    print("LENS", [len(a) for a in theirs])
+
+
+@pytest.mark.parametrize("docs", [1, DOCS])
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("setting", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}])
+def test_processors_see_log_probabilities(docs: int, num_beams: int, setting: dict) -> None:
+    """A repetition penalty multiplies what is negative and divides what is not: RAG-Token's log-probabilities are all
+    negative, with one passage as with several; a generator's logits are not."""
+    world = World(bart(40), docs)
+    theirs = world.ask_theirs(RagTokenForGeneration, max_length=8, num_beams=num_beams, **setting)
+    ours = world.ask_ours(RagToken, Decoding(max_new_tokens=7, num_beams=num_beams), **setting)
+    assert [own[0].tokens for own in ours] == theirs
+    assert theirs != world.ask_theirs(RagTokenForGeneration, max_length=8, num_beams=num_beams)
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)

@@ -1,0 +1,60 @@
+"""Lightning's checkpoints, looked at before a run goes on from one: ckpt_path=…, or a run's own last.ckpt."""
+
+from pathlib import Path
+from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from rag.errors import UserError
+from rag.finite import check_finite
+
+GIVE = "give a last.ckpt that a run of train.py of the same model left"
+
+
+def check_place_of_checkpoint(path: str | None) -> None:
+    """UserError unless it is None or a file."""
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"ckpt_path={path} does not exist: give a last.ckpt that a run of train.py left")
+
+
+def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: int | None = None) -> None:
+    """UserError unless training can go on from the file.
+
+    That is: a file of tensors and plain containers with an optimiser's state, of this very model and what is trained
+    of it, whose weights are finite, and which stands before `max_steps`, where that matters.
+    """
+    try:
+        # mapped, not read: only names and shapes are looked at, and the weights once
+        held: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is no checkpoint of train.py, or is cut short: {GIVE}") from error
+    if not isinstance(held, dict) or not {"state_dict", "global_step"} <= held.keys():
+        raise UserError(f"{path} holds tensors but is no checkpoint of train.py: {GIVE}")
+    if not held.get("optimizer_states"):
+        raise UserError(
+            f"{path} holds weights alone, without the optimizer's state that training goes on with: give the last.ckpt "
+            "of that run, which an interrupted training leaves"
+        )
+    own, weights = module.state_dict(), held["state_dict"]
+    other = sorted(own.keys() ^ weights.keys())
+    other = other or sorted(name for name in own if own[name].shape != weights[name].shape)
+    if other:
+        raise UserError(
+            f"{path} is of another model than this run trains ({other[0]} differs, the first of {len(other)} weights): "
+            f"{GIVE}"
+        )
+    trained = sum(weight.requires_grad for weight in module.parameters())
+    known = sum(len(group["params"]) for group in held["optimizer_states"][0]["param_groups"])
+    if trained != known:
+        raise UserError(
+            f"{path} is of a run that trained {known} of the model's weights, and this one trains {trained}: {GIVE}, "
+            "with the same parts frozen"
+        )
+    check_finite(weights, path)
+    if max_steps is not None and held["global_step"] >= max_steps:
+        raise UserError(
+            f"{path} was left after step {held['global_step']:,}, and this run ends at step {max_steps:,} "
+            "(trainer.max_steps): give more steps, or an earlier checkpoint"
+        )
