@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, save_torch_state_dict
-from transformers import PreTrainedConfig, RagConfig
+from transformers import DPRQuestionEncoder, PreTrainedConfig, RagConfig
 
-from rag.encoders import QuestionEncoder, load_weights
+from rag.encoders import QuestionEncoder, check_kind, load_weights
 from rag.errors import UserError
 from rag.files import write_aside
 from rag.generator import Generator
@@ -79,6 +79,7 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
             held = f"a model of type {kind}" if kind else "no model"
             raise UserError(f"{path} holds {held}, not a {what}: {advice}")
         config = RagConfig.from_pretrained(path)
+        check_kind(config.question_encoder.model_type, DPRQuestionEncoder, f"the question encoder of {path}")
         model = load_weights(RagTokenForGeneration, path, config=config)
         tokenizers = RagTokenizer.from_pretrained(path, config=config)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

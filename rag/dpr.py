@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder,
 from rag.datamodule import torch_seed
 from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
+from rag.marginalize import without_autocast
 from rag.module import checkpoint_layers
 from rag.optimization import Optimization
 
@@ -82,7 +83,9 @@ def contrastive_loss(
     allowed: Bool[Tensor, "batch passages"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch passages"]]:
     """DPR's loss in nats (mean over the batch) and the scores q(x)ᵀd(z), −inf where a passage does not count."""
-    scores = (questions.float() @ passages.float().T).masked_fill(~allowed, -torch.inf)
+    with without_autocast(questions):
+        scores = questions.float() @ passages.float().T
+    scores = scores.masked_fill(~allowed, -torch.inf)
     return F.cross_entropy(scores, positive), scores
 
 
@@ -139,7 +142,8 @@ def ranks_of_gold(
     ranks = []
     for start in range(0, len(questions), _RANKED_AT_ONCE):
         part = slice(start, start + _RANKED_AT_ONCE)
-        scores = questions[part].float() @ passages.float().T
+        with without_autocast(questions):
+            scores = questions[part].float() @ passages.float().T
         ahead = scores > scores.gather(1, gold[part, None])
         others = right[part]
         ahead_and_right = ahead.gather(1, others.clamp(min=0)) & (others >= 0)

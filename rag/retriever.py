@@ -158,7 +158,8 @@ class DenseRetriever(nn.Module):
             queries = self.question_encoder(**questions.tokens).float()
         rows = self.search(queries, n_docs)
         vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
-        scores = torch.einsum("bd,bkd->bk", queries, vectors)
+        with marginalize.without_autocast(queries):
+            scores = torch.einsum("bd,bkd->bk", queries, vectors)
         missed = torch.from_numpy(rows < 0).to(scores.device)
         scores = scores.masked_fill(missed, -torch.inf)
         if self.null_document is not None:
