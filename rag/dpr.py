@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
+from rag import hub
 from rag.datamodule import torch_seed
 from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
@@ -191,10 +192,9 @@ def bert_encoders(
         bert: Any = load_weights(BertModel, path, add_pooling_layer=False, **settings)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} holds no BERT with its tokenizer ({reason}): give a folder written by save_pretrained or the name "
-            "of a model on the hub, such as bert-base-uncased"
+        raise hub.refusal(error, path) or UserError(
+            f"{path} holds no BERT with its tokenizer ({hub.reason(error)}): give a folder written by "
+            "save_pretrained or the name of a model on the hub, such as bert-base-uncased"
         ) from error
     config = DPRConfig(**{**bert.config.to_dict(), "architectures": None})
     question, passage = DPRQuestionEncoder(config), DPRContextEncoder(config)

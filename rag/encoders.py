@@ -28,6 +28,7 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rag import hub
 from rag.errors import UserError
 from rag.passages import Passage
 
@@ -207,10 +208,9 @@ def load_pretrained(
         model = load_weights(model_class, path, dtype)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} holds no {what} with its tokenizer ({reason}): give a folder written by save_pretrained "
-            "or the name of a model on the hub"
+        raise hub.refusal(error, path) or UserError(
+            f"{path} holds no {what} with its tokenizer ({hub.reason(error)}): give a folder written by "
+            "save_pretrained or the name of a model on the hub"
         ) from error
     return model, tokenizer
 
@@ -229,6 +229,8 @@ def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **set
         or not getattr(torch, dtype).is_floating_point
     ):
         raise UserError(f"dtype={dtype} does not exist for weights: there are float32, bfloat16 and float16")
+    if hub.is_name(str(path)):
+        hub.commit(str(path))  # before anything else is asked of a hub that may be out of reach
     found = PreTrainedConfig.get_config_dict(str(path))[0]
     check_kind(found.get("model_type"), model_class, path)
     before = transformers_logging.get_verbosity()
