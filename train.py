@@ -43,6 +43,7 @@ from rag.cli import plain, run_script
 from rag.demo import ensure
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.hub import names_in
 from rag.loggers import WandbPredictions, send_report
 from rag.model import RagModel
 from rag.passages import PassageStore
@@ -64,7 +65,8 @@ def train(cfg: DictConfig) -> None:
     keys = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
     decisive = {key: plain(cfg[key]) for key in keys}
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
-    run = Run.open(cfg.paths.run, decisive, yaml, inputs, cfg.overwrite)
+    models = [f"hub://{name}" for name in dict.fromkeys(names_in(decisive["module"]))]
+    run = Run.open(cfg.paths.run, decisive, yaml, [*inputs, *models], cfg.overwrite)
     if run.finished and not cfg.info:
         print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
         return

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rag.cli import choices, compose_config, from_checkpoint, nearest, one_sentence, run_script
+from rag.cli import choices, compose_config, from_checkpoint, key_of, nearest, one_sentence, run_script
 from rag.errors import UserError
 from rag.highlight import answer_spans, snippet
 
@@ -44,6 +44,7 @@ p(z|x) and p(z|x,y). Without a question it asks for them, or reads them from a p
   python -m rag.ask checkpoint=…                             questions and /commands until Ctrl-D
   python -m rag.ask checkpoint=… n_docs=10 decoding=beam4    more passages, beam search
   python -m rag.ask checkpoint=… index.path=indexes/other    another memory
+  python -m rag.ask checkpoint=facebook/rag-token-nq index.path=…            a released model over an index
   python -m rag.ask checkpoint=… decoding=sample decoding.max_new_tokens=200    long-form text, drawn
   python -m rag.ask checkpoint=… conversation=true           what was said is the context of what is asked
   python -m rag.ask checkpoint=… json=true < questions.txt > answers.jsonl
@@ -77,8 +78,8 @@ def ask(cfg: DictConfig, overrides: list[str], question: str) -> None:
     torch.manual_seed(saved.seed)
 
     def decoding(settings: list[str]) -> "Decoding":
+        settings = [*(each for each in overrides if not key_of(each).startswith("decoding")), *settings]
         again = compose_config("ask", settings)
-        again.checkpoint = saved.checkpoint
         return instantiate(from_checkpoint(again, settings, "rag.ask", CHANGEABLE, OWN).decoding)
 
     talk = Talk(session, choice, indexes, decoding, saved.conversation, saved.json)

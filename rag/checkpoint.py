@@ -18,9 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, save_torch_state_dict
-from transformers import PreTrainedConfig, RagConfig
+from transformers import DPRQuestionEncoder, PreTrainedConfig, RagConfig
 
-from rag.encoders import QuestionEncoder, load_weights
+from rag import hub
+from rag.encoders import QuestionEncoder, check_kind, load_weights
 from rag.errors import UserError
 from rag.files import write_aside
 from rag.generator import Generator
@@ -42,12 +43,11 @@ def architecture(path: str | Path) -> tuple[str, int]:
     The first is "" where the checkpoint does not say. Raises UserError where there is no such checkpoint.
     """
     try:
-        config = PreTrainedConfig.get_config_dict(str(path))[0]
+        config = _config(path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
+        raise hub.refusal(error, path) or UserError(
             f"checkpoint={path} is neither a run folder of train.py nor a checkpoint in the format of "
-            f"facebook/rag-token-nq ({reason})"
+            f"facebook/rag-token-nq ({hub.reason(error)})"
         ) from error
     if (kind := config.get("model_type")) != "rag":
         raise UserError(
@@ -74,16 +74,18 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
         "Generator.from_pretrained)"
     )
     try:
-        found = PreTrainedConfig.get_config_dict(path)[0]
+        found = _config(path)
         if (kind := found.get("model_type")) != "rag":
             held = f"a model of type {kind}" if kind else "no model"
             raise UserError(f"{path} holds {held}, not a {what}: {advice}")
         config = RagConfig.from_pretrained(path)
+        check_kind(config.question_encoder.model_type, DPRQuestionEncoder, f"the question encoder of {path}")
         model = load_weights(RagTokenForGeneration, path, config=config)
         tokenizers = RagTokenizer.from_pretrained(path, config=config)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} holds no complete {what} ({reason}): {advice}") from error
+        raise hub.refusal(error, path) or UserError(
+            f"{path} holds no complete {what} ({hub.reason(error)}): {advice}"
+        ) from error
     saved = {
         "max_context_length": config.max_combined_length,
         "title_separator": config.title_sep,
@@ -156,13 +158,18 @@ def push(checkpoint: Checkpoint, name: str, private: bool = False) -> str:
         try:
             address = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=Path(folder) / "model")
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (*hub.FAILURES, ValueError) as error:
             raise UserError(
-                f"{name} was not uploaded ({reason}): log in with `hf auth login`, and see that the hub can be "
-                "reached and HF_HUB_OFFLINE is not set"
+                f"{name} was not uploaded ({hub.reason(error)}): log in with `hf auth login`, and see that the hub can "
+                "be reached and HF_HUB_OFFLINE is not set"
             ) from error
     return str(address)
+
+
+def _config(path: str | Path) -> dict[str, Any]:
+    if hub.is_name(str(path)):
+        hub.commit(str(path))  # before anything else is asked of a hub that may be out of reach
+    return PreTrainedConfig.get_config_dict(str(path))[0]
 
 
 def _lower_cases(tokenizer: Any) -> bool:

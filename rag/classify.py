@@ -173,7 +173,8 @@ class HeadClassifier(Classifier):
         ).last_hidden_state
         last = contexts.claim_mask.sum(dim=1).sub(1).repeat_interleave(docs)
         final = hidden[torch.arange(len(last), device=last.device), last]
-        logits = marginalize.at_least_float32(self.head(final))
+        with marginalize.without_autocast(final):
+            logits = marginalize.at_least_float32(self.head(final.to(self.head[1].weight.dtype)))
         return logits.log_softmax(dim=-1).unflatten(0, (-1, docs))
 
 

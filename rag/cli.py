@@ -307,10 +307,12 @@ def quieten_logs() -> None:
 
 def quieten_models() -> None:
     """`quieten` for transformers alone."""
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as of_transformers
 
     of_transformers.disable_progress_bar()
     of_transformers.set_verbosity_error()
+    enable_progress_bars()  # of downloads, which the former has switched off as well
 
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
@@ -345,7 +347,7 @@ def from_checkpoint(
     folder = Path(cfg.checkpoint)
     refuse = _refusal(overrides, script, changeable, own)
     if in_transformers_format(cfg.checkpoint):
-        return _from_transformers(cfg, overrides, refuse)
+        return _from_transformers(cfg, overrides, refuse, (*changeable, *own))
     saved = saved_config(folder)
     described = saved_model(folder, plain(saved))
     if not described.answers:
@@ -442,15 +444,21 @@ def in_transformers_format(checkpoint: str) -> bool:
 
 
 def _from_transformers(
-    cfg: DictConfig, overrides: list[str], refuse: Callable[[str, str], bool]
+    cfg: DictConfig, overrides: list[str], refuse: Callable[[str, str], bool], settings: tuple[str, ...]
 ) -> DictConfig:
-    """The configuration for a checkpoint that holds a model and nothing else."""
+    """The configuration for a checkpoint that holds a model and nothing else; `settings` are the script's."""
     path = cfg.checkpoint
     keys = {key_of(override).replace("/", ".").split(".")[0]: override for override in overrides}
     for key, override in keys.items():
         if key not in ("experiment", "model"):
             refuse(key, override)
-    if "experiment" not in keys and not ("task" in keys and ("index" in keys or "corpus" in keys)):
+    over_passages = "index" in keys or "corpus" in keys
+    if "task" not in settings and not over_passages:
+        raise UserError(
+            f"checkpoint={path} does not say which passages it reads: give index.path=…, an index that build_index.py "
+            "made"
+        )
+    if "task" in settings and "experiment" not in keys and not ("task" in keys and over_passages):
         raise UserError(
             f"checkpoint={path} does not say which questions are asked of which passages: give experiment=…, or task=… "
             "and index.path=…"
@@ -490,7 +498,7 @@ def _from_transformers(
     for key in cfg.task:
         if OmegaConf.is_missing(cfg.task, key):  # files that only training needs
             cfg.task[key] = None
-    kept = ("name", "seed", "paths", "module", "paper", "scripts", *CHANGEABLE, *OWN)
+    kept = ("name", "seed", "paths", "module", "paper", "scripts", *settings)
     return OmegaConf.create(
         {
             key: OmegaConf.to_container(cfg[key], resolve=True) if OmegaConf.is_config(cfg[key]) else cfg[key]

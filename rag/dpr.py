@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
+from rag import hub
 from rag.datamodule import torch_seed
 from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
-from rag.marginalize import at_least_float32
+from rag.marginalize import at_least_float32, without_autocast
 from rag.optimization import Optimization
 from rag.parts import TrainedPart, check_parts, describe, recompute_layers
 from rag.reopen import save_model
@@ -98,7 +99,7 @@ def inner_products(
     questions: Float[Tensor, "batch dim"], passages: Float[Tensor, "passages dim"]
 ) -> Float[Tensor, "batch passages"]:
     """q(x)ᵀd(z), in float32 at least: autocast would cast the operands of a product down again."""
-    with torch.autocast(questions.device.type, enabled=False):
+    with without_autocast(questions):
         return at_least_float32(questions) @ at_least_float32(passages).T
 
 
@@ -219,10 +220,9 @@ def bert_encoders(
         bert: Any = load_weights(BertModel, path, add_pooling_layer=False, **settings)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} holds no BERT with its tokenizer ({reason}): give a folder written by save_pretrained or the name "
-            "of a model on the hub, such as bert-base-uncased"
+        raise hub.refusal(error, path) or UserError(
+            f"{path} holds no BERT with its tokenizer ({hub.reason(error)}): give a folder written by "
+            "save_pretrained or the name of a model on the hub, such as bert-base-uncased"
         ) from error
     config = DPRConfig(**{**bert.config.to_dict(), "architectures": None})
     question, passage = DPRQuestionEncoder(config), DPRContextEncoder(config)

@@ -16,39 +16,53 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoTokenizer,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rag import hub
 from rag.errors import UserError
 from rag.finite import check_finite
 from rag.passages import Passage
 
 log = logging.getLogger(__name__)
 
+FLOAT32 = "float32"  # what weights are, whatever they were saved as: see `load_weights`
+
 
 class Encoder(nn.Module):
     """A text encoder and its tokenizer: texts in, vectors of D dimensions out.
 
-    max_length: tokens of a text, special ones included; at most what the model has positions for.
-    Raises UserError where the tokenizer does not fit the model.
+    max_length: tokens of a text, special ones included; at most what the model has positions for. Texts are padded and
+    cut at their end, whatever the tokenizer's own settings say: the vector is the state of the first position.
+    Raises UserError where the model is no DPR encoder or the tokenizer does not fit it.
     """
 
     model_class: type[PreTrainedModel]
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 256):
         super().__init__()
-        self.model: Any = model
+        check_kind(type(model.config).model_type, self.model_class, f"a {type(model).__name__}")
+        self.model: Any = plain_outputs(model)
         self.tokenizer = tokenizer
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
         positions = getattr(model.config, "max_position_embeddings", max_length)
         self.max_length = min(max_length, positions)
         self._warned = False
         check_vocabulary(tokenizer, model, type(model).__name__)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, max_length: int = 256) -> Self:
+    def from_pretrained(cls, path: str | Path, max_length: int = 256, dtype: str = FLOAT32) -> Self:
         """Load a folder or hub id, such as facebook/dpr-question_encoder-single-nq-base."""
-        model, tokenizer = load_pretrained(cls.model_class, path, cls.model_class.__name__)
+        model, tokenizer = load_pretrained(cls.model_class, path, cls.model_class.__name__, dtype)
         return cls(model, tokenizer, max_length)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -205,31 +219,49 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) 
         )
 
 
-def load_pretrained(model_class: Any, path: str | Path, what: str) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_pretrained(
+    model_class: Any, path: str | Path, what: str, dtype: str = FLOAT32
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a Hugging Face model and its tokenizer from a folder or the hub. Raises UserError if it fails."""
     try:
-        model = load_weights(model_class, path)
+        model = load_weights(model_class, path, dtype)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path} holds no {what} with its tokenizer ({reason}): give a folder written by save_pretrained "
-            "or the name of a model on the hub"
+        raise hub.refusal(error, path) or UserError(
+            f"{path} holds no {what} with its tokenizer ({hub.reason(error)}): give a folder written by "
+            "save_pretrained or the name of a model on the hub"
         ) from error
     return model, tokenizer
 
 
-def load_weights(model_class: Any, path: str | Path, **settings: Any) -> Any:
+def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **settings: Any) -> Any:
     """`model_class.from_pretrained`, from safetensors or tensors alone, that leaves no weight to chance.
 
-    Raises UserError that names the weights a checkpoint lacks, holds in another shape or that are not finite; extra
-    ones are named in a warning.
+    dtype: the weights' type, whatever they were saved as. transformers would take the saved one, and those of
+    facebook/bart-large are half: AdamW's steps on half weights are rounded away or overflow.
+
+    Raises UserError for a checkpoint of another kind of model, and names the weights that one lacks, holds in another
+    shape or that are not finite; extra ones are named in a warning.
     """
+    if (
+        not isinstance(getattr(torch, dtype, None), torch.dtype)
+        or not getattr(torch, dtype).is_floating_point
+    ):
+        raise UserError(f"dtype={dtype} does not exist for weights: there are float32, bfloat16 and float16")
+    if hub.is_name(str(path)):
+        hub.commit(str(path))  # before anything else is asked of a hub that may be out of reach
+    found = PreTrainedConfig.get_config_dict(str(path))[0]
+    check_kind(found.get("model_type"), model_class, path)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its own table of weights: one sentence says it below
     try:
         model, report = model_class.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, weights_only=True, **settings
+            path,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            weights_only=True,
+            dtype=getattr(torch, dtype),
+            **settings,
         )
     except UnpicklingError as error:
         raise UserError(
@@ -242,11 +274,55 @@ def load_weights(model_class: Any, path: str | Path, **settings: Any) -> Any:
             f"{path} holds {_named(wrong)} in another shape than its config.json says: restore it"
         )
     if missing := report["missing_keys"]:
+        held = found.get("architectures") or []
+        if held and hasattr(model_class, "config_class") and model_class.__name__ not in held:
+            raise UserError(
+                f"{path} holds a {held[0]}, which lacks {_named(missing)} of a {model_class.__name__}: give a "
+                f"checkpoint of a {model_class.__name__}"
+            )
         raise UserError(f"{path} lacks {_named(missing)}: restore it, or give another checkpoint")
     # DPR's released encoders bring BERT's pooler, which DPR does not use.
     if extra := {key for key in report["unexpected_keys"] if ".pooler." not in key}:
         log.warning("%s holds %s, which the model has no place for: left out", path, _named(extra))
     check_finite(model.state_dict(), path)
+    return model
+
+
+def check_kind(kind: str | None, model_class: Any, where: str | Path) -> None:
+    """UserError unless weights of this kind, a config's `model_type`, are those of `model_class`.
+
+    transformers loads RoBERTa's weights into BERT without a complaint, and its vectors are then others: positions begin
+    elsewhere, and the tokens' types have other embeddings.
+    """
+    if kind is None:  # a config older than that key
+        return
+    if (of_class := getattr(model_class, "config_class", None)) is not None:
+        if kind != of_class.model_type:
+            raise UserError(
+                f"{where} holds a model of type {kind}: a {model_class.__name__} is read from type "
+                f"{of_class.model_type} alone"
+            )
+        return
+    if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{where} holds a model of type {kind}, which is no sequence-to-sequence model: types such as bart, mbart, "
+            "pegasus and t5 are read"
+        )
+
+
+def plain_outputs(model: Any) -> Any:
+    """The same model, which answers with named outputs and no more than is asked for, whatever its config says.
+
+    Both parts of facebook/rag-token-nq were saved with `return_dict: false`, with which transformers returns tuples.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            config.return_dict = True
+            config.output_hidden_states = False
+            config.output_attentions = False
+    if hasattr(model.config, "use_cache"):  # of a whole model: the encoder in it has one of its own
+        model.config.use_cache = type(model.config)().use_cache
     return model
 
 

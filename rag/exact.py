@@ -20,6 +20,7 @@ from torch import Tensor
 from rag.encoders import QuestionEncoder
 from rag.errors import UserError
 from rag.index import Index
+from rag.marginalize import without_autocast
 from rag.null_document import NullDocument
 from rag.retriever import DenseRetriever
 
@@ -71,6 +72,10 @@ class ExactSearch:
             raise UserError(
                 f"K={k} passages cannot be found in an index of {len(self.index)} ({self.index.folder}): lower K"
             )
+        with without_autocast(queries):
+            return self._search(queries, k)
+
+    def _search(self, queries: Float[Tensor, "B D"], k: int) -> Int64[np.ndarray, "B k"]:
         rounded = self.dtype != torch.float32
         candidates = min(2 * k + 16 if rounded else k, len(self.index))
         asked = queries.to(self.device, self.dtype)

@@ -20,7 +20,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import rag.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
-from rag.encoders import check_vocabulary, checkpoint_layers, load_pretrained
+from rag.encoders import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
 from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.output_layer import OutputLayer, check_output_layer, output_layer
@@ -99,7 +99,7 @@ class Generator(nn.Module):
         lowercase_questions: bool = False,
     ):
         super().__init__()
-        self.model: Any = model
+        self.model: Any = plain_outputs(model)
         self.tokenizer = tokenizer
         limit = getattr(model.config, "max_position_embeddings", None) or max(
             max_context_length, max_target_length
@@ -121,12 +121,13 @@ class Generator(nn.Module):
         self._warned = False
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
+    def from_pretrained(cls, path: str | Path, dtype: str = FLOAT32, **settings: Any) -> Self:
         """Load a folder or hub id, such as facebook/bart-large.
 
-        `settings` are the constructor's; those not given are as they were when the folder was written here.
+        dtype: of the weights, whatever they were saved as. `settings` are the constructor's; those
+        not given are as they were when the folder was written here.
         """
-        model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model")
+        model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model", dtype)
         saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
         generator = cls(model, tokenizer, **(saved | settings))
         check_output_layer(model, generator.start_token)

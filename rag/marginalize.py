@@ -152,6 +152,21 @@ def _logsumexp(values: Tensor, dim: int) -> Tensor:
     return total.masked_fill(impossible.squeeze(dim), -torch.inf)
 
 
+def without_autocast(values: Tensor) -> torch.autocast:
+    """A context in which scores and losses are computed in their own type, whatever precision the trainer has.
+
+    Autocast would round the operands of every product to half, `.float()` or not: with DPR's inner products of around
+    70, log p_η(z|x) would be off by tenths of nats.
+    """
+    return torch.autocast(values.device.type, enabled=False)
+
+
+def wide_linear(layer: torch.nn.Linear, values: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows out"]:
+    """A layer's output in the type of `values`, whatever type its weights have."""
+    bias = None if layer.bias is None else layer.bias.to(values.dtype)
+    return torch.nn.functional.linear(values, layer.weight.to(values.dtype), bias)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """The same values, in float32 where they are of a narrower type."""
     return values if values.dtype == torch.float64 else values.float()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rag.errors import UserError
 from rag.files import write_aside
 from rag.finite import check_finite
+from rag.marginalize import at_least_float32, wide_linear, without_autocast
 from rag.parts import describe
 from rag.saved_model import FOLDER
 
@@ -32,6 +33,11 @@ class NullDocument(nn.Module):
     settings: dict[str, Any]  # the constructor's arguments
 
     def forward(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        with without_autocast(queries):
+            return self.score(at_least_float32(queries))
+
+    def score(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        """`forward`, in float32 or wider whatever the trainer's precision and the weights' type."""
         raise NotImplementedError
 
     def save_pretrained(self, file: str | Path) -> None:
@@ -69,8 +75,8 @@ class NullEmbedding(NullDocument):
         self.settings = {"dim": dim}
         self.vector = nn.Parameter(nn.functional.normalize(torch.randn(dim), dim=0) * start)
 
-    def forward(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        return queries @ self.vector
+    def score(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        return queries @ self.vector.to(queries.dtype)
 
 
 class NullBias(NullDocument):
@@ -81,8 +87,8 @@ class NullBias(NullDocument):
         self.settings = {}
         self.bias = nn.Parameter(torch.tensor(float(start)))
 
-    def forward(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        return self.bias.expand(len(queries))
+    def score(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        return self.bias.to(queries.dtype).expand(len(queries))
 
 
 class NullNetwork(NullDocument):
@@ -96,5 +102,5 @@ class NullNetwork(NullDocument):
         nn.init.zeros_(self.output.weight)
         nn.init.constant_(self.output.bias, start)
 
-    def forward(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        return self.output(torch.tanh(self.hidden(queries))).squeeze(1)
+    def score(self, queries: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        return wide_linear(self.output, torch.tanh(wide_linear(self.hidden, queries))).squeeze(1)

@@ -229,7 +229,8 @@ class DenseRetriever(nn.Module, Retriever):
         """The top `n_docs` passages for q(x), with scores that are differentiable in q(x)."""
         rows = self.search(queries, n_docs)
         vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
-        scores = torch.einsum("bd,bkd->bk", queries, vectors)
+        with marginalize.without_autocast(queries):
+            scores = torch.einsum("bd,bkd->bk", queries, vectors)
         missed = torch.from_numpy(rows < 0).to(scores.device)
         # A q(x) of NaN finds nothing, and is no question that nothing was found for.
         scores = scores.masked_fill(missed & ~scores.isnan(), -torch.inf)

@@ -71,6 +71,8 @@ class Run:
         check_place(folder, setting)
         if (folder / "run.json").exists():
             before = read_json(folder / "run.json")
+            if not differences(before["description"], _with_commits_of(before["description"], description)):
+                record = {key: before[key] for key in record}  # as far as can be known, it is the same
             if before["identity"] == record["identity"] and overwrite is not True:
                 finished = (folder / "result.json").exists()
                 return cls(folder, record, config_yaml, finished, begun=True)
@@ -171,10 +173,14 @@ def _git(*arguments: str) -> str:
 
 
 def fingerprint(path: str | Path) -> str:
-    """What identifies an input: a run's identity, an index's content, a file's bytes, a hub dataset's name.
+    """What identifies an input: a run's identity, an index's content, a file's bytes, the commit of what is on the hub.
 
     Files over 256 MB are known by size and time of change, so that a corpus of gigabytes is not read for this.
     """
+    if str(path).startswith("hub://"):
+        from rag.hub import identity  # which no run without the hub waits for
+
+        return identity(str(path))
     if "://" in str(path):
         return str(path)
     path = Path(path)
@@ -198,6 +204,21 @@ def fingerprint(path: str | Path) -> str:
         f"{path} does not exist, and this run needs it: make it first, or give its own path (where the data of a task "
         "comes from is written at the head of configs/task/)"
     )
+
+
+def _with_commits_of(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`now`, with what `before` says of repositories on the hub whose commit one of the two does not know.
+
+    Older runs did not write it down, and it cannot be asked for without a network.
+    """
+    inputs = dict(now["inputs"])
+    for name, found in now["inputs"].items():
+        known = before["inputs"].get(name)
+        if name.startswith("hub://") and ("@" not in found or known is None or "@" not in known):
+            inputs.pop(name)
+            if known is not None:
+                inputs[name] = known
+    return now | {"inputs": inputs}
 
 
 def digest(value: Any) -> str:

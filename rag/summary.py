@@ -63,10 +63,14 @@ def parameters(module: nn.Module) -> tuple[int, int]:
     return trained, sum(p.numel() for p in module.parameters()) - trained
 
 
+def dtypes(module: nn.Module) -> str:
+    """The types of a part's parameters: "float32", or all of them where they differ."""
+    return " and ".join(sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()}))
+
+
 def memory(module: nn.Module) -> int:
-    """Bytes of weights, gradients and AdamW's moments in float32; activations come on top."""
-    trained, frozen = parameters(module)
-    return trained * _TRAINED_BYTES + frozen * _FROZEN_BYTES
+    """Bytes of weights and, of those that are trained, gradients and AdamW's moments; activations come on top."""
+    return sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in module.parameters())
 
 
 def describe(
@@ -87,7 +91,7 @@ def describe(
             "trained" if trained and not frozen else "frozen" if frozen and not trained else "partly frozen"
         )
         name_of_part = part.file.removesuffix(".safetensors").replace("_", " ")
-        rows.append((name_of_part, f"{trained + frozen:,} parameters, {state}"))
+        rows.append((name_of_part, f"{trained + frozen:,} parameters, {dtypes(part.module)}, {state}"))
     trained, frozen = parameters(model)
     rows.append(("parameters", f"{trained:,} trained, {frozen:,} frozen"))
     if isinstance(model, RagModel) and model.retriever is not None:
@@ -123,7 +127,8 @@ def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tup
     parts = {"question encoder": (retriever or {}).get("question_encoder")}
     parts["generator"] = (model.get("generator") or {}).get("path")
     parts = {part: name for part, name in parts.items() if isinstance(name, str)}
-    rows += [(part, name) for part, name in parts.items()]
+    kept_as = {"generator": (model.get("generator") or {}).get("dtype", "float32")}
+    rows += [(part, f"{name}, {kept_as.get(part, 'float32')}") for part, name in parts.items()]
     if retriever is not None:
         later = settings.get("test_n_docs") or settings["n_docs"]
         asked = f", {later} in evaluation" if later != settings["n_docs"] else ""

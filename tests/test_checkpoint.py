@@ -24,6 +24,8 @@ from transformers import (
     RagTokenizer,
 )
 
+from rag.decoding import Decoding, generate
+from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.generator import Generator
 from rag.model import ClosedBook, RagSequence, RagToken
@@ -87,6 +89,37 @@ def test_what_transformers_wrote_is_read(
     assert model.n_docs == 3 and model.generator.max_context_length == 40
     batch = model.prepare(QUESTIONS, ANSWERS[:2])
     assert_close(-model(batch).logprob, their_loss(theirs, model, batch), rtol=1e-5, atol=0)
+
+
+def test_a_released_configs_output_flags_change_nothing(tmp_path, index, question_encoder):
+    """Both parts' configs of facebook/rag-*-nq hold `return_dict: false`: transformers would return tuples."""
+    theirs = write_theirs(tmp_path, RagTokenForGeneration, question_encoder.tokenizer, word_tokenizer())
+    config = json.loads((tmp_path / "config.json").read_text())
+    flags = {
+        "return_dict": False,
+        "output_hidden_states": True,
+        "output_attentions": True,
+        "use_cache": False,
+    }
+    for part in (config, config["question_encoder"], config["generator"]):
+        part.update(flags)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for model_class in (RagToken, RagSequence):
+        model = model_class.from_pretrained(tmp_path, index).eval()
+        batch = model.prepare(QUESTIONS, ANSWERS[:2])
+        if model_class is RagToken:
+            assert_close(-model(batch).logprob, their_loss(theirs, model, batch), rtol=1e-5, atol=0)
+        answers = generate(model, model.read(batch), Decoding(max_new_tokens=5))
+        assert len(answers) == 2
+    assert model.generator.model.config.use_cache  # decoding keeps keys and values, whatever was saved
+    model.retriever.question_encoder.save_pretrained(tmp_path / "questions")
+    model.generator.save_pretrained(tmp_path / "generator")
+    for part in ("questions", "generator"):
+        config = json.loads((tmp_path / part / "config.json").read_text()) | flags
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    parts = model_class.from_parts(tmp_path / "questions", tmp_path / "generator", index, n_docs=3).eval()
+    parts.generator.prefix = model.generator.prefix
+    assert_close(parts(batch).logprob, model(batch).logprob)
 
 
 def test_settings_go_before_those_of_the_checkpoint(tmp_path, index, question_encoder):
@@ -276,6 +309,27 @@ def test_parts_with_missing_weights_are_refused_too(tmp_path, index, question_en
         RagToken.from_parts(tmp_path / "encoder", tmp_path / "bart", index)
 
 
+def test_a_checkpoint_of_another_kind_is_named(tmp_path, index, question_encoder, bart):
+    """Not "lacks 37 weights: restore it": the kind that was found and the kinds that are read."""
+    question_encoder.save_pretrained(tmp_path / "questions")
+    bart.save_pretrained(tmp_path / "bart")
+    with pytest.raises(
+        UserError,
+        match="questions holds a model of type dpr, which is no sequence-to-sequence model: types such as bart",
+    ):
+        Generator.from_pretrained(tmp_path / "questions")
+    with pytest.raises(
+        UserError, match="bart holds a model of type bart: a DPRQuestionEncoder is read from type dpr alone"
+    ):
+        QuestionEncoder.from_pretrained(tmp_path / "bart")
+    with pytest.raises(
+        UserError,
+        match=r"questions holds a DPRQuestionEncoder, which lacks \d+ weights .* of a DPRContextEncoder: give a "
+        "checkpoint of a DPRContextEncoder",
+    ):
+        PassageEncoder.from_pretrained(tmp_path / "questions")
+
+
 def test_a_bin_file_that_holds_more_than_tensors_is_refused(saved, index, capsys):
     (saved / "model.safetensors").unlink()
 
@@ -318,7 +372,8 @@ def test_a_config_that_is_no_json(saved, index):
 
 
 def test_a_hub_name_without_a_hub(index):
-    with pytest.raises(UserError, match="facebook/rag-token-nq holds no complete RAG checkpoint"):
+    asked = "facebook/rag-token-nq is neither a folder here nor was it downloaded .* go online, without HF_HUB_OFFLINE"
+    with pytest.raises(UserError, match=asked):
         RagToken.from_pretrained("facebook/rag-token-nq", index)
 
 

@@ -6,9 +6,18 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import PASSAGES, QUESTIONS, bert_tokenizer, tiny_passage_encoder, tiny_question_encoder
+from conftest import (
+    PASSAGES,
+    QUESTIONS,
+    bert_tokenizer,
+    tiny_dpr_config,
+    tiny_passage_encoder,
+    tiny_question_encoder,
+)
 from torch.testing import assert_close
+from transformers import AutoConfig, AutoModel
 
+from rag.dpr import bert_encoders
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.passages import Passage
@@ -119,3 +128,34 @@ def test_a_projection_gives_the_vectors_dimension():
     encoder = QuestionEncoder(tiny_question_encoder(len(tokenizer), projection_dim=8), tokenizer)
     assert encoder.dim == 8
     assert encoder(**encoder.tokenize(QUESTIONS)).shape == (3, 8)
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "roberta", "camembert"])
+def test_an_encoder_that_is_no_bert_is_refused(tmp_path, kind):
+    """transformers would load its weights into BERT, with other positions: other vectors, and not a word."""
+    tokenizer = bert_tokenizer()
+    sizes = tiny_dpr_config(len(tokenizer)).to_dict()
+    config = AutoConfig.for_model(kind, **{key: each for key, each in sizes.items() if key != "model_type"})
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"holds a model of type {kind}: a BertModel is read from type bert"):
+        bert_encoders(tmp_path)
+    with pytest.raises(UserError, match=f"holds a model of type {kind}: a DPRQuestionEncoder is read from"):
+        QuestionEncoder.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"a \\w+Model holds a model of type {kind}"):
+        PassageEncoder(AutoModel.from_config(config), tokenizer)
+
+
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_a_tokenizer_that_pads_or_cuts_at_the_left_gives_the_same_vectors(side):
+    tokenizer = bert_tokenizer()
+    question = QuestionEncoder(tiny_question_encoder(len(tokenizer)), tokenizer, max_length=8)
+    passage = PassageEncoder(tiny_passage_encoder(len(tokenizer)), tokenizer, max_length=16)
+    vectors = question(**question.tokenize(QUESTIONS)).detach(), passage.encode(passages())
+    left = bert_tokenizer()
+    setattr(left, side, "left")
+    question = QuestionEncoder(question.model, left, max_length=8)
+    setattr(left, side, "left")
+    passage = PassageEncoder(passage.model, left, max_length=16)
+    assert_close(question(**question.tokenize(QUESTIONS)).detach(), vectors[0])
+    np.testing.assert_allclose(passage.encode(passages()), vectors[1], rtol=1e-5)

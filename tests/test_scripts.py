@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -213,6 +214,7 @@ def test_info_shows_the_experiment_and_leaves_nothing(demo, tmp_path, capsys):
     assert f"{len(index):,} passages of 16 dimensions, Flat" in shown
     assert "2 passages a question" in shown and "12 examples a step (4 × 3 accumulated)" in shown
     assert "by dev/em (max)" in shown and not run.exists()
+    assert re.search(r"generator [\W]*[\d,]+ parameters, float32, trained", shown)
 
 
 def test_info_does_without_data_and_index(tmp_path, capsys):
@@ -224,7 +226,7 @@ def test_info_does_without_data_and_index(tmp_path, capsys):
     assert "RagSequence" in shown and "not there yet" in shown and not any(tmp_path.iterdir())
     run_script("train", train.USAGE, train.train, ["experiment=table1/nq_rag_sequence", *command])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "facebook/bart-large" in shown and "5 passages a question, 50 in evaluation" in shown
+    assert "facebook/bart-large, float32" in shown and "5 passages a question, 50 in evaluation" in shown
     assert "8.2 GB a device" in shown and "the paper: em" in shown and not any(tmp_path.iterdir())
 
 
