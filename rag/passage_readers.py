@@ -20,8 +20,8 @@ from rag.text_files import ARCHIVES, open_bytes, plain_name
 log = logging.getLogger(__name__)
 
 FORMATS = (
-    ".tsv, .csv, .jsonl, .json, .txt or .md (each also .gz or .xz), .parquet, or a folder of .parquet, of .txt and .md, or "
-    "of such tables"
+    ".tsv, .csv, .jsonl, .json, .txt or .md (each also .gz or .xz), .parquet, or a folder of .parquet, of .txt and "
+    ".md, or of such tables"
 )
 _TABLES = (".tsv", ".csv", ".jsonl", ".json")
 _Read = Callable[[Path, str | None], Iterator[Row]]

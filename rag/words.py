@@ -25,7 +25,7 @@ _PARTS = regex.compile(f"(?V1)((?:{_CHARACTER})+)|({_WORD}+)|.", regex.DOTALL)
 _PLACES = regex.compile(f"(?V1){_CHARACTER}|[[\\p{{L}}\\p{{N}}\\p{{M}}]--{_SPACELESS}]+")
 _CHARACTERS = regex.compile(r"\X")
 # Joiners, direction marks and soft hyphens are part of no word; a zero-width space only within spaceless scripts.
-_INVISIBLE = regex.compile(rf"(?V1)[\p{{Cf}}--\u200B]|(?<=\p{{Line_Break=SA}})\u200B(?=\p{{Line_Break=SA}})")
+_INVISIBLE = regex.compile(r"(?V1)[\p{Cf}--\u200B]|(?<=\p{Line_Break=SA})\u200B(?=\p{Line_Break=SA})")
 _ANSWER_TOKENS = regex.compile(
     f"(?V1){_CHARACTER}|[[\\p{{L}}\\p{{N}}\\p{{M}}]--{_SPACELESS}]+|[^\\p{{Z}}\\p{{C}}]"
 )
