@@ -36,3 +36,14 @@ def fields(record: dict[str, Any], place: str) -> tuple[str | None, str, str]:
             found = f"no {name}" if at is None else f"{at} is {value!r}"
             raise UserError(f"{place}: {found}: expected a string each for id, title and text")
     return id, title, text  # type: ignore[return-value]
+
+
+def unquoted_title(title: str) -> str:
+    r"""A title that is still a quoted field of a TSV, as facebook/wiki_dpr keeps them, as it was meant.
+
+    Doubled quotes inside quotes become single ones, as csv makes them of psgs_w100.tsv, whose titles DPR's vectors were
+    made of. What does not both begin and end with a quote, or has other than doubled ones inside, stays as it is.
+    """
+    inside = title[1:-1]
+    quoted = len(title) > 2 and title[0] == title[-1] == '"' and '"' in inside
+    return inside.replace('""', '"') if quoted and '"' not in inside.replace('""', "") else title

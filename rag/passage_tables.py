@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rag.errors import UserError
-from rag.passage_fields import ID_NAMES, TEXT_NAMES, TITLE_NAMES, Row, fields, named
+from rag.passage_fields import ID_NAMES, TEXT_NAMES, TITLE_NAMES, Row, fields, named, unquoted_title
 from rag.text_files import open_bytes, plain_name, text_lines
 
 log = logging.getLogger(__name__)
@@ -218,7 +218,8 @@ def read_parquet(path: Path, encoding: str | None = None) -> Iterator[Row]:
         try:
             for batch in file.iter_batches(1024, columns=sorted(found)):
                 for row, record in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
-                    yield row, *fields(record, f"{path}, row {row}")
+                    id, title, text = fields(record, f"{path}, row {row}")
+                    yield row, id, unquoted_title(title), text
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, after row {row}: not UTF-8 ({error.reason})") from error
         except (pa.ArrowInvalid, OSError) as error:

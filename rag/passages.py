@@ -23,6 +23,7 @@ from jaxtyping import Int64
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
 from rag.passage import Passage, has_half_pair
+from rag.passage_fields import unquoted_title
 from rag.passage_readers import FORMATS, SeenIds, corpus_files, read_passages
 from rag.passage_tokens import TokenStore, tokenizer_fingerprint
 from rag.progress import progress_bar
@@ -37,6 +38,7 @@ __all__ = [
     "read_passages",
     "split_words",
     "tokenizer_fingerprint",
+    "unquoted_title",
 ]
 
 _STORE_FORMAT = 1

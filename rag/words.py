@@ -80,6 +80,22 @@ def word_places(text: str) -> Iterator[tuple[tuple[int, int], str]]:
         yield match.span(), unicodedata.normalize("NFKC", match[0]).casefold()
 
 
+def answer_words(text: str) -> tuple[set[str], list[list[str]]]:
+    """The words of an answer in normal form, and the characters of each run of a script without spaces."""
+    words: set[str] = set()
+    runs: list[list[str]] = []
+    last = -1
+    for (start, end), word in word_places(text):
+        if not _HAS_SPACELESS.match(word):
+            words.add(word)
+        elif runs and start == last:
+            runs[-1].append(word)
+        else:
+            runs.append([word])
+        last = end if _HAS_SPACELESS.match(word) else -1
+    return words, runs
+
+
 def answer_tokens(text: str) -> list[str]:
     """Tokens to look for an answer by: DPR's, but each character alone in scripts without spaces.
 
