@@ -8,7 +8,6 @@ dimensions each; a shard appears when it is complete. plan.json says which encod
 of. They are read by mapping the shards.
 """
 
-import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -19,15 +18,17 @@ from typing import Any, Protocol
 
 import faiss
 import numpy as np
+from filelock import Timeout
 from jaxtyping import Bool, Float32, Int64
 
 from rag.errors import UserError
-from rag.files import read_json, write_aside, write_json
+from rag.files import lock_file, read_json, write_aside, write_json
 from rag.passages import FORMATS, Passage, PassageStore
 from rag.progress import progress_bar
 
 UNKNOWN = "unknown"
 _PLAN_FORMAT = 1
+_LOCK_HOLDER = ".lock-holder"  # the process that builds in a folder
 _BLOCK = 16_384  # rows held in memory at a time
 
 
@@ -408,21 +409,18 @@ def _encoded(
 def lock_folder(folder: Path, process_index: int = 0, process_count: int = 1) -> Iterator[None]:
     """Keep a second build out of `folder`, apart from the other processes of this one.
 
-    The system drops the lock when the process ends, however it ends; the file's content only names the
-    process.
+    The system drops the lock when the process ends, however it ends; a file beside it only names the process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mine = folder / f".lock-{process_index}-of-{process_count}"
-        with open(mine, "a+") as file:
-            _take(file, folder)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            for path in folder.glob(".lock-*-of-*"):
+        with _taken(folder / f".lock-{process_index}-of-{process_count}", folder):
+            for path in folder.glob(
+                ".lock-*-of-*"
+            ):  # of a build by another number of processes: nobody may hold one
                 if not path.name.endswith(f"-of-{process_count}"):
-                    with open(path, "a+") as other:
-                        _take(other, folder)
+                    with _taken(path, folder):
+                        pass
+            (folder / _LOCK_HOLDER).write_text(str(os.getpid()))
             yield
     except PermissionError as error:
         raise UserError(
@@ -432,13 +430,18 @@ def lock_folder(folder: Path, process_index: int = 0, process_count: int = 1) ->
         raise UserError(f"{folder} is not a folder: choose another index.path") from error
 
 
-def _take(file: Any, folder: Path) -> None:
+@contextmanager
+def _taken(path: Path, folder: Path) -> Iterator[None]:
+    lock = lock_file(path, wait=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
+        lock.acquire()
+    except Timeout:
+        holder = folder / _LOCK_HOLDER
         raise UserError(
-            f"another build (process {file.read() or 'unknown'}) is at work in {folder}: wait until it "
-            "has ended, or "
-            "choose another index.path"
+            f"another build (process {holder.read_text() if holder.is_file() else 'unknown'}) is at work in {folder}: "
+            "wait until it has ended, or choose another index.path"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
