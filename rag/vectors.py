@@ -219,9 +219,15 @@ def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.n
 # ---------------------------------------------------------------------------------- embedding
 
 
-def prepare(corpus: Path | str, folder: Path | str, show_progress: bool = True) -> PassageStore:
+def prepare(
+    corpus: Path | str,
+    folder: Path | str,
+    show_progress: bool = True,
+    encoding: str | None = None,
+    words: int | None = None,
+) -> PassageStore:
     """The first step: the passages of `corpus`, a file or folder that `read_passages` reads, in
-    `folder`/passages.
+    `folder`/passages. encoding, words: as in `read_passages`.
 
     A store that is already there is opened. One process calls this, before all of them embed. Raises
     UserError if the corpus is malformed or is not the one that the folder was begun with, or if another build
@@ -231,7 +237,7 @@ def prepare(corpus: Path | str, folder: Path | str, show_progress: bool = True) 
     if not Path(corpus).exists():
         raise UserError(f"{corpus} does not exist: give the path of a corpus ({FORMATS})")
     with lock_folder(folder):
-        return PassageStore.prepare(corpus, folder / "passages", show_progress)
+        return PassageStore.prepare(corpus, folder / "passages", show_progress, encoding, words)
 
 
 class Known(Protocol):
