@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rag.analysis.run_report import write_run_report
-from rag.cli import plain, run_script
+from rag.cli import plain, reading, run_script
 from rag.datamodule import sample
 from rag.demo import ensure
 from rag.encoders import PassageEncoder, QuestionEncoder
@@ -79,13 +79,15 @@ def build_index(cfg: DictConfig) -> None:
         count = int(os.environ.get("WORLD_SIZE", "1"))
         costs = (cfg.batch_size, count, cfg.passages_per_second)
         show_estimate(
-            estimate(cfg.corpus.path, kind, encoder.dim, encoder.encode, *costs), cfg.corpus.path, folder
+            estimate(cfg.corpus.path, kind, encoder.dim, encoder.encode, *costs, *reading(cfg.corpus)),
+            cfg.corpus.path,
+            folder,
         )
         return
     queries = held_out_questions(cfg)
     work = folder
     if (folder / "manifest.json").exists():
-        found = difference(folder, cfg.corpus.path, info)
+        found = difference(folder, cfg.corpus, info)
         other_type = None if found else type_difference(Index.open(folder).manifest, kind)
         if found is None and other_type is None and cfg.overwrite is not True:
             show(Index.open(folder), f"{folder} is there already")
@@ -107,9 +109,9 @@ def build_index(cfg: DictConfig) -> None:
             )
             whose = f"vectors of {vectors.path}" if vectors is not None else cfg.passage_encoder
             print(f"{what} of {cfg.corpus.path} by {whose} in {folder}")
-            if cfg.overwrite and begun_otherwise(work, cfg.corpus.path, info):
+            if cfg.overwrite and begun_otherwise(work, cfg.corpus, info):
                 shutil.rmtree(work)
-            prepare(cfg.corpus.path, work)
+            prepare(cfg.corpus.path, work, True, *reading(cfg.corpus))
         wait_for_all()
         store = PassageStore.open(work / "passages")
         known = None if vectors is None else matched(vectors, store, encoder, cfg, number == 0)
@@ -199,12 +201,21 @@ def change(cfg: DictConfig, folder: Path) -> None:
     )
     print(f"{' and '.join(parts)}: {folder} stays as it is until its new edition is complete")
     encode = None if encoder is None else encoder.encode
-    index = update(folder, cfg.add, removed, encode, info, held_out_questions(cfg), cfg.batch_size)
+    index = update(
+        folder,
+        cfg.add,
+        removed,
+        encode,
+        info,
+        held_out_questions(cfg),
+        cfg.batch_size,
+        reading=reading(cfg.corpus),
+    )
     write_run_report(folder)
     show(index, f"index and report.md in {folder}")
 
 
-def difference(folder: Path, corpus: str, encoder: EncoderInfo) -> str | None:
+def difference(folder: Path, corpus: DictConfig, encoder: EncoderInfo) -> str | None:
     """In what the vectors of a finished index are not the ones asked for; None if they are."""
     try:
         manifest = Index.open(folder).manifest
@@ -213,7 +224,7 @@ def difference(folder: Path, corpus: str, encoder: EncoderInfo) -> str | None:
     if not manifest.encoder.may_be(encoder):
         return f"vectors of another encoder ({manifest.encoder.name})"
     try:
-        PassageStore.prepare(corpus, folder / "passages")
+        PassageStore.prepare(corpus.path, folder / "passages", False, *reading(corpus))
     except UserError:
         return f"another corpus ({manifest.corpus.path})"
     return None
@@ -234,14 +245,14 @@ def type_difference(manifest: Manifest, kind: IndexType | ReadyIndex) -> str | N
     return None
 
 
-def begun_otherwise(folder: Path, corpus: str, encoder: EncoderInfo) -> bool:
+def begun_otherwise(folder: Path, corpus: DictConfig, encoder: EncoderInfo) -> bool:
     """Whether an unfinished build in `folder` is of another corpus or encoder."""
     plan, store = folder / "vectors" / "plan.json", folder / "passages"
     if plan.exists() and not EncoderInfo(**read_json(plan)["encoder"]).may_be(encoder):
         return True
     try:
         if (store / "store.json").exists():
-            PassageStore.prepare(corpus, store)
+            PassageStore.prepare(corpus.path, store, False, *reading(corpus))
     except UserError:
         return True
     return False

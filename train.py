@@ -39,7 +39,7 @@ from rich.table import Table
 from rag.analysis.run_report import write_run_report
 from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.ckpt import check_checkpoint, check_place_of_checkpoint
-from rag.cli import plain, run_script
+from rag.cli import plain, reading, run_script
 from rag.demo import ensure
 from rag.errors import UserError
 from rag.files import write_aside
@@ -95,9 +95,9 @@ def train(cfg: DictConfig) -> None:
     if retriever is not None:
         check_depth(retriever.index, module.model.n_docs)
         if Path(cfg.corpus.path).exists():
-            PassageStore.prepare(
-                cfg.corpus.path, retriever.index.folder / "passages"
-            )  # refuses another corpus
+            PassageStore.prepare(  # refuses another corpus
+                cfg.corpus.path, retriever.index.folder / "passages", False, *reading(cfg.corpus)
+            )
     if cfg.info:
         settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
         show(describe(cfg.name, settings, module, datamodule, trainer))

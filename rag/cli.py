@@ -260,6 +260,11 @@ def nearest(name: str, known: list[str], prefix: str = "") -> str:
     return f"there is {', '.join(shown[:20])}{', …' if len(shown) > 20 else ''}"
 
 
+def reading(corpus: DictConfig) -> tuple[str | None, int | None]:
+    """How a corpus is read: corpus.encoding and corpus.split_words, which configs of earlier runs may lack."""
+    return corpus.get("encoding"), corpus.get("split_words")
+
+
 def plain(node: Any) -> Any:
     """A configuration node as plain containers, resolved; UserError names a value that is missing."""
     if not OmegaConf.is_config(node):

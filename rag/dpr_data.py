@@ -1,6 +1,7 @@
 """Batches for training the bi-encoder, and what its dev set is ranked among (rag/dpr.py)."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from rag.dpr import BiEncoder, BiEncoderBatch, DevBatch
 from rag.errors import UserError
 from rag.files import one_process
 from rag.hard_negatives import MinedNegatives
+from rag.metrics.retrieval import answer_matcher
+from rag.passage import piece_id
 from rag.passages import Passage, PassageStore
 from rag.runs import digest, fingerprint
 from rag.tasks.dpr_json import AskedQuestion, open_dpr_json, warn_of_left_out
+from rag.tasks.example import Example
 from rag.tasks.qa import read_examples
 
 
@@ -36,6 +40,7 @@ class DprData(StepDataModule):
         each batch.
     hard_negatives: of each question in a batch, drawn anew each time.
     mined: adds BM25's to the hard negatives that the files name; None adds none.
+    encoding, split_words: how the corpus is read, as in `read_passages`.
     cache: a folder for what is made of the files once (passage stores, mined negatives).
     """
 
@@ -58,6 +63,8 @@ class DprData(StepDataModule):
         dev_negatives: int = 30,
         eval_batch_size: int = 64,
         mined: MinedNegatives | None = None,
+        encoding: str | None = None,
+        split_words: int | None = None,
     ):
         super().__init__(num_workers)
         self.file = passages
@@ -74,6 +81,7 @@ class DprData(StepDataModule):
         self.eval_batch_size = eval_batch_size
         self.mined = mined
         self.cache = Path(cache)
+        self.reading = encoding, split_words
         self.seed = seed
         self.store: PassageStore | None = None
         self.questions: list[AskedQuestion] = []
@@ -86,7 +94,7 @@ class DprData(StepDataModule):
             raise UserError("DPR has nothing to train on: give questions with positive_ids, or inverse_cloze")
         if self.file is None and self.question_file is None:
             raise UserError("DPR has no passages: give passages, or questions in DPR's training format")
-        corpus = None if self.file is None else open_corpus(self.file, self.cache)
+        corpus = None if self.file is None else open_corpus(self.file, self.cache, *self.reading)
         store, questions = corpus, []
         if self.question_file is not None:
             store, questions = self._asked(corpus, self.question_file)
@@ -115,9 +123,9 @@ class DprData(StepDataModule):
         warn_of_left_out(file, len(everything) - len(examples), len(everything))
         examples = sample(examples, limit, self.seed)
         named = [
-            [_row(corpus, one, example.id, self.file) for one in ids]
+            [_row(corpus, one, example, right, self.file) for one in ids]
             for example in examples
-            for ids in (example.positive_ids, example.hard_negative_ids)
+            for right, ids in ((True, example.positive_ids), (False, example.hard_negative_ids))
         ]
         positives, hard = named[::2], named[1::2]
         if self.mined is not None:
@@ -220,26 +228,45 @@ class DevSet:
         self.right = torch.from_numpy(padded(known))
 
 
-def open_corpus(passages: str | Path, cache: Path) -> PassageStore:
-    """A corpus as a memory-mapped store: a store that is there (an index's passages/), or a file converted once."""
+def open_corpus(
+    passages: str | Path, cache: Path, encoding: str | None = None, words: int | None = None
+) -> PassageStore:
+    """A corpus as a memory-mapped store: a store that is there (an index's passages/), or a file converted once.
+
+    encoding, words: as in `read_passages`.
+    """
     path = Path(passages)
     if (path / "store.json").is_file():
         return PassageStore.open(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the passages that the questions were made for")
-    folder = cache / f"passages-{digest(fingerprint(path))}"
+    way = [] if (encoding, words) == (None, None) else [encoding, words]
+    folder = cache / f"passages-{digest([fingerprint(path), *way] if way else fingerprint(path))}"
     with one_process(folder):
-        return PassageStore.prepare(path, folder, show_progress=True)
+        return PassageStore.prepare(path, folder, True, encoding, words)
 
 
-def _row(store: PassageStore, passage: str, question: str, file: Any) -> int:
+def _row(store: PassageStore, passage: str, example: Example, right: bool, file: Any) -> int:
+    """The row of a passage that a question names. Of one that was split into pieces, the first that holds an answer, or
+    that holds none where it is not a right one; the first where there is no such piece."""
     try:
         return store.row_of(passage)
     except KeyError:
+        if pieces := _pieces(store, passage):
+            contains = answer_matcher(example.answers)
+            return next((row for row in pieces if contains(store[row].text) is right), pieces[0])
         raise UserError(
-            f"question {question} names passage {passage}, which {file} does not hold: "
+            f"question {example.id} names passage {passage}, which {file} does not hold: "
             "give the passages that the questions were made for"
         ) from None
+
+
+def _pieces(store: PassageStore, passage: str) -> list[int]:
+    rows: list[int] = []
+    with suppress(KeyError):
+        while True:
+            rows.append(store.row_of(piece_id(passage, len(rows) + 1)))
+    return rows
 
 
 def padded(lists: Sequence[Sequence[int]]) -> Int64[np.ndarray, "lists longest"]:

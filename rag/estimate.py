@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from rag.index_type import POINTS_PER_CENTROID, IndexType, file_bytes, new_index
+from rag.passage_readers import corpus_files
 from rag.passages import Passage, read_passages
+from rag.text_files import plain_name
 
 _SAMPLE = 2_000  # passages that are looked at
 _PROBE = 16 << 20  # bytes that are unpacked of a compressed file
@@ -61,17 +63,19 @@ def estimate(
     batch_size: int = 64,
     processes: int = 1,
     passages_per_second: float | None = None,
+    encoding: str | None = None,
+    words: int | None = None,
 ) -> Estimate:
     """Estimate the index of a corpus. Raises UserError for a corpus that cannot be read and a type that cannot
     work for its size.
 
     passages_per_second: of one process; None measures it with `encode` on two batches. processes: that share
-        the embedding.
+        the embedding. encoding, words: as in `read_passages`.
     """
     corpus = Path(corpus)
-    sample = list(islice(read_passages(corpus), _SAMPLE))
+    sample = list(islice(read_passages(corpus, encoding, words), _SAMPLE))
     mean = sum(len(f"{p.id}{p.title}{p.text}".encode()) for p in sample) / len(sample)
-    passages, counted = count_passages(corpus, sample, mean)
+    passages, counted = count_passages(corpus, sample, mean, words is not None)
     factory, index = new_index(kind, passages, dim)
     size = file_bytes(index, passages)
     vectors = 4.0 * passages * dim
@@ -96,21 +100,22 @@ def keeps_vectors(index: Any) -> bool:
     return isinstance(faiss.downcast_index(index), faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
 
 
-def count_passages(corpus: Path, sample: list[Passage], mean: float) -> tuple[int, bool]:
-    """How many passages a corpus holds, and whether that is known or estimated from a sample of them."""
-    files = sorted(corpus.glob("*.parquet")) if corpus.is_dir() else [corpus]
-    if files and files[0].suffix == ".parquet":
+def count_passages(corpus: Path, sample: list[Passage], mean: float, split: bool = False) -> tuple[int, bool]:
+    """How many passages a corpus holds, and whether that is known or estimated from a sample of them.
+
+    split: its passages are cut into pieces.
+    """
+    files, _ = corpus_files(corpus)
+    if files[0].suffix == ".parquet" and not split:
         return sum(pq.read_metadata(file).num_rows for file in files), True
     if len(sample) < _SAMPLE:
         return len(sample), True
-    if corpus.is_dir():
-        texts = (file for file in corpus.rglob("*") if file.suffix.lower() in (".txt", ".md"))
-        return round(sum(file.stat().st_size for file in texts) / mean), False
-    if corpus.name.removesuffix(".gz").removesuffix(".xz").endswith(".tsv"):
+    name = plain_name(files[0])
+    if name.endswith((".tsv", ".csv")):
         mean += 5  # two tabs, quotes, the end of the line
-    else:
+    elif name.endswith((".jsonl", ".json")):
         mean += 35  # names of the fields, quotes and braces of JSON
-    return round(_unpacked_bytes(corpus) / mean), False
+    return round(sum(map(_unpacked_bytes, files)) / mean), False
 
 
 def _unpacked_bytes(file: Path) -> float:

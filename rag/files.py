@@ -1,7 +1,6 @@
 """Writing files so that nobody ever meets half of one: write aside, flush to disk, rename."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from rag.errors import UserError
 
@@ -70,11 +71,21 @@ def _flush(path: Path) -> None:
     """Ask the system to put a file's bytes (or those of all files of a folder) on disk."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
+            descriptor = os.open(
+                file, os.O_RDWR if os.name == "nt" else os.O_RDONLY
+            )  # Windows flushes writers only
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def lock_file(path: Path | str, wait: bool = True) -> FileLock:
+    """A lock on the file `path`, which stays; the system drops the lock when the process ends, however it ends.
+
+    wait: until it is free; otherwise `acquire` raises filelock.Timeout where another holds it.
+    """
+    return FileLock(str(path), timeout=-1 if wait else 0)
 
 
 @contextmanager
@@ -83,14 +94,16 @@ def one_process(path: Path | str) -> Iterator[None]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(f".{path.name}.lock"), "w")
+        lock = lock_file(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}): choose a place that can be written"
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -1,12 +1,11 @@
 """Where the words of an answer stand in a passage, and the piece of the passage that shows them."""
 
-import unicodedata
+from itertools import pairwise
 
-import regex
+from rag.words import answer_words, word_places
 
 Spans = list[tuple[int, int]]  # beginning and end of each place, in characters
 
-_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 # Lucene's English stop words: they stand everywhere, and say nothing of where an answer is from.
 _STOP_WORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
@@ -18,15 +17,23 @@ def answer_spans(text: str, answer: str) -> Spans:
     """The places in `text` where words of `answer` stand, in order; neighbours are one place.
 
     Words are compared as runs of letters, digits and marks, ignoring case. Stop words count only between two words
-    that do ("Bank of England"), or where the answer has no others.
+    that do ("Bank of England"), or where the answer has no others. In scripts without spaces, two neighbours of the
+    answer's characters must be neighbours in the text too.
     """
-    words = {_normal(word) for word in _WORD.findall(answer)}
+    words, runs = answer_words(answer)
     telling = words - _STOP_WORDS or words
-    found = [(match.span(), _normal(match[0])) for match in _WORD.finditer(text)]
+    found = list(word_places(text))
     hits = [word in telling for _, word in found]
     for place in range(1, len(found) - 1):
         if hits[place - 1] and hits[place + 1] and found[place][1] in words:
             hits[place] = True
+    pairs = {pair for run in runs for pair in pairwise(run)}
+    alone = {run[0] for run in runs if len(run) == 1}
+    for place, (_, word) in enumerate(found):
+        hits[place] |= word in alone
+    for place, (((_, end), one), ((start, _), other)) in enumerate(pairwise(found)):
+        if end == start and (one, other) in pairs:
+            hits[place] = hits[place + 1] = True
     spans: Spans = []
     before = False
     for ((start, end), _), hit in zip(found, hits, strict=True):
@@ -36,10 +43,6 @@ def answer_spans(text: str, answer: str) -> Spans:
             spans.append((start, end))
         before = hit
     return spans
-
-
-def _normal(word: str) -> str:
-    return unicodedata.normalize("NFKC", word).casefold()
 
 
 def snippet(text: str, spans: Spans, length: int) -> tuple[str, Spans]:

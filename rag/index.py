@@ -16,7 +16,6 @@ machine share one copy; nothing is pickled. `prepare`, `embed` and `build` are s
 another type is built from the same vectors.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -34,7 +33,7 @@ from jaxtyping import Float32, Int64
 
 from rag import lazy_faiss as faiss
 from rag.errors import UserError
-from rag.files import hash_file, read_json, write_aside, write_json
+from rag.files import hash_file, lock_file, read_json, write_aside, write_json
 from rag.index_type import (
     RECALL_AT,
     IndexType,
@@ -434,17 +433,19 @@ class Index:
         self, folder: Path, tokenizer: Any, title_separator: str, prefix: str, show_progress: bool
     ) -> TokenStore:
         if not folder.is_dir():
+            lock = lock_file(self.folder / ".lock-tokens")
             try:
-                lock = open(self.folder / ".lock-tokens", "a")
+                lock.acquire()
             except OSError as error:
                 raise UserError(
                     f"{self.folder} holds no tokens of this generator's tokenizer and cannot be written "
                     f"({error.strerror}): copy the index to a place that can be written"
                 ) from error
-            with lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
                 if not folder.is_dir():
                     TokenStore.write(self.passages, tokenizer, folder, title_separator, show_progress, prefix)
+            finally:
+                lock.release()
         tokens = TokenStore.open(folder, tokenizer)
         if tokens.corpus_sha256 != self.passages.sha256:
             raise UserError(

@@ -1,6 +1,9 @@
 """Section 4.5: retrievers that are not trained. BM25, TF-IDF with cosine similarity, Jaccard similarity of
 token sets.
 
+What a word is, in any language, says rag/words.py. Stop words and stems are those of a language: with "auto", English's
+stop words where the passages are English, and none elsewhere.
+
 The paper replaces its retriever by BM25 and takes BM25's scores as the logits of p(z|x). Each class here has
 the same four methods: `build` from a passage store, `search`, `save`, `open`. A passage is scored as "title
 text". All scores are those of the libraries that compute them (bm25s, scikit-learn); a passage that shares no
@@ -9,7 +12,9 @@ term with the question is not found.
 B is the number of questions, N of passages, V of terms.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,16 +22,103 @@ import bm25s
 import numpy as np
 import scipy.sparse as sp
 import Stemmer
+from bm25s.stopwords import STOPWORDS_EN
+from bm25s.tokenization import _infer_stopwords
 from jaxtyping import Float32, Int64
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer, TfidfVectorizer
 
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.passages import PassageStore
 from rag.progress import progress_bar
+from rag.words import search_terms
 
-TOKEN = r"(?u)\b\w\w+\b"  # words of two letters or more, in lower case
-_FORMAT = 1
+AUTO = "auto"
+_FORMAT = 2  # 1: words without marks, and none in scripts without spaces
+_LOOKED_AT = 1000  # passages that say which language a corpus is in
+_ENGLISH = (
+    0.12  # a share of English stop words that only English has: about .35 there, .05 in Dutch or German
+)
+
+_TOO_FEW = 200  # words
+
+
+@dataclass(frozen=True)
+class Words:
+    """What becomes of a text's words: a language's stop words are dropped, the rest brought to their stems.
+
+    stop_words: a language that bm25s has a list for, or None. stemmer: a language of the Snowball stemmers, or None.
+    """
+
+    stop_words: str | None = None
+    stemmer: str | None = None
+
+    @classmethod
+    def choose(
+        cls, store: PassageStore, language: str | None, stop_words: str | None, stemmer: str | None
+    ) -> Self:
+        """`stop_words` and `stemmer` as given; where they are "auto", those of `language`, as far as there are any.
+
+        language "auto" is English where the passages are, and else none. Raises UserError for a language without a
+        list or a stemmer that was asked for by name.
+        """
+        if language == AUTO and AUTO in (stop_words, stemmer):
+            language = "english" if is_english(store) else None
+        known = set(Stemmer.algorithms())
+        if stop_words == AUTO:
+            stop_words = language if language is not None and _has_stop_words(language) else None
+        if stemmer == AUTO:
+            stemmer = language if language in known else None
+        if stop_words is not None and not _has_stop_words(stop_words):
+            raise UserError(
+                f"there are no stop words for stop_words={stop_words}: give english, german, french, …, auto, or null"
+            )
+        if stemmer is not None and stemmer not in known:
+            raise UserError(
+                f"there is no stemmer={stemmer}: give one of {', '.join(sorted(known))}, auto, or null"
+            )
+        return cls(stop_words, stemmer)
+
+    def analyzer(self, english: frozenset[str] = frozenset(STOPWORDS_EN)) -> "Analyzer":
+        """english: the list for English, of which there are several."""
+        if self.stop_words is None:
+            left_out: frozenset[str] = frozenset()
+        elif self.stop_words == "english":
+            left_out = english
+        else:
+            left_out = frozenset(_infer_stopwords(self.stop_words))
+        return Analyzer(left_out, self.stemmer)
+
+
+class Analyzer:
+    """A text's terms, as retrieval counts them. A stem is looked for once for each word."""
+
+    def __init__(self, left_out: frozenset[str], stemmer: str | None):
+        self._left_out = left_out
+        self._stemmer = None if stemmer is None else Stemmer.Stemmer(stemmer)
+
+    def __call__(self, text: str) -> list[str]:
+        words = [word for word in search_terms(text) if word not in self._left_out]
+        return words if self._stemmer is None else self._stemmer.stemWords(words)
+
+
+def _has_stop_words(language: str) -> bool:
+    try:
+        return bool(_infer_stopwords(language))
+    except ValueError:
+        return False
+
+
+def is_english(store: PassageStore) -> bool:
+    """Whether the first passages are in English, by the share of its stop words among their words.
+
+    So few words that nothing can be said are taken for English if they are written in its letters.
+    """
+    words = [word for passage in islice(store, _LOOKED_AT) for word in search_terms(passage.text)]
+    if len(words) < _TOO_FEW:
+        return all(map(str.isascii, words))
+    common = frozenset(STOPWORDS_EN)
+    return sum(word in common for word in words) >= _ENGLISH * len(words)
 
 
 def _texts(store: PassageStore) -> Iterator[str]:
@@ -108,15 +200,15 @@ class BM25(_TermMatrix):
     Building holds the passages' token numbers in memory, about half a kilobyte a passage.
     """
 
-    def __init__(self, scorer: bm25s.BM25, stop_words: str | None, stemmer: str | None):
+    def __init__(self, scorer: bm25s.BM25, words: Words):
         # bm25s has every term's score in every passage ready; a product of sparse matrices adds
         # them up for many questions at once, tens of times faster than one question after the other
         parts = scorer.scores
         shape = (len(parts["indptr"]) - 1, parts["num_docs"])
         super().__init__(sp.csr_array((parts["data"], parts["indices"], parts["indptr"]), shape=shape))
         self.scorer = scorer
-        self.stop_words = stop_words
-        self.stemmer = stemmer
+        self.words = words
+        self._analyze = words.analyzer()
 
     @classmethod
     def build(
@@ -124,24 +216,45 @@ class BM25(_TermMatrix):
         store: PassageStore,
         k1: float = 0.9,
         b: float = 0.4,
-        stop_words: str | None = "english",
+        stop_words: str | None = AUTO,
         stemmer: str | None = None,
+        language: str | None = AUTO,
     ) -> Self:
-        """k1, b: as in Anserini. stop_words: a language that bm25s has a list for, or None. stemmer: a
-        language of the Snowball stemmers, such as "english", or None."""
+        """k1, b: as in Anserini. stop_words, stemmer: a language's, "auto" for `language`'s, or None. language: that
+        of the passages, or "auto"."""
+        words = Words.choose(store, language, stop_words, stemmer)
+        analyze = words.analyzer()
+        vocabulary: dict[str, int] = {}
+        ids = [
+            [vocabulary.setdefault(term, len(vocabulary)) for term in analyze(text)] for text in _texts(store)
+        ]
+        if not vocabulary:
+            vocabulary[""] = 0  # not one term in any passage
         scorer = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
-        scorer.index(_tokenize(_texts(store), stop_words, stemmer, return_ids=True), show_progress=False)
-        return cls(scorer, stop_words, stemmer)
+        scorer.index((ids, vocabulary), show_progress=False)
+        return cls(scorer, words)
 
     @property
     def settings(self) -> dict[str, Any]:
-        words = {"stop_words": self.stop_words, "stemmer": self.stemmer}
-        return {"kind": "BM25", "k1": self.scorer.k1, "b": self.scorer.b, **words}
+        return {
+            "kind": "BM25",
+            "k1": self.scorer.k1,
+            "b": self.scorer.b,
+            "terms": _FORMAT,
+            **asdict(self.words),
+        }
 
     def _similar(self, questions: list[str]) -> Any:
-        tokens = _tokenize(questions, self.stop_words, self.stemmer, return_ids=False)
+        known = self.scorer.vocab_dict
         # the last number may be bm25s's empty token, which no passage has
-        ids = [[i for i in self.scorer.get_tokens_ids(words) if i < self.terms.shape[0]] for words in tokens]
+        ids = [
+            [
+                known[term]
+                for term in self._analyze(question)
+                if known.get(term, self.terms.shape[0]) < self.terms.shape[0]
+            ]
+            for question in questions
+        ]
         ends = np.cumsum([0] + [len(row) for row in ids])
         terms = np.fromiter((i for row in ids for i in row), np.int64, ends[-1])
         counts = sp.csr_array(
@@ -153,7 +266,7 @@ class BM25(_TermMatrix):
         """Write into `folder`, which appears when it is complete; arrays as .npy, the rest as JSON."""
         with write_aside(folder) as aside:
             self.scorer.save(aside, show_progress=False, allow_pickle=False)
-            _write_params(aside, {"kind": "BM25", "stop_words": self.stop_words, "stemmer": self.stemmer})
+            _write_params(aside, {"kind": "BM25"} | asdict(self.words))
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -162,42 +275,43 @@ class BM25(_TermMatrix):
         params = _read_params(folder, "BM25")
         try:
             scorer = bm25s.BM25.load(folder, mmap=True, allow_pickle=False)
-            return cls(scorer, params["stop_words"], params["stemmer"])
+            return cls(scorer, Words(params["stop_words"], params["stemmer"]))
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise UserError(f"{folder} is damaged ({error}): build and save it again") from error
-
-
-def _tokenize(texts: Iterable[str], stop_words: str | None, stemmer: str | None, return_ids: bool) -> Any:
-    return bm25s.tokenize(
-        texts,  # type: ignore[arg-type]  # it only iterates
-        token_pattern=TOKEN,
-        stopwords=stop_words,  # type: ignore[arg-type]
-        stemmer=Stemmer.Stemmer(stemmer) if stemmer else None,  # type: ignore[arg-type]
-        return_ids=return_ids,
-        show_progress=False,
-    )
 
 
 class _Counted(_TermMatrix):
     """A term matrix over scikit-learn's vocabulary and counts."""
 
-    def __init__(self, vectorizer: Any, terms: Any):
+    def __init__(self, vectorizer: Any, terms: Any, words: Words):
         super().__init__(terms)
         self.vectorizer = vectorizer
+        self.words = words
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"kind": type(self).__name__, "stop_words": self.vectorizer.stop_words}
+        return {"kind": type(self).__name__, "terms": _FORMAT, **asdict(self.words)}
 
     @classmethod
-    def _vectorizer(cls, stop_words: str | None, vocabulary: list[str] | None = None) -> Any:
+    def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
         raise NotImplementedError
 
     @classmethod
-    def build(cls, store: PassageStore, stop_words: str | None = "english") -> Self:
-        """stop_words: "english" for scikit-learn's list, or None."""
-        vectorizer = cls._vectorizer(stop_words)
-        return cls(vectorizer, sp.csr_array(vectorizer.fit_transform(_texts(store)).T))
+    def build(
+        cls,
+        store: PassageStore,
+        stop_words: str | None = AUTO,
+        stemmer: str | None = None,
+        language: str | None = AUTO,
+    ) -> Self:
+        """As `BM25.build`; English's stop words are scikit-learn's. Raises UserError for passages without a word."""
+        words = Words.choose(store, language, stop_words, stemmer)
+        vectorizer = cls._vectorizer(words)
+        try:
+            counts = vectorizer.fit_transform(_texts(store))
+        except ValueError as error:  # scikit-learn's "empty vocabulary"
+            raise UserError(f"{store.folder} holds no passage with a word to find it by ({error})") from error
+        return cls(vectorizer, sp.csr_array(counts.T), words)
 
     def save(self, folder: Path | str) -> None:
         """Write into `folder`, which appears when it is complete; arrays as .npy, the rest as JSON."""
@@ -211,9 +325,8 @@ class _Counted(_TermMatrix):
             params = {
                 "kind": type(self).__name__,
                 "shape": list(self.terms.shape),
-                "stop_words": self.vectorizer.stop_words,
                 "vocabulary": self.vectorizer.get_feature_names_out().tolist(),
-            }
+            } | asdict(self.words)
             _write_params(aside, params)
 
     @classmethod
@@ -222,14 +335,15 @@ class _Counted(_TermMatrix):
         folder = Path(folder)
         params = _read_params(folder, cls.__name__)
         try:
-            vectorizer = cls._vectorizer(params["stop_words"], params["vocabulary"])
+            words = Words(params["stop_words"], params["stemmer"])
+            vectorizer = cls._vectorizer(words, params["vocabulary"])
             if (folder / "idf.npy").exists():
                 vectorizer.idf_ = np.load(folder / "idf.npy", allow_pickle=False)
             arrays = [
                 np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
                 for name in ("data", "indices", "indptr")
             ]
-            return cls(vectorizer, sp.csr_array(tuple(arrays), shape=tuple(params["shape"])))
+            return cls(vectorizer, sp.csr_array(tuple(arrays), shape=tuple(params["shape"])), words)
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise UserError(f"{folder} is damaged ({error}): build and save it again") from error
 
@@ -238,9 +352,9 @@ class TfIdf(_Counted):
     """Cosine similarity of TF-IDF vectors by scikit-learn (smoothed idf, rows of unit length)."""
 
     @classmethod
-    def _vectorizer(cls, stop_words: str | None, vocabulary: list[str] | None = None) -> Any:
+    def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
         kinds: dict[str, Any] = {"dtype": np.float32}
-        return TfidfVectorizer(token_pattern=TOKEN, stop_words=stop_words, vocabulary=vocabulary, **kinds)
+        return TfidfVectorizer(analyzer=words.analyzer(ENGLISH_STOP_WORDS), vocabulary=vocabulary, **kinds)
 
     def _similar(self, questions: list[str]) -> Any:
         return sp.csr_array(self.vectorizer.transform(questions)) @ self.terms
@@ -249,17 +363,16 @@ class TfIdf(_Counted):
 class Jaccard(_Counted):
     """Jaccard similarity of token sets: |x ∩ z| / |x ∪ z|; a question's unknown words count in the union."""
 
-    def __init__(self, vectorizer: Any, terms: Any):
-        super().__init__(vectorizer, terms)
+    def __init__(self, vectorizer: Any, terms: Any, words: Words):
+        super().__init__(vectorizer, terms, words)
         self._sizes = np.bincount(terms.indices, minlength=self.passages)  # tokens in each passage's set
         self._analyze = vectorizer.build_analyzer()
 
     @classmethod
-    def _vectorizer(cls, stop_words: str | None, vocabulary: list[str] | None = None) -> Any:
+    def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
         kinds: dict[str, Any] = {"dtype": np.float32}
-        return CountVectorizer(
-            token_pattern=TOKEN, stop_words=stop_words, vocabulary=vocabulary, binary=True, **kinds
-        )
+        analyzer = words.analyzer(ENGLISH_STOP_WORDS)
+        return CountVectorizer(analyzer=analyzer, vocabulary=vocabulary, binary=True, **kinds)
 
     def _similar(self, questions: list[str]) -> Any:
         shared: Any = sp.csr_array(self.vectorizer.transform(questions)) @ self.terms

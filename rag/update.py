@@ -23,6 +23,7 @@ from rag.errors import UserError
 from rag.files import replace_folder
 from rag.index import Index, build
 from rag.index_type import IndexType
+from rag.passage import whole_id
 from rag.passages import FORMATS, Passage, PassageStore, describe_corpus, read_passages
 from rag.vectors import UNKNOWN, Encode, EncoderInfo, Vectors, embed, lock_folder, shard_file
 
@@ -40,13 +41,15 @@ def update(
     queries: Float32[np.ndarray, "Q D"] | None = None,
     batch_size: int = 64,
     show_progress: bool = True,
+    reading: tuple[str | None, int | None] = (None, None),
 ) -> Index:
     """Add the passages of a corpus to the index in `folder`, and remove those with the ids `removed`.
 
     An id in both is a passage that is replaced. New passages come after the old ones. encode, encoder: the passage
     encoder of the index, needed to add. FAISS's index is edited where its type allows that and a fifth of the
     passages at most change, otherwise it is built anew from the vectors; its recall is measured again. queries: as in
-    `build`. A killed update goes on where it was, when it is asked for again.
+    `build`. reading: encoding and words of a piece of `added`, as in `read_passages`; passages without ids are numbered
+    after those that are there. A killed update goes on where it was, when it is asked for again.
 
     Raises UserError, and leaves the index as it was, for an id that is not there, one that would come twice, a
     malformed corpus, another encoder than the index's, or where nothing would be left.
@@ -71,7 +74,7 @@ def update(
         raise UserError(f"no passage of {folder} would be left: delete the folder instead")
     work = folder.with_name(f".{folder.name}.new")
     with lock_folder(folder):
-        store = _new_store(old, kept, added, removed, work, show_progress)
+        store = _new_store(old, kept, added, removed, work, show_progress, reading)
         rows = np.full(len(store), -1)
         rows[: kept.sum()] = np.flatnonzero(kept)
         known = _Kept(old.true_vectors, rows, old.manifest.vectors)
@@ -145,10 +148,11 @@ def _new_store(
     removed: Sequence[str],
     work: Path,
     show_progress: bool,
+    reading: tuple[str | None, int | None],
 ) -> PassageStore:
     """The passages of the new edition in `work`; what an earlier update left there is used if it was the same one."""
-    corpus = None if added is None else describe_corpus(added)
-    asked = [old.passages.sha256, sorted(removed), corpus and corpus["sha256"]]
+    corpus = None if added is None else describe_corpus(added, *reading)
+    asked = [old.passages.sha256, sorted(removed), corpus and corpus["sha256"], *filter(None, reading)]
     request = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     try:
         store = PassageStore.open(work / "passages")
@@ -158,7 +162,7 @@ def _new_store(
         pass
     shutil.rmtree(work, ignore_errors=True)
     staying: Iterator[Passage] = (p for row, p in enumerate(old.passages) if kept[row])
-    new: Iterable[Passage] = () if added is None else _new_passages(added, old, kept)
+    new: Iterable[Passage] = () if added is None else _new_passages(added, old, kept, reading)
     was = old.passages.source or {}
     source: dict[str, Any] = {
         "path": was.get("path", ""),
@@ -171,8 +175,13 @@ def _new_store(
     return PassageStore.write(chain(staying, new), work / "passages", source, show_progress)
 
 
-def _new_passages(added: Path | str, old: Index, kept: Bool[np.ndarray, " N"]) -> Iterator[Passage]:
-    for passage in read_passages(added):
+def _new_passages(
+    added: Path | str,
+    old: Index,
+    kept: Bool[np.ndarray, " N"],
+    reading: tuple[str | None, int | None],
+) -> Iterator[Passage]:
+    for passage in read_passages(added, *reading, first_id=_largest_number(old.passages) + 1):
         try:
             row = old.passages.row_of(passage.id)
         except KeyError:
@@ -183,6 +192,13 @@ def _new_passages(added: Path | str, old: Index, kept: Bool[np.ndarray, " N"]) -
                 "name it under remove= as well to replace it"
             )
         yield passage
+
+
+def _largest_number(store: PassageStore) -> int:
+    """The largest id that is a whole number, or 0."""
+    blocks = (store.ids_from(row, 4096) for row in range(0, len(store), 4096))
+    numbers = (int(whole_id(id)) for block in blocks for id in block if whole_id(id).isdecimal())
+    return max(numbers, default=0)
 
 
 class _Kept:

@@ -8,7 +8,6 @@ dimensions each; a shard appears when it is complete. plan.json says which encod
 of. They are read by mapping the shards.
 """
 
-import fcntl
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -18,16 +17,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import Timeout
 from jaxtyping import Bool, Float32, Int64
 
 from rag import lazy_faiss as faiss
 from rag.errors import UserError
-from rag.files import read_json, write_aside, write_json
+from rag.files import lock_file, read_json, write_aside, write_json
 from rag.passages import FORMATS, Passage, PassageStore
 from rag.progress import progress_bar
 
 UNKNOWN = "unknown"
 _PLAN_FORMAT = 1
+_LOCK_HOLDER = ".lock-holder"  # the process that builds in a folder
 _BLOCK = 16_384  # rows held in memory at a time
 
 
@@ -218,9 +219,15 @@ def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.n
 # ---------------------------------------------------------------------------------- embedding
 
 
-def prepare(corpus: Path | str, folder: Path | str, show_progress: bool = True) -> PassageStore:
+def prepare(
+    corpus: Path | str,
+    folder: Path | str,
+    show_progress: bool = True,
+    encoding: str | None = None,
+    words: int | None = None,
+) -> PassageStore:
     """The first step: the passages of `corpus`, a file or folder that `read_passages` reads, in
-    `folder`/passages.
+    `folder`/passages. encoding, words: as in `read_passages`.
 
     A store that is already there is opened. One process calls this, before all of them embed. Raises
     UserError if the corpus is malformed or is not the one that the folder was begun with, or if another build
@@ -230,7 +237,7 @@ def prepare(corpus: Path | str, folder: Path | str, show_progress: bool = True) 
     if not Path(corpus).exists():
         raise UserError(f"{corpus} does not exist: give the path of a corpus ({FORMATS})")
     with lock_folder(folder):
-        return PassageStore.prepare(corpus, folder / "passages", show_progress)
+        return PassageStore.prepare(corpus, folder / "passages", show_progress, encoding, words)
 
 
 class Known(Protocol):
@@ -408,21 +415,18 @@ def _encoded(
 def lock_folder(folder: Path, process_index: int = 0, process_count: int = 1) -> Iterator[None]:
     """Keep a second build out of `folder`, apart from the other processes of this one.
 
-    The system drops the lock when the process ends, however it ends; the file's content only names the
-    process.
+    The system drops the lock when the process ends, however it ends; a file beside it only names the process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mine = folder / f".lock-{process_index}-of-{process_count}"
-        with open(mine, "a+") as file:
-            _take(file, folder)
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            for path in folder.glob(".lock-*-of-*"):
+        with _taken(folder / f".lock-{process_index}-of-{process_count}", folder):
+            for path in folder.glob(
+                ".lock-*-of-*"
+            ):  # of a build by another number of processes: nobody may hold one
                 if not path.name.endswith(f"-of-{process_count}"):
-                    with open(path, "a+") as other:
-                        _take(other, folder)
+                    with _taken(path, folder):
+                        pass
+            (folder / _LOCK_HOLDER).write_text(str(os.getpid()))
             yield
     except PermissionError as error:
         raise UserError(
@@ -432,13 +436,18 @@ def lock_folder(folder: Path, process_index: int = 0, process_count: int = 1) ->
         raise UserError(f"{folder} is not a folder: choose another index.path") from error
 
 
-def _take(file: Any, folder: Path) -> None:
+@contextmanager
+def _taken(path: Path, folder: Path) -> Iterator[None]:
+    lock = lock_file(path, wait=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
+        lock.acquire()
+    except Timeout:
+        holder = folder / _LOCK_HOLDER
         raise UserError(
-            f"another build (process {file.read() or 'unknown'}) is at work in {folder}: wait until it "
-            "has ended, or "
-            "choose another index.path"
+            f"another build (process {holder.read_text() if holder.is_file() else 'unknown'}) is at work in {folder}: "
+            "wait until it has ended, or choose another index.path"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -30,6 +30,9 @@ def marked(text: str, spans: list[tuple[int, int]]) -> str:
         ("Berliners of Berlin", "Berlin", "Berliners of [Berlin]"),  # whole words
         ("MÜNCHEN", "München", "[MÜNCHEN]"),
         ("1,926 and 1926", "1926", "1,926 and [1926]"),
+        ("雨衣在西安出售，不在安康。", "西安", "雨衣在[西安]出售，不在安康。"),  # not a character alone
+        ("店は九時に開きます。", "九時に", "店は[九時に]開きます。"),
+        ("दुकान दिल्ली में है", "दिल्ली", "दुकान [दिल्ली] में है"),
         (TEXT, "Paris", TEXT),
         (TEXT, "", TEXT),
         ("", "Paris", ""),

@@ -30,6 +30,11 @@ from rag.metrics.retrieval import (
     tokenize,
     where_not_retrieved,
 )
+from rag.tasks.natural_questions import NaturalQuestions
+from rag.tasks.qa import QuestionAnswering
+from rag.tasks.trivia_qa import TriviaQA
+from rag.tasks.web_questions import WebQuestions
+from rag.words import answer_tokens
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -232,6 +237,42 @@ def test_dpr_tokens_by_hand():
 def test_answers_in_passages_by_hand(text, answer, found):
     assert has_answer(text, [answer]) is found
     assert has_answer(text, ["not there at all", answer]) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found", "dprs"),
+    [
+        ("雨衣在西安出售。", "西安", True, False),  # DPR makes one token of the sentence
+        ("雨衣在安西出售。", "西安", False, False),
+        ("价格是十四元，保修1年", "十四元", True, False),
+        ("店は九時に開きます。", "九時", True, False),
+        ("ร้านอยู่ในเชียงใหม่", "เชียงใหม่", True, False),
+        ("ร้านอยู่ในเชียงใหม่", "เชียงใหม", False, False),  # half of a character
+        ("दुकान दिल्ली में है", "दिल्ली", True, True),
+        ("दुकान दिल्ली में है", "दिल", False, False),  # half of a word
+        ("He was born in Newark.", "new", False, False),
+    ],
+)
+def test_answers_in_scripts_without_spaces(text, answer, found, dprs):
+    assert has_answer(text, [answer]) is found
+    assert has_answer(text, [answer], tokens=tokenize) is dprs
+
+
+def test_the_papers_tasks_keep_dprs_tokens():
+    assert QuestionAnswering.tokens is answer_tokens
+    assert {task.tokens for task in (NaturalQuestions, TriviaQA, WebQuestions)} == {tokenize}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("spelling", ["NFC", "NFD"])
+def test_regular_expressions_with_accents(form, spelling):
+    text = unicodedata.normalize(form, "Ele nasceu em São Paulo.")
+    for pattern in ("São Paulo", "S[áã]o Paulo", "Sã+o", "S\\u00e3o Paulo"):
+        pattern = unicodedata.normalize(spelling, pattern)
+        assert has_answer(text, [pattern], regular=True)
+        assert regex_match([text], [[f".*{pattern}"]]).tolist() == [1.0]
+    assert has_answer(text, ["Sao Paulo"], regular=True) is False
+    assert has_answer(unicodedata.normalize(form, "Beyoncé sang"), ["Beyonce"], regular=True)  # as in DPR
 
 
 def test_answers_that_are_regular_expressions():

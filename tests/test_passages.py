@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rag import passages
 from rag.errors import UserError
+from rag.passage_readers import SeenIds
 from rag.passages import Passage, PassageStore, TokenStore, read_passages, split_words, tokenizer_fingerprint
+from rag.words import split_units
 
 WIKI = Path(__file__).parents[2] / "shared/data/wiki_open/passages.tsv.xz"
 TWO = [Passage("1", "Rome", 'The "eternal" city.'), Passage("2", "Nile, the", "A river\tof Africa.")]
@@ -45,8 +47,10 @@ def test_split_words_by_hand():
 @given(st.text(), st.integers(1, 7))
 def test_split_words_is_disjoint_and_complete(text, words):
     pieces = split_words(text, words)
-    assert [word for piece in pieces for word in piece.split()] == text.split()
-    assert all(len(piece.split()) == words for piece in pieces[:-1])
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    if all(len(list(split_units([word]))) == 1 for word in text.split()):  # no script without spaces
+        assert [word for piece in pieces for word in piece.split()] == text.split()
+        assert all(len(piece.split()) == words for piece in pieces[:-1])
 
 
 # ---------------------------------------------------------------------------------- reading
@@ -137,12 +141,12 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory, rows):
     [
         ("a.tsv", b"", "is empty"),
         ("a.tsv", b"id\ttext\ttitle\n", "holds no passages"),
-        ("a.tsv", b"1\tA city.\tRome\n", "line 1: the header has no column id and text and title"),
-        ("a.tsv", b"id\ttext\n1\tA city.\n", "line 1: the header has no column title"),
+        ("a.tsv", b"a\t1\tA city.\tRome\n", "line 1: no header, and 4 columns: give it a first line"),
+        ("a.tsv", b"A city\tit is\tRome\n", "line 1: no header, and a first column that holds no ids"),
+        ("a.tsv", b"id\ttitle\n1\tA city.\n", "line 1: the header has no column text"),
         ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\tA city.\n", "line 3: 2 columns where the header has 3"),
         ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\tz\n", "line 2: 4 columns where the header has 3"),
-        ("a.tsv", b'id\ttext\ttitle\n1\t"x\ty\n2\t"z"\tt\n', "line 2: broken quotes"),
-        ("a.tsv", b'id\ttext\ttitle\n1\t"x\ny\n', "line 2: broken quotes"),
+        ("a.tsv", b'id\ttext\ttitle\n1\t"x\ny\n', "line 2: 2 columns where the header has 3"),
         ("a.tsv", b"id\ttext\ttitle\n1\t \ty\n", "line 2: the text of passage '1' is empty"),
         ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\t\xff\ty\n", "line 3: not UTF-8"),
         ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\tx\ty\n1\tx\ty\n", "line 4: the id '1' comes a second time"),
@@ -158,7 +162,8 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory, rows):
         ("a.jsonl", b'{"id": 1, "text": "\xff"}\n', "line 1: not UTF-8"),
         ("a.jsonl", b'{"id": 1, "text": "x"}\n{"id": "1", "text": "x"}\n', "line 2: the id '1' comes"),
         ("a.parquet", b"PAR1 no", "is not a Parquet file"),
-        ("a.csv", b"id,text\n", "is of no form that can be read"),
+        ("a.csv", b"id,text\n", "holds no passages"),
+        ("a.xlsx", b"no", "is of no form that can be read"),
     ],
 )
 def test_bad_files_are_refused_with_their_line(tmp_path, name, content, sentence):
@@ -182,7 +187,7 @@ def test_missing_file_folder_without_texts_and_parquet_without_columns(tmp_path)
 
 @given(st.lists(st.one_of(st.integers(0, 40).map(str), st.text(max_size=2)), max_size=60))
 def test_seen_ids_equals_a_set(ids):
-    seen = passages._SeenIds()
+    seen = SeenIds()
     repeated_numbers = any([not seen.add(id) for id in ids])  # every id, so no generator
     assert (repeated_numbers or bool(seen.repeated())) == (len(set(ids)) < len(ids))
 

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import math
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -479,6 +480,8 @@ def test_curated_trecs_target_is_the_most_frequent_match():
     assert CuratedTREC().targets(example, passages) == ("Sept",)
     assert CuratedTREC().targets(example, ["May"]) == ()
     assert CuratedTREC().targets_without(example)[:2] == ("September", "Sept")
+    decomposed = unicodedata.normalize("NFD", "em São Paulo, São Paulo")
+    assert most_frequent_match(["São Paul."], [decomposed]) == "São Paulo"
     assert most_frequent_match(["x*"], ["aaa"]) is None  # an expression that matches nothing at all
 
 

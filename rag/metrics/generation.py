@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics.bleu import BLEU
 
 from rag.metrics.bootstrap import Metric, bootstrap, jackknife, mean_with_interval
 
@@ -27,6 +26,8 @@ def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]], lowe
     Returns:
         The corpus score; `per_example` are sentence scores, whose mean is not the corpus score.
     """
+    from sacrebleu.metrics.bleu import BLEU  # locks files as it is imported, which not every system can
+
     bleu = BLEU(max_ngram_order=1, lowercase=lowercase, effective_order=True)
     scores = [
         bleu.sentence_score(one, list(right)) for one, right in zip(predictions, references, strict=True)

@@ -5,11 +5,13 @@ which
 DPR and RAG use as well: lower case, ASCII punctuation dropped, the articles a, an, the dropped, white space
 collapsed; no Unicode normalisation. CuratedTREC's answers are regular expressions (Baudiš and Šedivý 2015)
 and are matched as in DrQA's evaluation (Chen et al. 2017): from the beginning of the prediction, ignoring
-case.
+case. An expression with accents is compared in composed form (NFC), so that "São Paulo" matches however its accent is
+written; one in plain ASCII sees the text as DrQA and DPR show it.
 """
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +21,7 @@ import numpy as np
 from rag.errors import UserError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NAMED_LETTER = re.compile(r"\\[xuUN]")  # an accented letter written in ASCII, as "\u00e3"
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -51,19 +54,37 @@ def regex_match(predictions: Sequence[str], patterns: Sequence[Sequence[str]]) -
     """
     pairs = zip(predictions, patterns, strict=True)
     return np.array(
-        [any(compile_answer(one).match(prediction) for one in right) for prediction, right in pairs],
+        [
+            any(compile_answer(one).match(as_seen_by(one, prediction)) for one in right)
+            for prediction, right in pairs
+        ],
         dtype=np.float64,
     )
 
 
 @lru_cache(maxsize=65536)
 def compile_answer(pattern: str, where: str = "") -> re.Pattern[str]:
-    """Compile a CuratedTREC answer with DrQA's and DPR's flags; UserError if it does not compile."""
+    """Compile a CuratedTREC answer with DrQA's and DPR's flags, for text that `as_seen_by` gives.
+
+    Raises UserError if it does not compile.
+    """
     try:
-        return re.compile(pattern, re.IGNORECASE | re.UNICODE | re.MULTILINE)
+        return re.compile(unicodedata.normalize("NFC", pattern), re.IGNORECASE | re.UNICODE | re.MULTILINE)
     except re.error as error:
         place = f"{where}: " if where else ""
         raise UserError(f"{place}the answer {pattern!r} is not a regular expression ({error})") from None
+
+
+def as_seen_by(pattern: str, text: str) -> str:
+    """`text` for an expression to be matched in: composed (NFC) where the expression names accented letters."""
+    if text.isascii() or pattern.isascii() and not _NAMED_LETTER.search(pattern):
+        return text
+    return unicodedata.normalize("NFC", text)
+
+
+def decompose(text: str) -> str:
+    """The text with accents after their letters (NFD), as DPR compares texts."""
+    return text if text.isascii() else unicodedata.normalize("NFD", text)
 
 
 def _same(prediction: str, answer: str) -> bool:

@@ -4,7 +4,9 @@
 - `answer_recall_at`: one of the top K passages contains an answer, by DPR's token match (Karpukhin et al.
   2020, `dpr/data/qa_validation.py`): text and answer are decomposed (NFD) and split into runs of letters,
   digits and marks and single other characters; the answer's lower-cased tokens must follow one another in the
-  text's. As in DPR, pass the passages' texts without their titles.
+  text's. As in DPR, pass the passages' texts without their titles. For questions of one's own the tokens are
+  `rag.words.answer_tokens`, which are the same but for scripts that are written without spaces, where DPR's make one
+  token of a whole sentence and find nothing; the paper's tasks keep DPR's.
 - `title_hits_at` (section 4.4): one of the top K passages comes from an article of FEVER's gold evidence.
 
 All return one score a question for each K; NaN where a question has nothing to be judged by.
@@ -17,7 +19,10 @@ import numpy as np
 import regex
 
 from rag.errors import UserError
-from rag.metrics.qa import compile_answer
+from rag.metrics.qa import as_seen_by, compile_answer, decompose
+from rag.words import answer_tokens
+
+Tokens = Callable[[str], list[str]]
 
 _TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 
@@ -43,19 +48,24 @@ def recall_at(
 
 
 def answer_recall_at(
-    texts: Iterable[Sequence[str]], answers: Sequence[Sequence[str]], ks: Sequence[int], regular: bool = False
+    texts: Iterable[Sequence[str]],
+    answers: Sequence[Sequence[str]],
+    ks: Sequence[int],
+    regular: bool = False,
+    tokens: Tokens = answer_tokens,
 ) -> dict[int, np.ndarray]:
     """{K: (N,) scores}, 1.0 where one of the question's K best passages contains one of its answers.
 
     Args:
         texts: for each question its retrieved passages, best first; read once, one question at a time.
         regular: the answers are regular expressions (CuratedTREC), searched ignoring case, instead of tokens.
+        tokens: what is compared; `tokenize` for DPR's own.
     Raises:
         UserError: if fewer than the largest K passages were retrieved.
     """
 
     def first_hit(retrieved: Sequence[str], right: Sequence[str]) -> int | None:
-        contains = answer_matcher(right, regular)
+        contains = answer_matcher(right, regular, tokens)
         return next((rank for rank, text in enumerate(retrieved) if contains(text)), None)
 
     return _hits_at(texts, answers, ks, first_hit)
@@ -100,34 +110,39 @@ def plain_title(title: str) -> str:
     return unicodedata.normalize("NFC", title)
 
 
-def has_answer(text: str, answers: Sequence[str], regular: bool = False) -> bool:
-    """Whether a passage contains one of the answers, by DPR's token match or as regular expressions."""
-    return answer_matcher(answers, regular)(text)
+def has_answer(
+    text: str, answers: Sequence[str], regular: bool = False, tokens: Tokens = answer_tokens
+) -> bool:
+    """Whether a passage contains one of the answers, by a match of tokens or as regular expressions."""
+    return answer_matcher(answers, regular, tokens)(text)
 
 
-def answer_matcher(answers: Sequence[str], regular: bool = False) -> Callable[[str], bool]:
+def answer_matcher(
+    answers: Sequence[str], regular: bool = False, tokens: Tokens = answer_tokens
+) -> Callable[[str], bool]:
     """A test "does this text contain one of the answers?", prepared once for a question's many passages."""
     if regular:
-        patterns = [compile_answer(answer) for answer in answers]
-        return lambda text: any(pattern.search(_decompose(text)) for pattern in patterns)
-    which = answer_finder(answers)
+        patterns = [(answer, compile_answer(answer)) for answer in answers]
+        # DPR decomposes the text and not the expression, which then never matches an accent of its own
+        return lambda text: any(one.search(as_seen_by(answer, decompose(text))) for answer, one in patterns)
+    which = answer_finder(answers, tokens)
     return lambda text: len(which(text)) > 0
 
 
-def answer_finder(answers: Sequence[str]) -> Callable[[str], list[int]]:
-    """A function from a text to the numbers of the answers (from 0) it contains by DPR's token match."""
+def answer_finder(answers: Sequence[str], tokens: Tokens = answer_tokens) -> Callable[[str], list[int]]:
+    """A function from a text to the numbers of the answers (from 0) it contains by a match of `tokens`."""
     # Tokens hold no space, so a run of tokens in a text is a substring of its tokens joined by spaces.
     # Splitting is slow: a text that lacks an answer's longest token as a mere substring is spared it.
-    tokens = [tokenize(answer) for answer in answers]
-    words = [max(one, key=len).casefold() if one else None for one in tokens]
-    phrases = [f" {' '.join(one)} " for one in tokens]
+    sought = [tokens(answer) for answer in answers]
+    words = [max(one, key=len).casefold() if one else None for one in sought]
+    phrases = [f" {' '.join(one)} " for one in sought]
 
     def which(text: str) -> list[int]:
-        folded = _decompose(text).casefold()
+        folded = decompose(text).casefold()
         likely = [number for number, word in enumerate(words) if word is not None and word in folded]
         if not likely:
             return []
-        spaced = f" {' '.join(tokenize(text))} "
+        spaced = f" {' '.join(tokens(text))} "
         return [number for number in likely if phrases[number] in spaced]
 
     return which
@@ -135,11 +150,7 @@ def answer_finder(answers: Sequence[str]) -> Callable[[str], list[int]]:
 
 def tokenize(text: str) -> list[str]:
     """DPR's tokens in lower case, decomposed: runs of letters, digits and marks, other characters alone."""
-    return [token.lower() for token in _TOKEN.findall(_decompose(text))]
-
-
-def _decompose(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFD", text)
+    return [token.lower() for token in _TOKEN.findall(decompose(text))]
 
 
 def _hits_at(

@@ -85,6 +85,8 @@ class DenoisingData(StepDataModule):
         absent_share: float = 0.15,
         num_workers: int = 0,
         seed: int = 0,
+        encoding: str | None = None,
+        split_words: int | None = None,
     ):
         super().__init__(num_workers)
         self.files = passages
@@ -95,6 +97,7 @@ class DenoisingData(StepDataModule):
         self.name_share = name_share
         self.absent_share = absent_share
         self.seed = seed
+        self.reading = encoding, split_words
         self.passages: list[Passage] = []
         self.room = self.generator.max_context_length - sum(
             map(len, special_tokens(self.generator.tokenizer))
@@ -102,7 +105,7 @@ class DenoisingData(StepDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not self.passages:
-            self.passages = [passage for path in self.files for passage in read_passages(path)]
+            self.passages = [passage for path in self.files for passage in read_passages(path, *self.reading)]
             if not self.generator.tokenizer.mask_token:
                 raise UserError("denoising needs a tokenizer with a mask token, such as BART's")
 

@@ -17,7 +17,11 @@ SEPARATORS = ["/", "//"]  # of "title / text // question"
 
 
 def train_word_tokenizer(
-    passages: list[str], questions: list[str] | None = None, max_words: int = 50_000
+    passages: list[str],
+    questions: list[str] | None = None,
+    max_words: int = 50_000,
+    encoding: str | None = None,
+    split_words: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Every lower-cased word and every punctuation mark of the files is a token; others become <unk>."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
@@ -26,7 +30,9 @@ def train_word_tokenizer(
     trainer: Any = trainers.WordLevelTrainer(
         vocab_size=max_words, special_tokens=SPECIAL_TOKENS, show_progress=False
     )
-    tokenizer.train_from_iterator([*SEPARATORS, *_texts(passages, questions)], trainer)
+    tokenizer.train_from_iterator(
+        [*SEPARATORS, *_texts(passages, questions, None, encoding, split_words)], trainer
+    )
     return _wrap(tokenizer)
 
 
@@ -35,6 +41,8 @@ def train_bpe_tokenizer(
     questions: list[str] | None = None,
     vocab_size: int = 16_384,
     max_passages: int = 50_000,
+    encoding: str | None = None,
+    split_words: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Byte-level BPE over lower-cased text, learned from the first `max_passages` passages of each file."""
     tokenizer = Tokenizer(models.BPE())
@@ -47,16 +55,20 @@ def train_bpe_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(passages, questions, max_passages), trainer)
+    tokenizer.train_from_iterator(_texts(passages, questions, max_passages, encoding, split_words), trainer)
     return _wrap(tokenizer)
 
 
 def _texts(
-    passages: Iterable[str | Path], questions: Iterable[str | Path] | None, max_passages: int | None = None
+    passages: Iterable[str | Path],
+    questions: Iterable[str | Path] | None,
+    max_passages: int | None,
+    encoding: str | None,
+    split_words: int | None,
 ) -> Iterator[str]:
     with progress_bar("learning the tokenizer", None, "texts") as advance:
         for path in passages:
-            for passage in islice(read_passages(path), max_passages):
+            for passage in islice(read_passages(path, encoding, split_words), max_passages):
                 yield f"{passage.title} {passage.text}"
                 advance(1)
         for path in questions or ():

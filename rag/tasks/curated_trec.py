@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rag.metrics.bootstrap import Metric
-from rag.metrics.qa import compile_answer, regex_match
+from rag.metrics.qa import as_seen_by, compile_answer, regex_match
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
 from rag.tasks.records import read_records
@@ -75,9 +75,12 @@ def most_frequent_match(patterns: Sequence[str], passages: Iterable[str]) -> str
 
     The passages are the texts of the 1000 best, best first; of equally frequent strings the first found counts.
     """
-    compiled = [compile_answer(pattern) for pattern in patterns]
+    compiled = [(pattern, compile_answer(pattern)) for pattern in patterns]
     found = Counter(
-        match.group().strip() for text in passages for one in compiled for match in one.finditer(text)
+        match.group().strip()
+        for text in passages
+        for pattern, one in compiled
+        for match in one.finditer(as_seen_by(pattern, text))
     )
     found.pop("", None)
     return found.most_common(1)[0][0] if found else None

@@ -8,6 +8,7 @@ BY-SA 3.0. DPR's files are at dl.fbaipublicfiles.com/dpr/data/retriever/.
 
 from collections.abc import Iterator
 
+from rag.metrics.retrieval import tokenize
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
 from rag.tasks.records import read_records
@@ -18,6 +19,8 @@ HUB_TEST = "hub://google-research-datasets/nq_open/nq_open/validation"
 
 class NaturalQuestions(QuestionAnswering):
     """Natural Questions, with the answers under `answer` (NQ-open) or `answers` (DPR)."""
+
+    tokens = staticmethod(tokenize)
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ for a whole training set takes a while, so that the result is kept as
 whose hash is of everything that decides the result: the examples, the task, the passages, the index, the retriever.
 """
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 from rag.errors import UserError
-from rag.files import read_json, write_aside, write_json
+from rag.files import lock_file, read_json, write_aside, write_json
 from rag.progress import progress_bar
 from rag.runs import digest
 from rag.tasks.example import Example
@@ -121,13 +120,15 @@ def _read(file: Path) -> Iterator[Example]:
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """Several processes of one training ask for the same set: the first makes it while the others wait."""
+    lock = lock_file(file.with_name(f".{file.name}.lock"))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_name(f".{file.name}.lock").open("w")
+        lock.acquire()
     except OSError as error:
         raise UserError(
             f"{file.parent} cannot be written ({error.strerror}): choose another with datamodule.prepared=…"
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()

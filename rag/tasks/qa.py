@@ -21,6 +21,7 @@ from rag.passages import Passage
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, not_empty, read_records, text_field, texts
 from rag.tasks.task import Task
+from rag.words import answer_tokens
 
 QUESTION = ("question", "Question", "query", "input")
 ANSWERS = ("answers", "answer", "golden_answers", "Answers", "Answer", "output", "target")
@@ -109,11 +110,13 @@ class QuestionAnswering(Task):
         report_sets: count only the examples of these sets in `score`; all by default.
         limit: read only the first so many examples of every split.
 
-    `regular`: the answers are regular expressions. `answer_setting`: what sets `answers` on the command line.
+    `regular`: the answers are regular expressions. `answer_setting`: what sets `answers` on the command line. `tokens`:
+    what an answer is looked for by in a passage; the paper's tasks take DPR's.
     """
 
     regular: bool = False
     answer_setting = "task.answers"
+    tokens = staticmethod(answer_tokens)
     measures = ("em", "f1")
 
     def __init__(
@@ -152,7 +155,7 @@ class QuestionAnswering(Task):
         """ "recall" as for every task, and "answer_recall": its text, without the title, contains an answer."""
         if not example.answers:
             return super().right_passages(example)
-        contains = answer_matcher(example.answers, self.regular)
+        contains = answer_matcher(example.answers, self.regular, self.tokens)
         return super().right_passages(example) | {"answer_recall": lambda passage: contains(passage.text)}
 
     def match(self, predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rag.errors import UserError
 from rag.metrics.bootstrap import Metric
-from rag.passages import Passage
+from rag.passage import Passage, whole_id
 from rag.tasks.example import Example
 from rag.tasks.records import not_empty
 
@@ -45,10 +45,13 @@ class Task(ABC):
     def right_passages(self, example: Example) -> dict[str, Callable[[Passage], bool]]:
         """What makes a retrieved passage right for an example, by the name of the measure.
 
-        A measure is left out where nothing is known to judge by. Here "recall": it is a gold passage, by its id.
+        A measure is left out where nothing is known to judge by. Here "recall": it is a gold passage, by its id, or a
+        piece that was split from one.
         """
         gold = frozenset(example.positive_ids)
-        return {"recall": lambda passage: passage.id in gold} if gold else {}
+        if not gold:
+            return {}
+        return {"recall": lambda passage: passage.id in gold or whole_id(passage.id) in gold}
 
     def submission(self, predictions: Sequence[str], examples: Sequence[Example]) -> Mapping[str, str]:
         """{file name: content} of what is sent in where the answers are not public; {} where nothing is."""

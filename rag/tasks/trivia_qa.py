@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
-from rag.metrics.retrieval import answer_finder
+from rag.metrics.retrieval import answer_finder, tokenize
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
 from rag.tasks.records import HUB, Record, field, kind, read_object, read_records, text_field, texts
@@ -39,6 +39,7 @@ class TriviaQA(QuestionAnswering):
     """
 
     depth = TOP
+    tokens = staticmethod(tokenize)
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class TriviaQA(QuestionAnswering):
 def found_answers(answers: Sequence[str], passages: Iterable[str]) -> tuple[str, ...]:
     """Those of the answers, in their order, that one of the passages contains by DPR's token match."""
     found: set[int] = set()
-    which = answer_finder(answers)
+    which = answer_finder(answers, tokenize)
     for text in passages:
         found.update(which(text))
         if len(found) == len(answers):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 from rag.errors import UserError
+from rag.metrics.retrieval import tokenize
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
 from rag.tasks.records import read_records, text_field
@@ -23,6 +24,8 @@ _DESCRIPTION = re.compile(r'\(description (?:"((?:[^"\\]|\\.)*)"|([^()"\s]+))\)'
 
 class WebQuestions(QuestionAnswering):
     """WebQuestions in DPR's, the hub's or the original form."""
+
+    tokens = staticmethod(tokenize)
 
     def __init__(
         self,
