@@ -155,7 +155,7 @@ def written(path: Path, content: bytes) -> Path:
         ("a.tsv", b"TEXT\nThe city is old.\n", [("1", "")]),
         ("a.csv", b"id;text\n7;The city, which is old.\n", [("7", "")]),
         ("a.csv", b'"text","id"\r\n"The ""city""\nis old.","7"\r\n', [("7", "")]),
-        ("a.csv.gz", gzip.compress(b"id,text\n7,x\n"), [("7", "")]),
+        ("a.csv.gz", gzip.compress(b"id,text\n7,x\n", mtime=0), [("7", "")]),
         ("a.tsv", b"id\ttext\r1\tA city.\r2\tA river.\r", [("1", ""), ("2", "")]),  # an old Mac's line ends
         ("a.tsv", "\ufeffid\ttext\n1\tA city.\n".encode(), [("1", "")]),
         ("a.json", b'{"id": 1, "text": "x"}\n{"id": 2, "text": "y"}\n', [("1", ""), ("2", "")]),
