@@ -29,7 +29,7 @@ if [[ $mode == dry ]]; then
     dry=(--dry)
     out=$out/dry
     export OMP_NUM_THREADS=1
-    for part in "${!limits[@]}"; do limits[$part]=60; done
+    for part in "${!limits[@]}"; do limits[$part]=120; done
 fi
 parts=("$@")
 if [[ ${#parts[@]} == 0 ]]; then parts=(a b c d e f); fi

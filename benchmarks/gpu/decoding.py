@@ -44,12 +44,12 @@ def run(setting: Setting) -> int:
                 seconds[name] = statistics.median(times)
             same = [a == b for a, b in zip(*answers.values(), strict=True)]
             ratio = seconds["transformers"] / seconds["ours"]
-            figures = {
+            metrics = {
                 "times_faster": ratio,
                 "questions_per_second": questions / seconds["ours"],
                 "transformers_questions_per_second": questions / seconds["transformers"],
                 "same_answers": sum(same) / len(same),
             }
-            setting.tell(what, figures, {"K": docs, "B": questions}, f"≥ {aim:g}", ratio >= aim)
+            setting.tell(what, metrics, {"K": docs, "B": questions}, f"≥ {aim:g}", ratio >= aim)
             release()
     return 0

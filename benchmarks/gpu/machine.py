@@ -21,7 +21,7 @@ def run(setting: Setting) -> int:
     source = setting.prepared / "settings.json"
     if commit == "unknown" and source.is_file():  # a copy without its history
         commit = f"{read_json(source)['commit']} at the latest `prepare`"
-    figures = {
+    metrics = {
         "card": card,
         "memory_gb": memory,
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -31,5 +31,5 @@ def run(setting: Setting) -> int:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    setting.tell("machine", figures)
+    setting.tell("machine", metrics)
     return 0

@@ -106,8 +106,8 @@ def run(setting: Setting) -> int:
     )
     half = queries.to(torch.bfloat16)
     least = stored.numel() * 2 / bandwidth
-    figures = {"bytes_per_second": bandwidth, "least_seconds": least}
-    setting.tell("a copy of 4 GB", figures, {"vectors": count, "dim": DIM})
+    metrics = {"bytes_per_second": bandwidth, "least_seconds": least}
+    setting.tell("a copy of 4 GB", metrics, {"vectors": count, "dim": DIM})
 
     @torch.inference_mode()
     def products() -> None:

@@ -70,7 +70,7 @@ class Setting:
     def tell(
         self,
         what: str,
-        figures: dict[str, Any],
+        metrics: dict[str, Any],
         settings: dict[str, Any] | None = None,
         aim: str = "",
         reached: bool | None = None,
@@ -86,11 +86,11 @@ class Setting:
         # JSON has no NaN
         odd = {
             name: str(value)
-            for name, value in figures.items()
+            for name, value in metrics.items()
             if isinstance(value, float) and not isfinite(value)
         }
-        figures = figures | odd
-        row = {"what": what, "settings": settings or {}, "figures": figures, "aim": aim, "reached": reached}
+        metrics = metrics | odd
+        row = {"what": what, "settings": settings or {}, "metrics": metrics, "aim": aim, "reached": reached}
         self._write(row)
 
     def skip(self, what: str, reason: str) -> None:

@@ -28,8 +28,8 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def listed(figures: dict[str, Any]) -> str:
-    known = {name: value for name, value in figures.items() if value is not None}
+def listed(metrics: dict[str, Any]) -> str:
+    known = {name: value for name, value in metrics.items() if value is not None}
     return ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in known.items())
 
 
@@ -39,7 +39,7 @@ def line(row: dict[str, Any]) -> str:
         cells = [part, row["what"], "", f"skipped: {row['skipped']}", "", ""]
     else:
         met = {True: "yes", False: "**no**", None: ""}[row["reached"]]
-        cells = [part, row["what"], listed(row["settings"]), listed(row["figures"]), row["aim"], met]
+        cells = [part, row["what"], listed(row["settings"]), listed(row["metrics"]), row["aim"], met]
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -51,14 +51,14 @@ def checks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     skipped = [row for row in rows if "skipped" in row]
     if not good:
         return [*bad, *skipped]
-    worst = max(good, key=lambda row: row["figures"]["error"])
-    figures = {"checks that agree": len(good), "of": len(run), "largest error": worst["figures"]["error"]}
+    worst = max(good, key=lambda row: row["metrics"]["error"])
+    metrics = {"checks that agree": len(good), "of": len(run), "largest error": worst["metrics"]["error"]}
     summary = {"part": "a", "what": f"GPU against CPU; the largest error: {worst['what']}", "settings": {}}
-    return [summary | {"figures": figures, "aim": worst["aim"], "reached": not bad}, *bad, *skipped]
+    return [summary | {"metrics": metrics, "aim": worst["aim"], "reached": not bad}, *bad, *skipped]
 
 
 def markdown(rows: list[dict[str, Any]], command: str) -> str:
-    machine = next((row["figures"] for row in rows if row["what"] == "machine"), {})
+    machine = next((row["metrics"] for row in rows if row["what"] == "machine"), {})
     known = {name: value for name, value in machine.items() if value is not None}
     head = ", ".join(
         [
@@ -74,7 +74,7 @@ def markdown(rows: list[dict[str, Any]], command: str) -> str:
     part_a = [row for row in rows if row["part"] == "a"]
     others = [row for row in rows if row["part"] not in ("a", "machine")]
     table = [
-        "| part | what | settings | figures | aim | reached |",
+        "| part | what | settings | metrics | aim | reached |",
         "|---|---|---|---|---|---|",
         *(line(row) for row in [*checks(part_a), *others]),
     ]

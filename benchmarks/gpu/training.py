@@ -161,10 +161,10 @@ def beside(setting: Setting, side: Side, sheet: float, measured: float, budget: 
         setting.skip(f"memory, K = {docs}", "measured on a GPU alone")
         return
     ratio = peaks[1][1] / peaks[0][1]
-    figures = {"times_less": ratio, "ours_gb": peaks[0][1] / 1e9, "transformers_gb": peaks[1][1] / 1e9}
+    metrics = {"times_less": ratio, "ours_gb": peaks[0][1] / 1e9, "transformers_gb": peaks[1][1] / 1e9}
     setting.tell(
         "memory of a step, transformers / ours",
-        figures,
+        metrics,
         {"K": docs, "B": common},
         f"≥ {MEMORY_AIM:g}",
         ratio >= MEMORY_AIM,
