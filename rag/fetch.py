@@ -17,16 +17,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rag.errors import UserError
 from rag.files import one_process
 from rag.progress import progress_bar
 
-try:  # what huggingface_hub brings along: its version 2 the one, version 1 the other
+if TYPE_CHECKING:
     import httpx2 as httpx
-except ImportError:
-    import httpx
+else:
+    try:  # what huggingface_hub brings along: its version 2 the one, version 1 the other
+        import httpx2 as httpx
+    except ImportError:
+        import httpx
 
 TRIES = 5  # in a row without a byte
 LONGEST_WAIT = 60.0  # seconds between two of them
@@ -369,7 +373,7 @@ def _bar(name: str, total: int | None, done: int, show: bool) -> Iterator:
             nonlocal received
             step = (received + size) // MB - received // MB
             received += size
-            if received == total and total % MB:
+            if total is not None and received == total and total % MB:
                 step += 1
             if step:
                 advance(step)

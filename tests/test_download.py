@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -271,6 +272,23 @@ def test_no_network_is_one_sentence(fetcher, tmp_path):
         f"look whether this machine has a network, or fetch {url} with another one and put it at "
         f"{tmp_path / 'data.bin'}"
     )
+
+
+def test_with_the_library_of_the_other_huggingface_hub(server, tmp_path, monkeypatch):
+    """huggingface_hub 1 brings httpx along and 2 httpx2; both break off and resume alike."""
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    spec = importlib.util.spec_from_file_location("fetch_with_httpx", fetch.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert module.httpx is httpx
+    server.plan["/data.bin"] = ["break", 503, "break"]
+    with module.Fetcher(0.0, show=False) as other:
+        other.fetch(module.Remote((f"{server.url}/data.bin",), len(DATA), SHA256), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert server.asked[-1][1] == f"bytes={len(DATA) * 3 // 4}-"
 
 
 def test_a_file_of_another_size_is_not_replaced(server, fetcher, tmp_path):
