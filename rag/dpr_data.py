@@ -238,7 +238,7 @@ def _row(store: PassageStore, passage: str, question: str, file: Any) -> int:
     except KeyError:
         raise UserError(
             f"question {question} names passage {passage}, which {file} does not hold: "
-            "give the passages that the questions were made for"
+            "give the passages that the questions were made for, and in positive_ids their ids, not their titles"
         ) from None
 
 

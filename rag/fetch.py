@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rag.errors import UserError
@@ -202,8 +202,11 @@ class Fetcher:
                 raise _NextPlace(
                     f"{url} offers {total:,} bytes where {remote.size:,} are expected: the file changed"
                 )
+            if have and total is not None and origin.get("total", total) != total:
+                partial.unlink()
+                raise _Again("the file changed meanwhile")
             check_room(path.parent, (total or remote.size or 0) - have)
-            _remember_origin(partial, url, answer)
+            _remember_origin(partial, url, total, answer)
             with (
                 open(partial, "ab" if have else "wb") as out,
                 _bar(path.name, total or remote.size, have, self.show) as advance,
@@ -279,7 +282,7 @@ def _origin_file(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.json")
 
 
-def _origin(partial: Path) -> dict[str, str]:
+def _origin(partial: Path) -> dict[str, Any]:
     try:
         value = json.loads(_origin_file(partial).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -287,12 +290,15 @@ def _origin(partial: Path) -> dict[str, str]:
     return value if isinstance(value, dict) else {}
 
 
-def _remember_origin(partial: Path, url: str, answer: httpx.Response) -> None:
+def _remember_origin(partial: Path, url: str, total: int | None, answer: httpx.Response) -> None:
     tag = answer.headers.get("etag", "")
     version = (
         tag if tag.startswith('"') else answer.headers.get("last-modified", "")
     )  # a weak tag names no bytes
-    _origin_file(partial).write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
+    _origin_file(partial).write_text(
+        json.dumps({"url": url, "version": version} | ({} if total is None else {"total": total})),
+        encoding="utf-8",
+    )
 
 
 def _forget_origin(partial: Path) -> None:
