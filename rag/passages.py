@@ -17,6 +17,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,7 @@ WORDS_PER_PASSAGE = 100
 _STORE_FORMAT = 1
 _TOKENS_FORMAT = 1
 _ROWS_PER_BATCH = 4096
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.parquet")
 _LONGEST_LINE = 1 << 20  # bytes of a text file that are held at once
 
 
@@ -84,6 +86,7 @@ def read_passages(path: Path | str) -> Iterator[Passage]:
         raise UserError(f"{path} does not exist: give the path of a corpus ({FORMATS})")
     if path.is_dir():
         if files := sorted(path.glob("*.parquet")):
+            check_shards(path, files)
             return _checked(path, files, _read_parquet, "row")
         return _read_folder(path)
     name = path.name.removesuffix(".gz").removesuffix(".xz")
@@ -248,6 +251,21 @@ def _fields(record: dict[str, Any], place: str) -> tuple[str, str, str]:
             found = f"{name} is {value!r}" if name in record else f"no {name}"
             raise UserError(f"{place}: {found}: expected a string each for id, title and text")
     return id, title, text  # type: ignore[return-value]
+
+
+def check_shards(folder: Path, files: list[Path]) -> None:
+    """UserError if files are numbered as NAME-00003-of-00157.parquet and some of them are not there."""
+    for name in sorted({match[1] for file in files if (match := _SHARD.fullmatch(file.name))}):
+        numbered = [match for file in files if (match := _SHARD.fullmatch(file.name)) and match[1] == name]
+        count = max(int(match[3]) for match in numbered)
+        there = {int(match[2]) for match in numbered if int(match[3]) == count}
+        if missing := sorted(set(range(count)) - there):
+            first = f"{name}-{missing[0]:0{len(numbered[0][2])}d}-of-{numbered[0][3]}.parquet"
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"{folder} lacks {first}{more} of {count} files: fetch what is missing (python -m rag.download has "
+                "wiki_dpr)"
+            )
 
 
 def unquoted_title(title: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int64
 
 from rag.errors import UserError
-from rag.passages import PassageStore
+from rag.passages import PassageStore, check_shards
 from rag.vectors import Encode
 
 COLUMN = "embeddings"
@@ -76,6 +76,7 @@ class ReadyVectors:
         files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("*.npy"))
         if not files or files[0].suffix not in (".parquet", ".npy"):
             raise UserError(f"{path} holds no vectors that can be read: they are {FORMS}")
+        check_shards(path, files)
         groups: list[_Group] = []
         dims: dict[int, Path] = {}
         columns = {"id", "title", "text"}

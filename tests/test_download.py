@@ -37,7 +37,8 @@ class Server:
     """Serves `files` on 127.0.0.1. `plan` holds, for a path, how the next requests for it are answered:
 
     a status number, "break" (half of what is left is sent), "short" (the whole file, announced as longer), "no range"
-    (from the beginning, whatever was asked), "page" (a web page); after the plan: as a good server does.
+    (from the beginning, whatever was asked), an address (it is sent on to there), "page" (a web page); after the plan:
+    as a good server does.
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,12 @@ class Server:
         if isinstance(how, int):
             request.send_response(how)
             request.send_header("Retry-After", "0")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if isinstance(how, str) and how.startswith("http"):
+            request.send_response(302)
+            request.send_header("Location", how)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
@@ -260,6 +267,23 @@ def test_another_place_is_tried(server, fetcher, tmp_path):
     places = tuple(f"{server.url}/{name}.bin" for name in ("none", "wrong", "data"))
     fetcher.fetch(Remote(places, len(DATA), SHA256), tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == DATA
+
+
+def test_a_login_is_not_told_to_where_one_is_sent_on(server, fetcher, tmp_path):
+    """The hub sends on to other machines; resuming starts at the hub again."""
+    store = Server()
+    store.files["/data.bin"] = DATA
+    store.plan["/data.bin"] = ["break"]
+    server.plan["/data.bin"] = [f"{store.url}/data.bin"] * 2
+    fetcher.fetch(remote(server, headers={"Authorization": "Bearer hf_test"}), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert [login for *_, login in server.asked] == ["Bearer hf_test"] * 2
+    assert [(asked, login) for _, asked, login in store.asked] == [
+        (None, None),
+        (f"bytes={len(DATA) // 2}-", None),
+    ]
+    store.http.shutdown()
+    store.http.server_close()
 
 
 def test_no_network_is_one_sentence(fetcher, tmp_path):
