@@ -257,7 +257,7 @@ def _row(store: PassageStore, passage: str, example: Example, right: bool, file:
             return next((row for row in pieces if contains(store[row].text) is right), pieces[0])
         raise UserError(
             f"question {example.id} names passage {passage}, which {file} does not hold: "
-            "give the passages that the questions were made for"
+            "give the passages that the questions were made for, and in positive_ids their ids, not their titles"
         ) from None
 
 

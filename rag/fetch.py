@@ -17,16 +17,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rag.errors import UserError
 from rag.files import one_process
 from rag.progress import progress_bar
 
-try:  # what huggingface_hub brings along: its version 2 the one, version 1 the other
+if TYPE_CHECKING:
     import httpx2 as httpx
-except ImportError:
-    import httpx
+else:
+    try:  # what huggingface_hub brings along: its version 2 the one, version 1 the other
+        import httpx2 as httpx
+    except ImportError:
+        import httpx
 
 TRIES = 5  # in a row without a byte
 LONGEST_WAIT = 60.0  # seconds between two of them
@@ -198,8 +202,11 @@ class Fetcher:
                 raise _NextPlace(
                     f"{url} offers {total:,} bytes where {remote.size:,} are expected: the file changed"
                 )
+            if have and total is not None and origin.get("total", total) != total:
+                partial.unlink()
+                raise _Again("the file changed meanwhile")
             check_room(path.parent, (total or remote.size or 0) - have)
-            _remember_origin(partial, url, answer)
+            _remember_origin(partial, url, total, answer)
             with (
                 open(partial, "ab" if have else "wb") as out,
                 _bar(path.name, total or remote.size, have, self.show) as advance,
@@ -275,7 +282,7 @@ def _origin_file(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.json")
 
 
-def _origin(partial: Path) -> dict[str, str]:
+def _origin(partial: Path) -> dict[str, Any]:
     try:
         value = json.loads(_origin_file(partial).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -283,12 +290,15 @@ def _origin(partial: Path) -> dict[str, str]:
     return value if isinstance(value, dict) else {}
 
 
-def _remember_origin(partial: Path, url: str, answer: httpx.Response) -> None:
+def _remember_origin(partial: Path, url: str, total: int | None, answer: httpx.Response) -> None:
     tag = answer.headers.get("etag", "")
     version = (
         tag if tag.startswith('"') else answer.headers.get("last-modified", "")
     )  # a weak tag names no bytes
-    _origin_file(partial).write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
+    _origin_file(partial).write_text(
+        json.dumps({"url": url, "version": version} | ({} if total is None else {"total": total})),
+        encoding="utf-8",
+    )
 
 
 def _forget_origin(partial: Path) -> None:
@@ -369,7 +379,7 @@ def _bar(name: str, total: int | None, done: int, show: bool) -> Iterator:
             nonlocal received
             step = (received + size) // MB - received // MB
             received += size
-            if received == total and total % MB:
+            if total is not None and received == total and total % MB:
                 step += 1
             if step:
                 advance(step)

@@ -1,6 +1,7 @@
 """Reading a corpus: any of the usual file forms as a stream of passages, in constant memory (section 3)."""
 
 import logging
+import re
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -19,6 +20,7 @@ from rag.text_files import ARCHIVES, open_bytes, plain_name
 
 log = logging.getLogger(__name__)
 
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.parquet")
 FORMATS = (
     ".tsv, .csv, .jsonl, .json, .txt or .md (each also .gz or .xz), .parquet, or a folder of .parquet, of .txt and "
     ".md, or of such tables"
@@ -68,6 +70,7 @@ def corpus_files(path: Path) -> tuple[list[Path], list[Path]]:
     if not path.is_dir():
         return [path], []
     if files := sorted(path.glob("*.parquet")):
+        check_shards(path, files)
         return files, []
     everything = list(files_below(path))
     chosen = [file for file in everything if is_text(file)]
@@ -226,3 +229,18 @@ class SeenIds:
         hashes = np.frombuffer(self._hashes, dtype=np.int64) if self._hashes else np.empty(0, np.int64)
         hashes.sort()
         return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+def check_shards(folder: Path, files: list[Path]) -> None:
+    """UserError if files are numbered as NAME-00003-of-00157.parquet and some of them are not there."""
+    for name in sorted({match[1] for file in files if (match := _SHARD.fullmatch(file.name))}):
+        numbered = [match for file in files if (match := _SHARD.fullmatch(file.name)) and match[1] == name]
+        count = max(int(match[3]) for match in numbered)
+        there = {int(match[2]) for match in numbered if int(match[3]) == count}
+        if missing := sorted(set(range(count)) - there):
+            first = f"{name}-{missing[0]:0{len(numbered[0][2])}d}-of-{numbered[0][3]}.parquet"
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"{folder} lacks {first}{more} of {count} files: fetch what is missing (python -m rag.download has "
+                "wiki_dpr)"
+            )

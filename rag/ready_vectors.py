@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int64
 
 from rag.errors import UserError
+from rag.passage_readers import check_shards
 from rag.passages import PassageStore
 from rag.vectors import Encode
 
@@ -76,6 +77,7 @@ class ReadyVectors:
         files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("*.npy"))
         if not files or files[0].suffix not in (".parquet", ".npy"):
             raise UserError(f"{path} holds no vectors that can be read: they are {FORMS}")
+        check_shards(path, files)
         groups: list[_Group] = []
         dims: dict[int, Path] = {}
         columns = {"id", "title", "text"}

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -36,7 +37,8 @@ class Server:
     """Serves `files` on 127.0.0.1. `plan` holds, for a path, how the next requests for it are answered:
 
     a status number, "break" (half of what is left is sent), "short" (the whole file, announced as longer), "no range"
-    (from the beginning, whatever was asked), "page" (a web page); after the plan: as a good server does.
+    (from the beginning, whatever was asked), an address (it is sent on to there), "page" (a web page); after the plan:
+    as a good server does.
     """
 
     def __init__(self) -> None:
@@ -70,6 +72,12 @@ class Server:
         if isinstance(how, int):
             request.send_response(how)
             request.send_header("Retry-After", "0")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if isinstance(how, str) and how.startswith("http"):
+            request.send_response(302)
+            request.send_header("Location", how)
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
@@ -261,6 +269,23 @@ def test_another_place_is_tried(server, fetcher, tmp_path):
     assert (tmp_path / "data.bin").read_bytes() == DATA
 
 
+def test_a_login_is_not_told_to_where_one_is_sent_on(server, fetcher, tmp_path):
+    """The hub sends on to other machines; resuming starts at the hub again."""
+    store = Server()
+    store.files["/data.bin"] = DATA
+    store.plan["/data.bin"] = ["break"]
+    server.plan["/data.bin"] = [f"{store.url}/data.bin"] * 2
+    fetcher.fetch(remote(server, headers={"Authorization": "Bearer hf_test"}), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert [login for *_, login in server.asked] == ["Bearer hf_test"] * 2
+    assert [(asked, login) for _, asked, login in store.asked] == [
+        (None, None),
+        (f"bytes={len(DATA) // 2}-", None),
+    ]
+    store.http.shutdown()
+    store.http.server_close()
+
+
 def test_no_network_is_one_sentence(fetcher, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
@@ -271,6 +296,23 @@ def test_no_network_is_one_sentence(fetcher, tmp_path):
         f"look whether this machine has a network, or fetch {url} with another one and put it at "
         f"{tmp_path / 'data.bin'}"
     )
+
+
+def test_with_the_library_of_the_other_huggingface_hub(server, tmp_path, monkeypatch):
+    """huggingface_hub 1 brings httpx along and 2 httpx2; both break off and resume alike."""
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    spec = importlib.util.spec_from_file_location("fetch_with_httpx", fetch.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert module.httpx is httpx
+    server.plan["/data.bin"] = ["break", 503, "break"]
+    with module.Fetcher(0.0, show=False) as other:
+        other.fetch(module.Remote((f"{server.url}/data.bin",), len(DATA), SHA256), tmp_path / "data.bin")
+    assert (tmp_path / "data.bin").read_bytes() == DATA
+    assert server.asked[-1][1] == f"bytes={len(DATA) * 3 // 4}-"
 
 
 def test_a_file_of_another_size_is_not_replaced(server, fetcher, tmp_path):

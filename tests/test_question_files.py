@@ -99,6 +99,21 @@ READ = {
             for q, a in QUESTIONS
         ]
     ),
+    "mrqa.jsonl": lines(
+        {"header": {"dataset": "x", "split": "dev"}},
+        *({"context": "c", "qas": [{"qid": "1", "question": q, "answers": list(a)}]} for q, a in QUESTIONS),
+    ),
+    "triviaqa.json": json.dumps(
+        {
+            "Data": [
+                {"Question": q, "QuestionId": "1", "Answer": {"Value": a[0], "Aliases": list(a)}}
+                for q, a in QUESTIONS
+            ]
+        },
+        indent=4,
+    ),
+    "msmarco.jsonl": lines(*({"query_id": 1, "query": q, "answers": list(a)} for q, a in QUESTIONS)),
+    "one_object_over_lines": json.dumps(SQUAD, indent=4),
     "squad.json": json.dumps(SQUAD),
     "squad_indented.json": json.dumps(SQUAD, indent=2),
     "dpr_without_ids.json": json.dumps(BOTH),
@@ -224,7 +239,7 @@ def refusal(path: Path) -> str:
         (
             "q.json",
             '{"data": [{"paragraphs": 3}]}',
-            "{path}: paragraphs is a number, a list of objects is expected",
+            "{path}, line 1: paragraphs is a number, a list of objects is expected",
         ),
         (
             "q.csv",
@@ -237,6 +252,11 @@ def refusal(path: Path) -> str:
             'a\tb\n"who\tPia\nwhat\tx\n',
             "{path}, line 2: 1 tab-separated columns, expected a question and a list of answers; a double quote that "
             "begins a field is not closed",
+        ),
+        (
+            "q.jsonl",
+            '{"_id": "1", "text": "who?"}\n',
+            "{path}, line 1: no key 'question', found _id, text: a question file",
         ),
         ("q.csv", "who?,['a'\n", "{path}, line 1: the answers are not a Python-style list: ['a'"),
         ("q.csv", "who?,['a']\nwho?,a\n", "{path}, line 2: the answers are not a Python-style list: a"),
@@ -286,6 +306,34 @@ def test_files_of_others_where_they_are_at_hand(file):
         (one.question + "".join(one.answers)).encode()
         assert one.question.strip() and all(one.answers)
     assert examples[0].answers and not one.question.startswith(("question", "{", "["))
+
+
+@pytest.mark.parametrize(
+    "name", ["dpr_dev.json", "dpr_lines.jsonl", "dpr_minimal.json", "dpr_nohard.json", "dpr_noids.json"]
+)
+def test_dprs_training_files_of_others(tmp_path, name):
+    """With and without ids, negatives and the enclosing array: passages and positives come along."""
+    if not (CASES / name).is_file():
+        pytest.skip(f"no question files of others at {CASES}")
+    store, asked = open_dpr_json(CASES / name, tmp_path)
+    assert len(asked) == len(read_examples(CASES / name)) and len(store)
+    assert all(len(one.positives) for one in asked)
+
+
+@pytest.mark.parametrize(
+    "left_out", ["passage_id", "negative_ctxs", "hard_negative_ctxs", "answers", "title"]
+)
+def test_what_dprs_training_files_may_lack(tmp_path, left_out):
+    full = {**BOTH[0], "positive_ctxs": [ctx(passage_id="16")], "hard_negative_ctxs": [ctx(text="other")]}
+    whole = {key: value for key, value in full.items() if key != left_out}
+    whole["positive_ctxs"] = [
+        {k: v for k, v in one.items() if k != left_out} for one in full["positive_ctxs"]
+    ]
+    for name, content in (("a.json", json.dumps([whole])), ("b.jsonl", lines(whole))):
+        (tmp_path / name).write_text(content)
+        store, asked = open_dpr_json(tmp_path / name, tmp_path / "cache")
+        assert [store[row].text for row in asked[0].positives.tolist()] == ["Pia Roth sells the milk can."]
+        assert len(asked[0].hard) == (left_out != "hard_negative_ctxs")
 
 
 # -- halves of surrogate pairs -------------------------------------------------------------------

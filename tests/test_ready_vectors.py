@@ -65,6 +65,18 @@ def test_titles_that_are_quoted_fields_are_read_as_the_tsv_means_them(tmp_path, 
         assert next(read_passages(tmp_path / "psgs.tsv")).title == meant
 
 
+def test_a_folder_that_lacks_some_of_its_files_is_refused(tmp_path):
+    """As where a download has not come to its end: neither passages nor vectors of a part of the corpus."""
+    files = write_parquet(tmp_path / "nq", corpus(50), files=4)
+    (files / "train-00001-of-00004.parquet").unlink()
+    (files / "train-00003-of-00004.parquet").unlink()
+    for read in (lambda: list(read_passages(files)), lambda: ReadyVectors.open(files)):
+        with pytest.raises(
+            UserError, match="lacks train-00001-of-00004.parquet and 1 more of 4 files: fetch what"
+        ):
+            read()
+
+
 def test_without_the_embeddings_the_same_files_are_passages(tmp_path):
     files = write_parquet(tmp_path / "no_embeddings", corpus(50), left_out=["embeddings"])
     assert list(PassageStore.prepare(files, tmp_path / "p")) == corpus(50)

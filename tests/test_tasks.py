@@ -53,6 +53,7 @@ def complaint(read, *arguments) -> str:
     return str(caught.value)
 
 
+OTHERS = ": a question file has question and answers, or query, input; answer, golden_answers, output, target"
 MOON = {"question": "Who walked first?", "answers": ["Armstrong", "Neil Armstrong"]}
 FULL = {
     "question": "Où?",
@@ -144,13 +145,19 @@ def test_json_lines_under_the_name_json(tmp_path):
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"answers": ["a"]}, "{path}, line 2: no key 'question', found answers"),
+        (
+            {"answers": ["a"]},
+            "{path}, line 2: no key 'question', found answers" + OTHERS,
+        ),
         (
             {"question": "q", "solutions": ["a"]},
             "{path}, line 2: no key 'answers', found question, solutions: rename the key that holds the "
             "answers to 'answers'",
         ),
-        ({}, "{path}, line 2: no key 'question', found none"),
+        (
+            {},
+            "{path}, line 2: no key 'question', found none" + OTHERS,
+        ),
         ({**MOON, "question": " "}, "{path}, line 2: the question is empty"),
         ({**MOON, "question": 5}, "{path}, line 2: the question is a number, a string is expected"),
         (
@@ -420,6 +427,12 @@ def test_trivia_qa_in_the_original_and_the_hubs_format(tmp_path):
         ]
 
 
+def test_trivia_qa_in_dprs_training_form(tmp_path):
+    path = tmp_path / "biencoder-trivia-train.json"
+    path.write_text(json.dumps(DPR, indent=4), encoding="utf-8")
+    assert [one.question for one in TriviaQA(train=str(path)).examples("train")] == ["who sings", "second"]
+
+
 def test_trivia_qas_hidden_test_answers_are_no_answers(tmp_path):
     path = tmp_path / "wikipedia-test-without-answers.json"
     path.write_text(json.dumps({"Data": [{"Question": "q", "QuestionId": "1"}]}), encoding="utf-8")
@@ -442,7 +455,8 @@ def test_trivia_qas_hidden_test_answers_are_no_answers(tmp_path):
             {"Data": [{"Question": "q", "QuestionId": "1", "Answer": ["a"]}]},
             "{path}, question 1: Answer is a list, an object is expected",
         ),
-        ([], "{path}: a JSON object is expected, found a list"),
+        ([], "{path} holds no questions"),
+        (5, "{path}: a JSON object is expected, found a number"),
     ],
 )
 def test_a_wrong_trivia_qa_file_is_told(tmp_path, content, expected):

@@ -24,6 +24,7 @@ from rag.tasks.task import Task
 from rag.words import answer_tokens
 
 QUESTION = ("question", "Question", "query", "input")
+OTHER_NAMES = "query, input; answer, golden_answers, output, target"
 ANSWERS = ("answers", "answer", "golden_answers", "Answers", "Answer", "output", "target")
 
 
@@ -50,15 +51,16 @@ def example_of(
 
     setting: what names another key for the answers on the command line, where something does.
     """
-    question = text_field(
-        record, next((key for key in QUESTION if key in record), "question"), where, "question"
-    )
+    asked = next((key for key in QUESTION if key in record), "")
+    if not asked:
+        field(record, QUESTION[0], where, f": a question file has question and answers, or {OTHER_NAMES}")
+    question = text_field(record, asked, where, QUESTION[0])
     key = answers
     if answers == ANSWERS[0]:
         key = next((one for one in ANSWERS if one in record), answers)
-    found = next((one for one in record if one.lower().startswith("answer")), "")
-    if found and setting:
-        hint = f": name the key of the answers, as in {setting}={found}"
+    named = next((one for one in record if one.lower().startswith("answer")), "")
+    if named and setting:
+        hint = f": name the key of the answers, as in {setting}={named}"
     else:
         hint = f": rename the key that holds the answers to {answers!r}"
     value = _answers(field(record, key, where, hint))
@@ -73,7 +75,11 @@ def example_of(
 
 
 def _answers(value: Any) -> Any:
-    """The strings of KILT's [{"answer": …, "provenance": …}] and of the hub's SQuAD {"text": […]}, each once."""
+    """The strings of KILT's [{"answer": …}], SQuAD's {"text": […]} on the hub, and TriviaQA's {"value", "aliases"}."""
+    if isinstance(value, dict):
+        lowered = {key.lower(): one for key, one in value.items()}
+        if isinstance(lowered.get("value"), str) and isinstance(lowered.get("aliases", []), list):
+            return list(dict.fromkeys([lowered["value"], *lowered.get("aliases", [])]))
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         return list(dict.fromkeys(one for one in value["text"] if isinstance(one, str)))
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):

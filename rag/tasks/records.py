@@ -3,7 +3,7 @@
 A source is the path of a file, plain or packed as `.gz` or `.xz`, or a split of a hub dataset. What is read:
 
 - `*.jsonl`, `*.json`: one JSON object a line, or one array of objects, which is streamed, since DPR's are gigabytes
-  long, or SQuAD's `{"data": [{"paragraphs": …}]}`;
+  long, or one object that holds questions, as SQuAD's, MRQA's and TriviaQA's;
 - `*.csv`, `*.tsv`: with a header that names its columns, or without one a question and its answer or answers, separated
   by tabs, commas or semicolons (tables.py), such as DPR's question files (`*.qa.csv`);
 - `*.source` with its `*.target` beside it: a question a line, and its answer on the same line of the other file;
@@ -53,7 +53,7 @@ def read_records(source: Path | str) -> Iterator[tuple[str, Record]]:
         return paired_records(path, Path(str(path).replace(".source", ".target")))
     if suffix == ".parquet":
         return parquet_records(path)
-    first = _first_character(path)
+    first = first_character(path)
     if first == "[":
         return _mended(_array_records, path)
     if suffix in (".json", ".jsonl", ".ndjson") or first == "{":
@@ -140,12 +140,14 @@ def kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def _first_character(path: Path) -> str:
+def first_character(path: Path | str) -> str:
+    """The first character of a text file that is no space; "" if it has none."""
     return next((line.strip()[0] for line in read_lines(path) if line.strip()), "")
 
 
 def _jsonl_records(path: Path, mend: Mender) -> Iterator[tuple[str, Record]]:
-    """JSON lines; or a file that is one object over several lines, or SQuAD's."""
+    """JSON lines, or a file that is one object over several lines; an object that holds many questions is unfolded."""
+    first = True
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -153,9 +155,8 @@ def _jsonl_records(path: Path, mend: Mender) -> Iterator[tuple[str, Record]]:
         try:
             record = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
-            if number == 1 and plain_suffix(path) == ".json":
-                record = read_object(path)
-                yield from _squad_records(record, path) if _is_squad(record) else [(str(path), record)]
+            if first and (plain_suffix(path) == ".json" or line.strip() == "{"):
+                yield from _unfolded(read_object(path), str(path), path)
                 return
             raise UserError(f"{where}: malformed JSON ({error.msg} at column {error.colno})") from None
         except (
@@ -163,40 +164,49 @@ def _jsonl_records(path: Path, mend: Mender) -> Iterator[tuple[str, Record]]:
             RecursionError,
         ) as error:  # a number of thousands of digits, lists in lists in lists
             raise UserError(f"{where}: malformed JSON ({error})") from None
-        record = mend(_object(record, where), line, where)
-        if _is_squad(record):
-            yield from _squad_records(record, path)
-        else:
-            yield where, record
+        first = False
+        yield from _unfolded(mend(_object(record, where), line, where), where, path)
 
 
-def _is_squad(record: Record) -> bool:
+def _unfolded(record: Record, where: str, path: Path) -> Iterator[tuple[str, Record]]:
+    """The questions inside SQuAD's, MRQA's and TriviaQA's objects; any other object is a record itself."""
     articles = record.get("data")
-    return isinstance(articles, list) and all(
-        isinstance(one, dict) and "paragraphs" in one for one in articles
-    )
+    if isinstance(articles, list) and all(isinstance(one, dict) and "paragraphs" in one for one in articles):
+        paragraphs = [
+            one for article in articles for one in _objects(article["paragraphs"], f"{where}: paragraphs")
+        ]
+        yield from _asked_of(paragraphs, where, path)
+    elif "qas" in record and "question" not in record:  # MRQA: a context a line
+        yield from _asked_of([record], where, path)
+    elif isinstance(record.get("Data"), list) and "Question" not in record:
+        for number, one in enumerate(_objects(record["Data"], f"{where}: Data"), start=1):
+            yield f"{path}, question {number}", one
+    elif set(record) != {"header"}:  # of MRQA's files
+        yield where, record
 
 
-def _squad_records(whole: Record, path: Path) -> Iterator[tuple[str, Record]]:
-    """The questions of SQuAD's {"data": [{"title", "paragraphs": [{"context", "qas"}]}]} that can be answered."""
+def _asked_of(paragraphs: list[Record], where: str, path: Path) -> Iterator[tuple[str, Record]]:
+    """The questions under `qas` of each paragraph that can be answered."""
     number = left_out = 0
-    for article in whole["data"]:
-        for paragraph in _objects(article["paragraphs"], f"{path}: paragraphs"):
-            for one in _objects(paragraph.get("qas"), f"{path}: qas"):
-                number += 1
-                where = f"{path}, question {one.get('id', number)}"
-                if one.get("is_impossible"):
-                    left_out += 1
-                    continue
-                answers = [a.get("text") for a in _objects(one.get("answers"), f"{where}: answers")]
-                yield where, one | {"answers": list(dict.fromkeys(answers))}
+    for paragraph in paragraphs:
+        for one in _objects(paragraph.get("qas"), f"{where}: qas"):
+            number += 1
+            place = f"{path}, question {one.get('id', one.get('qid', number))}"
+            if one.get("is_impossible"):
+                left_out += 1
+                continue
+            answers = one.get("answers")
+            if isinstance(answers, list) and answers and not isinstance(answers[0], str):
+                answers = [answer.get("text") for answer in _objects(answers, f"{place}: answers")]
+                answers = list(dict.fromkeys(answer for answer in answers if isinstance(answer, str)))
+            yield place, one | {"answers": answers}
     if left_out:
         log.warning("%s: %d of %d questions cannot be answered and are left out", path, left_out, number)
 
 
 def _objects(value: Any, where: str) -> list[Record]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise UserError(f"{where} is {kind(value)}, a list of objects is expected, as in SQuAD")
+        raise UserError(f"{where} is {kind(value)}, a list of objects is expected")
     return value
 
 

@@ -34,11 +34,12 @@ def table_records(path: Path, mend: Mender) -> Iterator[tuple[str, dict[str, Any
         if line.strip():
             break
         before += 1
-    separator = "\t" if "\t" in first else max(",;", key=first.count)
+    name = path.name.lower().removesuffix(".gz").removesuffix(".xz")
+    lists = name.endswith(".qa.csv")  # DPR's: no header, the answers are lists
+    separator = "\t" if "\t" in first or lists or name.endswith(".tsv") else max(",;", key=first.count)
     csv.field_size_limit(_LONGEST_FIELD)
     rows = csv.reader(chain([first], lines), delimiter=separator)
     header: list[str] | None = None
-    lists = path.name.removesuffix(".gz").removesuffix(".xz").lower().endswith(".qa.csv")  # DPR's: no header
     last = 0  # the line on which the row before ended
     try:
         for number, row in enumerate(rows):

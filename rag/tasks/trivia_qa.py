@@ -22,7 +22,17 @@ from rag.errors import UserError
 from rag.metrics.retrieval import answer_finder, tokenize
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
-from rag.tasks.records import HUB, Record, field, kind, read_object, read_records, text_field, texts
+from rag.tasks.records import (
+    HUB,
+    Record,
+    field,
+    first_character,
+    kind,
+    read_object,
+    read_records,
+    text_field,
+    texts,
+)
 
 HUB_TRAIN = "hub://mandarjoshi/trivia_qa/unfiltered.nocontext/train"
 HUB_DEV = "hub://mandarjoshi/trivia_qa/unfiltered.nocontext/validation"
@@ -86,7 +96,7 @@ def found_answers(answers: Sequence[str], passages: Iterable[str]) -> tuple[str,
 
 def _records(source: str) -> Iterator[tuple[str, Record]]:
     name = Path(source).name.removesuffix(".gz").removesuffix(".xz")
-    if source.startswith(HUB) or not name.endswith(".json"):
+    if source.startswith(HUB) or not name.endswith(".json") or first_character(source) == "[":
         yield from read_records(source)
         return
     questions = field(read_object(source), "Data", source)
