@@ -298,6 +298,8 @@ def quieten_logs() -> None:
         "sync_dist=True",  # figures of dev are the same on all ranks when they are logged
         "across ranks is zero",  # a data module whose dev file was not given
         "exists and is not empty",
+        "dirpath has changed",  # another run's last.ckpt, given as ckpt_path
+        "callbacks used to create the checkpoint",
         "It will use the implementation from `LightningModule`",
         "LeafSpec",
         "in eval mode at the start of training",  # a frozen question encoder is meant to be
