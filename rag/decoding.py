@@ -14,7 +14,7 @@ What is generated and what is scored:
 - The decoder begins with `generator.start_token`. Answers, like labels, hold no start token.
 - `forced_bos_token_id` and `forced_eos_token_id` of the generator's own generation_config are honoured, as in
   transformers. A forced first token is given, like the start token: it is neither part of the answer nor of
-  its probability. A forced last token is an end-of-sequence as any other and counts with the probability
+  its probability, and takes none of `max_new_tokens`. A forced last token is an end-of-sequence as any other and counts with the probability
   the model gives it.
 - Nothing else is taken from that generation_config: facebook/bart-large would bring four beams and
   no_repeat_ngram_size=3, which no experiment asked for. Ask for them in `Decoding` or as keyword arguments.
@@ -55,7 +55,7 @@ NO_TOKEN = -1  # stands after an answer's last token; no model generates it, as 
 class Decoding:
     """How answers are searched for. The names are those of transformers' GenerationConfig; lengths in tokens.
 
-    max_new_tokens: at most so many, end-of-sequence included.
+    max_new_tokens: at most so many, end-of-sequence included and a forced first token not.
     num_beams: 1 is greedy search (or plain sampling).
     do_sample: draw tokens; temperature, top_k (0: all) and top_p matter only then.
     num_return_sequences: answers a question. RAG-Sequence gives fewer where it found fewer distinct ones.
@@ -347,6 +347,12 @@ def _search(
     """
     config = _generation_config(generator, decoding, count)
     rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
+    forced = int(config.forced_bos_token_id is not None)
+    # A first token that is given takes none of the answer's; transformers counts it among the new ones.
+    config.max_new_tokens = decoding.max_new_tokens + forced
+    if decoding.min_new_tokens:
+        config.min_new_tokens = decoding.min_new_tokens + forced
+    check_positions(generator, decoding, forced)
     config.return_dict_in_generate = True
     marginal: Any = MarginalForGeneration(generator, states, mask, doc_logprobs, alone)
     output = marginal.generate(generation_config=config, encoder_outputs=marginal.questions, **rest)
@@ -373,7 +379,7 @@ def _search(
     shared = marginal.for_each_row is None
     return _Found(
         tokens.masked_fill(~real, NO_TOKEN),
-        int(config.forced_bos_token_id is not None),
+        forced,
         found // count,
         torch.stack(token_logprobs, dim=2),
         torch.stack(normalisers, dim=2),
@@ -383,22 +389,13 @@ def _search(
 
 def _generation_config(generator: Generator, decoding: Decoding, count: int) -> GenerationConfig:
     """What `generate` is told: the decoding settings, our special tokens and the generator's forced ones."""
-    positions = getattr(generator.model.config, "max_position_embeddings", None)
-    if positions is not None and decoding.max_new_tokens > positions:
-        raise UserError(
-            f"decoding.max_new_tokens is {decoding.max_new_tokens} but the generator has {positions} positions: "
-            f"give at most {positions}"
-        )
     own = getattr(generator.model, "generation_config", None)
     settings: dict[str, Any] = {}
     if decoding.do_sample:
         settings |= {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
     if decoding.num_beams > 1:
         settings |= {"length_penalty": decoding.length_penalty}
-    if decoding.min_new_tokens:
-        settings |= {"min_new_tokens": decoding.min_new_tokens}
     return GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
         do_sample=decoding.do_sample,
         num_return_sequences=count,
@@ -410,6 +407,16 @@ def _generation_config(generator: Generator, decoding: Decoding, count: int) -> 
         forced_eos_token_id=getattr(own, "forced_eos_token_id", None),
         **settings,
     )
+
+
+def check_positions(generator: Generator, decoding: Decoding, forced: int) -> None:
+    """UserError where the decoder has no place for so many tokens beside the `forced` first one."""
+    positions = getattr(generator.model.config, "max_position_embeddings", None)
+    if positions is not None and decoding.max_new_tokens + forced > positions:
+        raise UserError(
+            f"decoding.max_new_tokens is {decoding.max_new_tokens} but the generator has {positions} positions"
+            f"{', one of them for its forced first token' if forced else ''}: give at most {positions - forced}"
+        )
 
 
 def _generate_token(

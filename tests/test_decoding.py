@@ -421,20 +421,18 @@ def test_forced_tokens_of_the_generator_are_honoured() -> None:
                 ids = context(model, question, model.retriever.rows[question][0])
                 expected = plain.generate(
                     ids,
-                    max_new_tokens=5,
+                    max_new_tokens=6,  # there, the forced first token is one of them
                     num_beams=decoding.num_beams,
                     num_return_sequences=decoding.num_return_sequences,
                 )
                 expected = {tuple(sequence) for sequence in expected[:, 2:].tolist()}
                 assert {answer.tokens for answer in answers} == expected
                 for answer in answers:
-                    assert (
-                        len(answer.tokens) == 4 and answer.tokens[-1] == EOS
-                    )  # with the forced first token, 5
+                    assert len(answer.tokens) == 5 and answer.tokens[-1] == EOS  # and the forced first token
                     with_first = token_logprobs(model, question, [(BOS, *answer.tokens)], n_docs=1)[0, 0]
                     assert answer.logprob == pytest.approx(with_first[1:].sum().item(), rel=1e-5)
                     if answer.token_posterior is not None:
-                        assert answer.token_posterior.shape == (1, 4)
+                        assert answer.token_posterior.shape == (1, 5)
 
 
 def test_a_first_token_forced_by_an_argument_is_not_scored() -> None:
@@ -443,6 +441,27 @@ def test_a_first_token_forced_by_an_argument_is_not_scored() -> None:
         for question, (answer,) in zip(QUESTIONS, ask(model, GREEDY, forced_bos_token_id=BOS), strict=True):
             scores = token_logprobs(model, question, [(BOS, *answer.tokens)])[0, :, 1:]
             torch.testing.assert_close(answer.doc_scores, scores.sum(dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_forced_first_token_takes_none_of_the_tokens_asked_for() -> None:
+    """An answer of one token is possible, one of min_new_tokens is as long, and the positions are counted with it."""
+    for kind in (RagToken, RagSequence):
+        model = make(kind)
+        plain = model.generator.model
+        plain.generation_config.forced_bos_token_id = BOS
+        plain.final_logits_bias[0, EOS] = -9.0
+        for decoding in (GREEDY, BEAM):
+            one = dataclasses.replace(decoding, max_new_tokens=1, num_return_sequences=1)
+            assert {len(answer.tokens) for (answer,) in ask(model, one)} == {1}
+            plain.final_logits_bias[0, EOS] = 90.0
+            least = dataclasses.replace(decoding, min_new_tokens=3)
+            assert {len(answer.tokens) for answers in ask(model, least) for answer in answers} == {4}
+            plain.final_logits_bias[0, EOS] = -9.0
+        positions = plain.config.max_position_embeddings
+        with pytest.raises(
+            UserError, match=f"one of them for its forced first token: give at most {positions - 1}"
+        ):
+            ask(model, dataclasses.replace(GREEDY, max_new_tokens=positions))
 
 
 def test_other_settings_of_a_hub_model_do_not_leak_in() -> None:
