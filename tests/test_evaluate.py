@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from commands import run
 from conftest import QUESTIONS
+from omegaconf import OmegaConf
 from tiny_runs import write_run
 
+from evaluate import paper_cells
 from rag.analysis import paper_tables
 from rag.analysis.paper_tables import LAYOUTS, Cell, all_cells, lines_of, write_table
+from rag.cli import compose_config
 from rag.decoding import Decoding
 from rag.evaluation import answer_in_parts, passage_metrics, read_parts
 from rag.files import read_json, write_json
@@ -228,6 +231,21 @@ def result(name: str, split: str = "test", limit: int | None = None, **figures: 
         | figures
         | {"intervals": {key: [v - 0.01, v + 0.01] for key, v in figures.items()}, "intervals_at": {}}
     )
+
+
+@pytest.mark.parametrize("experiment", ["dpr/nq", "table1/nq_rag_sequence"])
+def test_questions_of_ones_own_have_no_figure_of_the_paper(experiment):
+    """Natural Questions' file may lie anywhere; another file, or another kind of task, is not what the paper asked."""
+
+    def evaluated(*changed):
+        saved = compose_config("train", [f"experiment={experiment}", *changed])
+        return OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(saved)), {"split": "test"})
+
+    own = evaluated()
+    assert paper_cells(own)
+    assert paper_cells(evaluated(f"task.test=/elsewhere/{Path(own.task.test).name}")) == paper_cells(own)
+    assert paper_cells(evaluated("task.test=my.jsonl")) == []
+    assert paper_cells(evaluated("task=qa", "task.test=my.jsonl")) == []
 
 
 def test_runs_stand_beside_the_papers_figures(tmp_path, capsys):
