@@ -33,7 +33,10 @@ OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 @contextmanager
 def mistakes_in_one_sentence() -> Iterator[None]:
-    """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130."""
+    """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130.
+
+    A process that waited in vain for another one, which says what is wrong, exits with 1 and one sentence.
+    """
     try:
         yield
     except (UserError, InstantiationException, OmegaConfBaseException) as error:
@@ -42,6 +45,13 @@ def mistakes_in_one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        from rag.processes import lost_another  # with torch, which is there where this can happen
+
+        if not lost_another(error):
+            raise
+        print("stopped, because another process of this command did: its message says why", file=sys.stderr)
+        sys.exit(1)
 
 
 def one_sentence(error: Exception) -> str:

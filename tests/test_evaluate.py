@@ -1,6 +1,8 @@
 """evaluate.py on tiny models: samples, parts and processes, checkpoints of both kinds, reports, and what it refuses."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +108,34 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
     assert (tmp_path / "one" / "predictions.jsonl").read_text() == (
         tmp_path / "two" / "predictions.jsonl"
     ).read_text()
+
+
+@pytest.mark.slow
+def test_one_process_tells_what_is_wrong_and_the_other_that_it_stopped(command, questions):
+    """The second question, which falls to the second process, is too long for the generator."""
+    long = {"question": "river " * 400, "answers": ["Paris"]}
+    lines = [json.dumps({"question": QUESTIONS[0], "answers": ["Paris"]}), json.dumps(long)]
+    questions.write_text("\n".join(lines), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "evaluate.py", *command, "batch_size=1"],
+            cwd=PROJECT,
+            env=shared | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in running]
+    assert any("does not fit the generator's context" in each for each in told)
+    for each in told:
+        assert "Traceback" not in each and len(each.strip().splitlines()) <= 2, each  # one may be a warning
+    assert all(process.returncode in (1, 2) for process in running)
 
 
 def test_a_checkpoint_in_the_format_of_facebooks(retriever, bart, index, questions, tmp_path, capsys):

@@ -449,6 +449,23 @@ def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model)
 
 
 @pytest.mark.slow
+def test_what_is_wrong_on_one_rank_ends_both_without_a_traceback(demo, tmp_path):
+    """A batch of one on each rank: one of the two gets the question that is too long."""
+    asked = tmp_path / "asked.jsonl"
+    rows = [
+        {"question": question, "answers": ["Paris"], "set": "people"} for question in ("who", "river " * 900)
+    ]
+    asked.write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, "train.py", "experiment=miniwiki/closed_book", *SHORT, *demo.places]
+    command += ["datamodule.batch_size=1", f"task.train={asked}", "trainer.devices=2", "trainer.strategy=ddp"]
+    command += ["datamodule.dev_limit=2", "decoding.max_new_tokens=3", f"paths.run={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "does not fit the generator's context" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 4, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_resuming_amid_accumulated_batches_with_loader_workers(demo, tmp_path):
     """Stopped after the third of six steps of two accumulated batches each, made by two loader workers."""
