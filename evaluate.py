@@ -23,6 +23,7 @@ and writes predictions.jsonl and result.json into RUN/evaluation/. The same comm
 if __name__ == "__main__":  # before what takes seconds to import
     check_command("evaluate", USAGE)
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -37,7 +38,15 @@ from rich.table import Table
 from rag.analysis.hot_swap import hot_swap
 from rag.analysis.paper_tables import Cell, cells_of, write_table
 from rag.analysis.run_report import write_run_report
-from rag.cli import from_checkpoint, in_transformers_format, key_of, plain, run_script
+from rag.cli import (
+    CONFIGS,
+    compose_config,
+    from_checkpoint,
+    in_transformers_format,
+    key_of,
+    plain,
+    run_script,
+)
 from rag.datamodule import check_questions, sample
 from rag.errors import UserError
 from rag.evaluation import (
@@ -195,8 +204,26 @@ def open_run(
 
 def show_result(cfg: DictConfig, run: Run) -> None:
     """The table of a finished evaluation, beside the paper's figures."""
-    cells = cells_of(plain(cfg.get("paper") or []), cfg.name)
+    cells = paper_cells(cfg)
     show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cells)
+
+
+def paper_cells(cfg: DictConfig) -> list[Cell]:
+    """The paper's figures for what was evaluated; none where the questions are not the experiment's but one's own.
+
+    Those are another kind of task, or a file of another name: the experiment's may lie anywhere.
+    """
+    cells = cells_of(plain(cfg.get("paper") or []), cfg.name)
+    files = (file for file in sorted((CONFIGS / "experiment").rglob("*.yaml")) if cells)
+    named = (
+        file for file in files if re.search(rf"(?m)^name: {re.escape(cfg.name)}\s*$", file.read_text("utf-8"))
+    )
+    if (file := next(named, None)) is None:
+        return cells
+    experiment = file.relative_to(CONFIGS / "experiment").with_suffix("")
+    own = compose_config("train", [f"experiment={experiment}"])
+    asked, of_paper = ((each.task._target_, Path(str(each.task.get(cfg.split))).name) for each in (cfg, own))
+    return cells if asked == of_paper else []
 
 
 def check_numbers(cfg: DictConfig) -> None:

@@ -62,6 +62,7 @@ class StopsBetweenSteps(Callback):
         self.before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.done = trainer.global_step
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             self.before = {each: signal.signal(each, self.ask) for each in (signal.SIGINT, signal.SIGTERM)}
 
@@ -77,7 +78,9 @@ class StopsBetweenSteps(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.asked:
+        # After some of a step's accumulated batches there is nothing to go on from: their gradients are not kept.
+        whole, self.done = trainer.global_step > self.done, trainer.global_step
+        if self.asked and whole:
             trainer.save_checkpoint(self.file)
             raise KeyboardInterrupt
 
@@ -90,6 +93,30 @@ class StopsBetweenSteps(Callback):
         self.restore()
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps what training goes on from, as it is after a whole step, never amid the batches that one accumulates."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.done = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self.done:
+            self.done = trainer.global_step
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @property
+    def state_key(self) -> str:
+        return _key_of_lightnings(self, super().state_key)
+
+
+def _key_of_lightnings(callback: Callback, key: str) -> str:
+    """The key by which checkpoints of runs from before these classes know a callback's state."""
+    return key.replace(type(callback).__qualname__, ModelCheckpoint.__qualname__)
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the weights of the best step. A metric that is NaN or infinite is never the best, nor the first."""
 
@@ -99,8 +126,8 @@ class BestCheckpoint(ModelCheckpoint):
         return super().check_monitor_top_k(trainer, current)
 
     @property
-    def state_key(self) -> str:  # that of runs from before this class
-        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__)
+    def state_key(self) -> str:
+        return _key_of_lightnings(self, super().state_key)
 
 
 def checkpoints(
@@ -122,7 +149,7 @@ def checkpoints(
         raise UserError(
             f"patience={patience} waits for a better figure of dev, and monitor names none: give monitor=…"
         )
-    last = ModelCheckpoint(
+    last = LastCheckpoint(
         folder,
         "last",
         train_time_interval=timedelta(minutes=minutes),

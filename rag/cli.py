@@ -33,7 +33,10 @@ GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if fo
 
 @contextmanager
 def mistakes_in_one_sentence() -> Iterator[None]:
-    """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130."""
+    """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130.
+
+    A process that waited in vain for another one, which says what is wrong, exits with 1 and one sentence.
+    """
     try:
         yield
     except (UserError, InstantiationException, OmegaConfBaseException) as error:
@@ -42,6 +45,13 @@ def mistakes_in_one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:
+        from rag.processes import lost_another  # with torch, which is there where this can happen
+
+        if not lost_another(error):
+            raise
+        print("stopped, because another process of this command did: its message says why", file=sys.stderr)
+        sys.exit(1)
 
 
 def one_sentence(error: Exception) -> str:
@@ -303,6 +313,8 @@ def quieten_logs() -> None:
         "sync_dist=True",  # figures of dev are the same on all ranks when they are logged
         "across ranks is zero",  # a data module whose dev file was not given
         "exists and is not empty",
+        "dirpath has changed",  # another run's last.ckpt, given as ckpt_path
+        "callbacks used to create the checkpoint",
         "It will use the implementation from `LightningModule`",
         "LeafSpec",
         "in eval mode at the start of training",  # a frozen question encoder is meant to be

@@ -14,8 +14,8 @@ What is generated and what is scored:
 - The decoder begins with `generator.start_token`. Answers, like labels, hold no start token.
 - `forced_bos_token_id` and `forced_eos_token_id` of the generator's own generation_config are honoured, as in
   transformers. A forced first token is given, like the start token: it is neither part of the answer nor of
-  its probability. A forced last token is an end-of-sequence as any other and counts with the probability
-  the model gives it.
+  its probability, and takes none of `max_new_tokens`. A forced last token is an end-of-sequence as any other
+  and counts with the probability the model gives it.
 - Nothing else is taken from that generation_config: facebook/bart-large would bring four beams and
   no_repeat_ngram_size=3, which no experiment asked for. Ask for them in `Decoding` or as keyword arguments.
 - log p(y|x) is the model's own: logits processors, temperature and length penalty decide which answers are
@@ -27,7 +27,7 @@ What is generated and what is scored:
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,7 +35,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
-from transformers import Cache, EncoderDecoderCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    Cache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from rag import cross_attention, marginalize
@@ -55,7 +63,7 @@ NO_TOKEN = -1  # stands after an answer's last token; no model generates it, as 
 class Decoding:
     """How answers are searched for. The names are those of transformers' GenerationConfig; lengths in tokens.
 
-    max_new_tokens: at most so many, end-of-sequence included.
+    max_new_tokens: at most so many, end-of-sequence included and a forced first token not.
     num_beams: 1 is greedy search (or plain sampling).
     do_sample: draw tokens; temperature, top_k (0: all) and top_p matter only then.
     num_return_sequences: answers a question. RAG-Sequence gives fewer where it found fewer distinct ones.
@@ -347,7 +355,17 @@ def _search(
     """
     config = _generation_config(generator, decoding, count)
     rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
+    forced = int(config.forced_bos_token_id is not None)
+    # A first token that is given takes none of the answer's; transformers counts it among the new ones.
+    config.max_new_tokens = decoding.max_new_tokens + forced
+    if decoding.min_new_tokens:
+        config.min_new_tokens = decoding.min_new_tokens + forced
+    check_positions(generator, decoding, forced)
     config.return_dict_in_generate = True
+    ends = None
+    if criteria := rest.get("stopping_criteria"):
+        ends = _Ends(criteria)
+        rest["stopping_criteria"] = StoppingCriteriaList([ends])
     marginal: Any = MarginalForGeneration(generator, states, mask, doc_logprobs, alone)
     output = marginal.generate(generation_config=config, encoder_outputs=marginal.questions, **rest)
     tokens = output.sequences[:, 1:]  # without the start token
@@ -356,7 +374,9 @@ def _search(
     beams = getattr(output, "beam_indices", None)
     if beams is not None:  # −1 after a beam's last token, and throughout where fewer beams than wanted exist
         real = real & (beams >= 0)
-    else:  # a stopping criterion ends a sequence without end-of-sequence: what follows is padding
+    elif ends is not None:
+        real = real & (torch.arange(tokens.shape[1], device=tokens.device) < ends.after.unsqueeze(1))
+    elif config.stop_strings:  # what follows where one ended is padding, which a model may generate too
         padding = (tokens == generator.pad_token) & (tokens != generator.end_token)
         real = real & (padding.flip(1).long().cumprod(dim=1).flip(1) == 0)
     found = torch.arange(len(tokens), device=tokens.device)
@@ -373,7 +393,7 @@ def _search(
     shared = marginal.for_each_row is None
     return _Found(
         tokens.masked_fill(~real, NO_TOKEN),
-        int(config.forced_bos_token_id is not None),
+        forced,
         found // count,
         torch.stack(token_logprobs, dim=2),
         torch.stack(normalisers, dim=2),
@@ -381,24 +401,34 @@ def _search(
     )
 
 
+class _Ends(StoppingCriteria):
+    """What the caller's criteria say, and after how many tokens they ended each sequence.
+
+    What stands in a row after that is padding, which cannot be told from padding tokens that the model generated.
+    """
+
+    def __init__(self, criteria: Iterable[StoppingCriteria]):
+        self.criteria = StoppingCriteriaList(criteria)
+        self.after = torch.zeros(0, dtype=torch.long)
+
+    def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores: Any, **kwargs: Any) -> Any:
+        done = self.criteria(input_ids, scores, **kwargs)
+        count = input_ids.shape[1] - 1  # without the start token
+        if len(self.after) != len(input_ids):
+            self.after = torch.full_like(input_ids[:, 0], torch.iinfo(input_ids.dtype).max)
+        self.after = torch.where(torch.as_tensor(done), self.after.clamp(max=count), self.after)
+        return done
+
+
 def _generation_config(generator: Generator, decoding: Decoding, count: int) -> GenerationConfig:
     """What `generate` is told: the decoding settings, our special tokens and the generator's forced ones."""
-    positions = getattr(generator.model.config, "max_position_embeddings", None)
-    if positions is not None and decoding.max_new_tokens > positions:
-        raise UserError(
-            f"decoding.max_new_tokens is {decoding.max_new_tokens} but the generator has {positions} positions: "
-            f"give at most {positions}"
-        )
     own = getattr(generator.model, "generation_config", None)
     settings: dict[str, Any] = {}
     if decoding.do_sample:
         settings |= {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
     if decoding.num_beams > 1:
         settings |= {"length_penalty": decoding.length_penalty}
-    if decoding.min_new_tokens:
-        settings |= {"min_new_tokens": decoding.min_new_tokens}
     return GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens,
         num_beams=decoding.num_beams,
         do_sample=decoding.do_sample,
         num_return_sequences=count,
@@ -410,6 +440,16 @@ def _generation_config(generator: Generator, decoding: Decoding, count: int) -> 
         forced_eos_token_id=getattr(own, "forced_eos_token_id", None),
         **settings,
     )
+
+
+def check_positions(generator: Generator, decoding: Decoding, forced: int) -> None:
+    """UserError where the decoder has no place for so many tokens beside the `forced` first one."""
+    positions = getattr(generator.model.config, "max_position_embeddings", None)
+    if positions is not None and decoding.max_new_tokens + forced > positions:
+        raise UserError(
+            f"decoding.max_new_tokens is {decoding.max_new_tokens} but the generator has {positions} positions"
+            f"{', one of them for its forced first token' if forced else ''}: give at most {positions - forced}"
+        )
 
 
 def _generate_token(
@@ -465,11 +505,11 @@ def _generate_sequence(
     contexts = all_contexts[max(n_docs)]
     docs = contexts.n_docs
     passages = (contexts.doc_logprobs > -torch.inf).flatten().nonzero().squeeze(1)  # those that were found
+    nothing = {
+        k: [[_no_answer(of_k, q)] for q in range(len(of_k.doc_logprobs))] for k, of_k in all_contexts.items()
+    }
     if len(passages) == 0:
-        return {
-            k: [[_no_answer(of_k, q)] for q in range(len(of_k.doc_logprobs))]
-            for k, of_k in all_contexts.items()
-        }
+        return nothing
     found = _search(
         generator,
         contexts.states[passages],
@@ -484,6 +524,8 @@ def _generate_sequence(
     )
     passage = passages[found.batch_row]
     real = (found.tokens != NO_TOKEN).any(dim=1)
+    if not real.any():
+        return nothing
     keyed = torch.cat([(passage // docs).unsqueeze(1), found.tokens], dim=1)[real]
     distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
     question, tokens = distinct[:, 0], distinct[:, 1:]

@@ -1,6 +1,7 @@
 """The processes of one command: those that torchrun or SLURM's srun started, one if nothing says otherwise."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,6 +45,17 @@ def wait_for_all() -> None:
     """Wait until every process has come here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an error says that another process of this command is gone, not that something is wrong in this one."""
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    # gloo's errors are of no type of their own, and NCCL's are of one for everything
+    told = str(error)
+    of_gloo = "gloo" in told and re.search(r"Connection (closed|reset) by|Broken pipe|Socket closed", told)
+    of_nccl = isinstance(error, dist.DistBackendError) and "remote process exited" in told
+    return bool(of_gloo or of_nccl)
 
 
 def local_device() -> torch.device:

@@ -19,6 +19,8 @@ from transformers import (
     BartForConditionalGeneration,
     LogitsProcessor,
     LogitsProcessorList,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -422,20 +424,18 @@ def test_forced_tokens_of_the_generator_are_honoured() -> None:
                 ids = context(model, question, model.retriever.rows[question][0])
                 expected = plain.generate(
                     ids,
-                    max_new_tokens=5,
+                    max_new_tokens=6,  # there, the forced first token is one of them
                     num_beams=decoding.num_beams,
                     num_return_sequences=decoding.num_return_sequences,
                 )
                 expected = {tuple(sequence) for sequence in expected[:, 2:].tolist()}
                 assert {answer.tokens for answer in answers} == expected
                 for answer in answers:
-                    assert (
-                        len(answer.tokens) == 4 and answer.tokens[-1] == EOS
-                    )  # with the forced first token, 5
+                    assert len(answer.tokens) == 5 and answer.tokens[-1] == EOS  # and the forced first token
                     with_first = token_logprobs(model, question, [(BOS, *answer.tokens)], n_docs=1)[0, 0]
                     assert answer.logprob == pytest.approx(with_first[1:].sum().item(), rel=1e-5)
                     if answer.token_posterior is not None:
-                        assert answer.token_posterior.shape == (1, 4)
+                        assert answer.token_posterior.shape == (1, 5)
 
 
 def test_a_first_token_forced_by_an_argument_is_not_scored() -> None:
@@ -444,6 +444,82 @@ def test_a_first_token_forced_by_an_argument_is_not_scored() -> None:
         for question, (answer,) in zip(QUESTIONS, ask(model, GREEDY, forced_bos_token_id=BOS), strict=True):
             scores = token_logprobs(model, question, [(BOS, *answer.tokens)])[0, :, 1:]
             torch.testing.assert_close(answer.doc_scores, scores.sum(dim=1), rtol=1e-5, atol=1e-5)
+
+
+def marian(padding: float) -> MarianMTModel:
+    """Its decoder starts with the padding token, as T5's does; `padding` is what the token's score is raised by."""
+    config = MarianConfig(
+        vocab_size=6,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=64,
+        init_std=0.5,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=PAD,
+        forced_eos_token_id=None,
+    )
+    model = MarianMTModel(config).eval()
+    model.final_logits_bias[0, PAD] = padding
+    return model
+
+
+@pytest.mark.parametrize("kind", [RagSequence, RagToken])
+@pytest.mark.parametrize("padding", [0.0, 50.0])
+def test_padding_that_is_generated_is_part_of_the_answer(kind: type[RagModel], padding: float) -> None:
+    """Without beams it looks like what fills a row that ended; with beams `generate` says which is which."""
+    model = make(kind, marian(padding))
+    for thorough in (True, False):
+        greedy = dataclasses.replace(GREEDY, thorough=thorough)
+        found = ask(model, greedy)
+        if padding:
+            assert all(answer.tokens == (PAD,) * 5 for answers in found for answer in answers)
+            assert_same(found, ask(model, dataclasses.replace(greedy, num_beams=2)))
+        for question, (answer,) in zip(QUESTIONS, found, strict=True):
+            scores = token_logprobs(model, question, [answer.tokens])[0].sum(dim=1)
+            if thorough:
+                torch.testing.assert_close(answer.doc_scores, scores, rtol=1e-5, atol=1e-5)
+        ask(model, dataclasses.replace(greedy, do_sample=True, num_return_sequences=4))
+
+
+@pytest.mark.parametrize("forced", [BOS, PAD, EOS, A])
+def test_t5_with_any_forced_first_token(forced: int) -> None:
+    for kind in (RagSequence, RagToken):
+        for bias in (None, PAD):
+            model = make(kind, t5())
+            model.generator.model.generation_config.forced_bos_token_id = forced
+            if bias is not None:
+                with torch.no_grad():  # padding is what it likes best
+                    model.generator.model.lm_head.weight[PAD] *= 4
+            for decoding in (GREEDY, FAST_GREEDY, BEAM):
+                answers = ask(model, decoding)
+                assert all(forced == EOS or answer.tokens for (answer, *_) in answers)
+
+
+def test_a_forced_first_token_takes_none_of_the_tokens_asked_for() -> None:
+    """An answer of one token is possible, one of min_new_tokens is as long, and the positions are counted with it."""
+    for kind in (RagToken, RagSequence):
+        model = make(kind)
+        plain = model.generator.model
+        plain.generation_config.forced_bos_token_id = BOS
+        plain.final_logits_bias[0, EOS] = -9.0
+        for decoding in (GREEDY, BEAM):
+            one = dataclasses.replace(decoding, max_new_tokens=1, num_return_sequences=1)
+            assert {len(answer.tokens) for (answer,) in ask(model, one)} == {1}
+            plain.final_logits_bias[0, EOS] = 90.0
+            least = dataclasses.replace(decoding, min_new_tokens=3)
+            assert {len(answer.tokens) for answers in ask(model, least) for answer in answers} == {4}
+            plain.final_logits_bias[0, EOS] = -9.0
+        positions = plain.config.max_position_embeddings
+        with pytest.raises(
+            UserError, match=f"one of them for its forced first token: give at most {positions - 1}"
+        ):
+            ask(model, dataclasses.replace(GREEDY, max_new_tokens=positions))
 
 
 def test_other_settings_of_a_hub_model_do_not_leak_in() -> None:

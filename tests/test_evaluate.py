@@ -1,6 +1,8 @@
 """evaluate.py on tiny models: samples, parts and processes, checkpoints of both kinds, reports, and what it refuses."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,13 @@ import numpy as np
 import pytest
 from commands import run
 from conftest import QUESTIONS
+from omegaconf import OmegaConf
 from tiny_runs import write_run
 
+from evaluate import paper_cells
 from rag.analysis import paper_tables
 from rag.analysis.paper_tables import LAYOUTS, Cell, all_cells, lines_of, write_table
+from rag.cli import compose_config
 from rag.decoding import Decoding
 from rag.evaluation import answer_in_parts, passage_metrics, read_parts
 from rag.files import read_json, write_json
@@ -103,6 +108,34 @@ def test_two_processes_give_what_one_gives(command, tmp_path):
     assert (tmp_path / "one" / "predictions.jsonl").read_text() == (
         tmp_path / "two" / "predictions.jsonl"
     ).read_text()
+
+
+@pytest.mark.slow
+def test_one_process_tells_what_is_wrong_and_the_other_that_it_stopped(command, questions):
+    """The second question, which falls to the second process, is too long for the generator."""
+    long = {"question": "river " * 400, "answers": ["Paris"]}
+    lines = [json.dumps({"question": QUESTIONS[0], "answers": ["Paris"]}), json.dumps(long)]
+    questions.write_text("\n".join(lines), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "evaluate.py", *command, "batch_size=1"],
+            cwd=PROJECT,
+            env=shared | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in running]
+    assert any("does not fit the generator's context" in each for each in told)
+    for each in told:
+        assert "Traceback" not in each and len(each.strip().splitlines()) <= 2, each  # one may be a warning
+    assert all(process.returncode in (1, 2) for process in running)
 
 
 def test_a_checkpoint_in_the_format_of_facebooks(retriever, bart, index, questions, tmp_path, capsys):
@@ -228,6 +261,21 @@ def result(name: str, split: str = "test", limit: int | None = None, **figures: 
         | figures
         | {"intervals": {key: [v - 0.01, v + 0.01] for key, v in figures.items()}, "intervals_at": {}}
     )
+
+
+@pytest.mark.parametrize("experiment", ["dpr/nq", "table1/nq_rag_sequence"])
+def test_questions_of_ones_own_have_no_figure_of_the_paper(experiment):
+    """Natural Questions' file may lie anywhere; another file, or another kind of task, is not what the paper asked."""
+
+    def evaluated(*changed):
+        saved = compose_config("train", [f"experiment={experiment}", *changed])
+        return OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(saved)), {"split": "test"})
+
+    own = evaluated()
+    assert paper_cells(own)
+    assert paper_cells(evaluated(f"task.test=/elsewhere/{Path(own.task.test).name}")) == paper_cells(own)
+    assert paper_cells(evaluated("task.test=my.jsonl")) == []
+    assert paper_cells(evaluated("task=qa", "task.test=my.jsonl")) == []
 
 
 def test_runs_stand_beside_the_papers_figures(tmp_path, capsys):

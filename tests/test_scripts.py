@@ -21,8 +21,9 @@ import pytest
 import torch
 from commands import run
 from pytorch_lightning.loggers.logger import Logger
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from rag.ask import main as ask
 from rag.cli import run_script
 from rag.datamodule import sample
 from rag.encoders import QuestionEncoder
@@ -233,12 +234,115 @@ def test_info_does_without_data_and_index(tmp_path, capsys):
 def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
     """Looks at dev after steps 2, 4 and 6; exact match stays 0, so that the second look is the last."""
     run = tmp_path / "run"
-    assert demo("train", "experiment=miniwiki/rag_sequence", *RAG, "patience=1", f"paths.run={run}") == 0
+    command = ["experiment=miniwiki/rag_sequence", *RAG, "patience=1"]
+    assert demo("train", *command, "task.report_sets=null", f"paths.run={run}") == 0
     result = json.loads((run / "result.json").read_text())
     assert result["figures"]["dev/em"] == 0 and result["steps"] == 4
     assert {"dev/nll_per_token", "dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@2"} <= set(
         result["figures"]
     )
+
+
+def test_a_dev_set_that_judges_nothing_is_no_best_step_of_zero(demo, tmp_path, capsys):
+    """The four questions drawn ask about real facts, which no figure counts: the last step's weights are kept."""
+    run = tmp_path / "run"
+    assert demo("train", "experiment=miniwiki/rag_sequence", *RAG, f"paths.run={run}") == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["figures"]["dev/em"] is None and result["steps"] == 6
+    assert not (run / "best.ckpt").exists()
+    assert "dev/em was not a number at any look at dev" in capsys.readouterr().out
+    assert "NaN" not in (run / "result.json").read_text() and "nan" not in (run / "report.md").read_text()
+
+
+def test_training_that_diverges_is_stopped_in_one_sentence(demo, tmp_path, capsys):
+    """A learning rate of 1e30 makes the second loss NaN; lowering it, as the sentence says, trains."""
+    command = [
+        "experiment=miniwiki/closed_book",
+        *SHORT,
+        "trainer.max_steps=4",
+        f"paths.run={tmp_path / 'run'}",
+    ]
+    command += ["optimization.warmup_steps=0", "datamodule.dev_limit=2", "decoding.max_new_tokens=3"]
+    assert demo("train", *command, "optimization.lr=1e30") == 2
+    told = refusal(capsys)
+    assert "training stopped at step 2 because the loss is nan (the last finite loss was " in told
+    assert "at step 1): lower optimization.lr" in told and "train again with overwrite=true" in told
+    assert not (tmp_path / "run" / "model").exists() and not list((tmp_path / "run").glob("*.ckpt"))
+    assert demo("train", *command, "optimization.lr=1e-4", "overwrite=true") == 0
+
+
+@pytest.fixture
+def broken(demo, tmp_path) -> Path:
+    """The finished run with one NaN among the weights of its generator."""
+    shutil.copytree(demo.run("rag_sequence"), tmp_path / "broken")
+    file = tmp_path / "broken" / "model" / "generator" / "model.safetensors"
+    held = load_file(file)
+    next(iter(held.values())).view(-1)[3] = torch.nan
+    save_file(held, file, {"format": "pt"})
+    return file
+
+
+def test_weights_that_are_not_finite_are_refused_when_opened(demo, broken, tmp_path, capsys):
+    assert demo("evaluate", f"checkpoint={broken.parents[2]}", "split=dev", "limit=2") == 2
+    assert f"{broken} holds weights that are not finite" in refusal(capsys)
+    assert not (broken.parents[2] / "evaluation").exists()
+    start = f"generator.path={broken.parent}"
+    assert demo("train", "experiment=miniwiki/rag_token", *RAG, start, f"paths.run={tmp_path / 'run'}") == 2
+    assert f"{broken} holds weights that are not finite" in refusal(capsys)
+    with pytest.raises(SystemExit) as stopped:
+        ask([f"checkpoint={broken.parents[2]}", "who wrote it?"])
+    assert stopped.value.code == 2 and f"{broken} holds weights that are not finite" in refusal(capsys)
+
+
+CHECKPOINTS = {
+    "best.ckpt": "holds weights alone, without the optimizer's state",
+    "other.ckpt": "is of another model than this run trains",
+    "frozen.ckpt": "is of a run that trained",
+    "model.safetensors": "is no checkpoint of train.py",
+    "tensors.pt": "holds tensors but is no checkpoint of train.py",
+    "short.ckpt": "is no checkpoint of train.py, or is cut short",
+    "finished.ckpt": "was left after step 6, and this run ends at step 6",
+    "nan.ckpt": "holds weights that are not finite",
+    "nothing.ckpt": "does not exist",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint_files(demo, tmp_path_factory) -> Path:
+    """Files of each kind that somebody might go on from, and good.ckpt."""
+    folder = tmp_path_factory.mktemp("ckpt")
+    rag = ["experiment=miniwiki/rag_sequence", *RAG, "checkpoint_minutes=0", "task.report_sets=null"]
+    assert demo("train", *rag, f"paths.run={folder / 'run'}") == 0
+    assert demo("train", *rag, "retriever.trainable=false", f"paths.run={folder / 'frozen'}") == 0
+    closed = ["experiment=miniwiki/closed_book", *SHORT, "datamodule.dev_limit=2", "checkpoint_minutes=0"]
+    assert demo("train", *closed, "decoding.max_new_tokens=3", f"paths.run={folder / 'other'}") == 0
+    shutil.copy(folder / "run" / "best.ckpt", folder / "best.ckpt")
+    shutil.copy(folder / "run" / "last.ckpt", folder / "finished.ckpt")
+    shutil.copy(folder / "other" / "last.ckpt", folder / "other.ckpt")
+    shutil.copy(folder / "frozen" / "last.ckpt", folder / "frozen.ckpt")
+    shutil.copy(folder / "run" / "model" / "generator" / "model.safetensors", folder)
+    torch.save({"weight": torch.zeros(2)}, folder / "tensors.pt")
+    whole = (folder / "finished.ckpt").read_bytes()
+    (folder / "short.ckpt").write_bytes(whole[: len(whole) // 2])
+    held = torch.load(folder / "finished.ckpt", weights_only=True)
+    next(iter(held["state_dict"].values())).view(-1)[0] = torch.inf
+    torch.save(held, folder / "nan.ckpt")
+    return folder
+
+
+@pytest.mark.parametrize("file", CHECKPOINTS)
+def test_what_cannot_be_gone_on_from(demo, checkpoint_files, file, tmp_path, capsys):
+    command = ["experiment=miniwiki/rag_sequence", *RAG, f"ckpt_path={checkpoint_files / file}"]
+    assert demo("train", *command, f"paths.run={tmp_path / 'run'}") == 2
+    told = refusal(capsys)
+    assert f"{checkpoint_files / file} " in told and CHECKPOINTS[file] in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_goes_on_from_a_checkpoint_that_is_given(demo, checkpoint_files, tmp_path):
+    command = ["experiment=miniwiki/rag_sequence", *RAG, f"ckpt_path={checkpoint_files / 'finished.ckpt'}"]
+    assert demo("train", *command, "trainer.max_steps=8", f"paths.run={tmp_path / 'run'}") == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 8
 
 
 def test_smoke_runs_a_few_steps_in_a_folder_of_its_own(demo, capsys):
@@ -344,6 +448,23 @@ def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model)
         )
         for name in a:
             torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=2e-5, msg=f"{file}, {name}")
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_one_rank_ends_both_without_a_traceback(demo, tmp_path):
+    """A batch of one on each rank: one of the two gets the question that is too long."""
+    asked = tmp_path / "asked.jsonl"
+    rows = [
+        {"question": question, "answers": ["Paris"], "set": "people"} for question in ("who", "river " * 900)
+    ]
+    asked.write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, "train.py", "experiment=miniwiki/closed_book", *SHORT, *demo.places]
+    command += ["datamodule.batch_size=1", f"task.train={asked}", "trainer.devices=2", "trainer.strategy=ddp"]
+    command += ["datamodule.dev_limit=2", "decoding.max_new_tokens=3", f"paths.run={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "does not fit the generator's context" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 4, done.stderr
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from rag.callbacks import checkpoints
+from rag.callbacks import StopsBetweenSteps, checkpoints
 from rag.ckpt import check_checkpoint
 from rag.datamodule import StepDataModule, evaluation_batches
 from rag.decoding import Decoding
@@ -44,6 +44,7 @@ from rag.tasks.qa import QuestionAnswering
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec:FutureWarning",
     "ignore:.*does not have many workers",
+    "ignore:.*callbacks used to create the checkpoint",
     "ignore:.*no `val_dataloader`",
     "ignore:.*in eval mode at the start of training",
     "ignore:.*multi-threaded.*:DeprecationWarning",
@@ -250,6 +251,57 @@ def test_a_run_that_goes_on_has_the_weights_of_one_that_never_stopped(closed_boo
     fit(resumed, Listed(start, batches), steps=4, accumulate=2, ckpt_path=tmp_path / "last.ckpt")
     for name, weight in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+class AskedToStop(Callback):
+    """A signal that comes while a batch is worked on."""
+
+    def __init__(self, stops, batch):
+        self.stops, self.batch = stops, batch
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.stops.asked |= batch_idx == self.batch
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("how", ["signal", "time"])
+def test_a_run_is_never_left_amid_accumulated_batches(closed_book, batch, how, tmp_path):
+    """Asked to stop in the first or second batch of the second step, or saving after each batch and then cut off."""
+    # Lightning saves last of all that it does after a batch.
+    batches = [PAIRS[n : n + 1 + n % 3] for n in range(8)]
+    start, whole = copy.deepcopy(closed_book), rag_module(closed_book)
+    fit(whole, Listed(closed_book, batches), steps=4, accumulate=2)
+    stops = StopsBetweenSteps(tmp_path / "last.ckpt")
+    callbacks = [stops, AskedToStop(stops, batch)]
+    if how == "time":
+        last = checkpoints(tmp_path, None, minutes=0)[0]
+        callbacks = [last, Interrupts(batch)]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(
+            rag_module(first := copy.deepcopy(start)),
+            Listed(first, batches),
+            steps=4,
+            accumulate=2,
+            callbacks=callbacks,
+            folder=tmp_path,
+        )
+    resumed = rag_module(start)
+    done = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
+    assert done == (2 if how == "signal" else 1)
+    fit(resumed, Listed(start, batches), steps=4, accumulate=2, ckpt_path=tmp_path / "last.ckpt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weight), name
+
+
+class Interrupts(Callback):
+    """Ends training at once after a batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == self.batch:
+            raise KeyboardInterrupt
 
 
 # -- DPR ------------------------------------------------------------------------------------------
