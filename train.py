@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rag.analysis.run_report import write_run_report
+from rag.as_read import AsRead
 from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.cli import plain, reading, run_script
 from rag.demo import ensure
@@ -100,6 +101,10 @@ def train(cfg: DictConfig) -> None:
         settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
         show(describe(cfg.name, settings, module, datamodule, trainer))
         return
+    if retriever is not None:
+        cut = AsRead(module.model.generator, retriever.index).describe_cut()
+        if trainer.is_global_zero and cut:
+            print(cut)
     if trainer.is_global_zero:
         run.begin()
         for logger in trainer.loggers:
