@@ -238,7 +238,7 @@ def test_a_store_refuses_half_a_pair_and_another_way_of_reading(tmp_path):
     assert store.ids(range(2)) == ["1#1", "1#2"]
     assert PassageStore.prepare(corpus, tmp_path / "p", words=2).sha256 == store.sha256
     with pytest.raises(
-        UserError, match="read with corpus.split_words=2, not null: choose another index.path"
+        UserError, match="read with corpus.split_words=2, not null: give corpus.split_words=2"
     ):
         PassageStore.prepare(corpus, tmp_path / "p")
     with pytest.raises(UserError, match="corpus.split_words=0: give the number of words"):
