@@ -119,6 +119,8 @@ def build_index(cfg: DictConfig) -> None:
             encode = None if encoder is None else encoder.encode
             sizes = (cfg.shard_size, cfg.batch_size)
             embed(store, encode, work, info, *sizes, number, count, show_progress=number == 0, known=known)
+        if encoder is not None:
+            say_cut(encoder)
         wait_for_all()
         if number == 0:
             if isinstance(kind, ReadyIndex):
@@ -142,6 +144,15 @@ def open_encoder(name: str, optional: bool = False) -> tuple[PassageEncoder | No
     if torch.cuda.is_available():
         encoder.cuda(int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")))
     return encoder, EncoderInfo(name, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
+
+
+def say_cut(encoder: PassageEncoder) -> None:
+    """How many of the passages that were embedded were too long for the encoder."""
+    if encoder.cut:
+        print(
+            f"{encoder.cut:,} of the passages that were embedded here are longer than the passage encoder's "
+            f"{encoder.max_length} tokens: their vectors know nothing of their ends; corpus.split_words=100 splits them"
+        )
 
 
 def held_out_questions(cfg: DictConfig) -> Any:
@@ -211,6 +222,8 @@ def change(cfg: DictConfig, folder: Path) -> None:
         cfg.batch_size,
         reading=reading(cfg.corpus),
     )
+    if encoder is not None:
+        say_cut(encoder)
     write_run_report(folder)
     show(index, f"index and report.md in {folder}")
 

@@ -38,6 +38,7 @@ from rich.table import Table
 from rag.analysis.hot_swap import hot_swap
 from rag.analysis.paper_tables import Cell, cells_of, write_table
 from rag.analysis.run_report import write_run_report
+from rag.as_read import AsRead
 from rag.cli import (
     CONFIGS,
     compose_config,
@@ -113,6 +114,10 @@ def evaluate(cfg: DictConfig) -> None:
             if model.retriever is not None:
                 check_depth(model.retriever.index, min(ks))
                 check_depth(model.retriever.index, max(ks))
+            as_read = None if store is None else AsRead(model.generator, model.retriever.index)
+            cut = None if as_read is None else as_read.describe_cut([one.question for one in examples])
+            if number == 0 and cut:
+                print(cut)
             deepest = 0 if store is None else min(max(cfg.recall_at, default=0), len(store))
             indexes, asked = open_editions(swap)
             for questions in asked.values():
@@ -128,12 +133,15 @@ def evaluate(cfg: DictConfig) -> None:
             if number == 0:
                 answered = read_parts(parts)
                 sweep = [] if closed_book else list(cfg.k_sweep)
-                figures = judge(task, examples, answered, n_docs, sweep, store, list(cfg.recall_at), cfg.bm25)
+                wanted = (list(cfg.recall_at), cfg.bm25, as_read)
+                figures = judge(task, examples, answered, n_docs, sweep, store, *wanted)
                 for cell, metric in (
                     hot_swap(model, indexes, asked, decoding, n_docs, at_once).items() if swap else ()
                 ):
                     figures.add("hot_swap", metric, cell)
-                write_predictions(run.folder / "predictions.jsonl", task, examples, answered, n_docs, store)
+                write_predictions(
+                    run.folder / "predictions.jsonl", task, examples, answered, n_docs, store, as_read=as_read
+                )
                 texts = [each.texts[n_docs] for each in answered]
                 for name, content in task.submission(texts, examples).items():
                     with write_aside(run.folder / name) as aside:

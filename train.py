@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rag.analysis.run_report import write_run_report
+from rag.as_read import AsRead
 from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.ckpt import check_checkpoint, check_place_of_checkpoint
 from rag.cli import plain, reading, run_script
@@ -105,6 +106,10 @@ def train(cfg: DictConfig) -> None:
     resume = run.folder / "last.ckpt" if run.resumable else cfg.ckpt_path
     if resume is not None:
         check_checkpoint(resume, module, None if run.resumable else trainer.max_steps)
+    if retriever is not None:
+        cut = AsRead(module.model.generator, retriever.index).describe_cut()
+        if trainer.is_global_zero and cut:
+            print(cut)
     if trainer.is_global_zero:
         run.begin()
         for logger in trainer.loggers:

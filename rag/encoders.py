@@ -135,9 +135,13 @@ class PassageEncoder(Encoder):
     """d(z). Frozen once DPR has trained it, because the index holds its vectors (section 2.4)."""
 
     model_class = DPRContextEncoder
+    cut = 0  # passages that were longer than `max_length`, and lost their end
 
     def tokenize(self, passages: Sequence[Passage]) -> dict[str, Tensor]:
-        """Token ids, attention mask and token types of the pairs (title, text), padded to the longest."""
+        """Token ids, attention mask and token types of the pairs (title, text), padded to the longest.
+
+        A passage longer than `max_length` is cut at its end, and counted in `cut`.
+        """
         tokens = self.tokenizer(
             [passage.title for passage in passages],
             [passage.text for passage in passages],
@@ -147,6 +151,7 @@ class PassageEncoder(Encoder):
             return_tensors="pt",
             return_token_type_ids=True,
         )
+        self.cut += sum(bool(row.overflowing) for row in tokens.encodings or ())
         return dict(tokens)
 
     @torch.inference_mode()

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from rag.as_read import AsRead
 from rag.decoding import Answer, Decoding, generate_for_each
 from rag.errors import UserError
 from rag.files import write_aside
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.retrieval import where_not_retrieved
 from rag.model import Batch, RagModel
+from rag.passage import whole_id
 from rag.passages import Passage, PassageStore
 from rag.progress import progress_bar
 from rag.retriever import Retrieved
@@ -191,11 +193,13 @@ def passage_metrics(
     rows: Int64[np.ndarray, "questions docs"],
     examples: Sequence[Example],
     ks: Sequence[int],
+    as_read: AsRead | None = None,
 ) -> dict[str, dict[int, Metric]]:
     """{measure: {K: a right passage is among the K best}} by what the task calls right (`right_passages`).
 
     "recall" (gold ids) and "answer_recall" (contains an answer) are different things. A measure that no example can
-    be judged by is left out. ks: those beyond what was retrieved are left out.
+    be judged by is left out. ks: those beyond what was retrieved are left out. as_read: judges the part of
+    a passage that a generator reads.
     """
     ks = [k for k in ks if k <= rows.shape[1]]
     depth = max(ks, default=0)
@@ -208,6 +212,8 @@ def passage_metrics(
                 break
             if row >= 0:
                 passage = store[row]
+                if as_read is not None:
+                    passage = as_read(example.question, row, passage)
                 for name in [name for name, is_right in left.items() if is_right(passage)]:
                     found[name] = rank
                     del left[name]
@@ -223,14 +229,18 @@ def passage_metrics(
 
 
 def bm25_metrics(
-    task: Task, store: PassageStore, examples: Sequence[Example], ks: Sequence[int]
+    task: Task,
+    store: PassageStore,
+    examples: Sequence[Example],
+    ks: Sequence[int],
+    as_read: AsRead | None = None,
 ) -> dict[str, dict[int, Metric]]:
     """What `passage_metrics` says of BM25 over the same passages, for the same questions."""
     ks = [k for k in ks if k <= len(store)]
     from rag.lexical import BM25  # only this comparison needs its libraries
 
     _, rows = BM25.build(store).search([example.question for example in examples], max(ks))
-    return passage_metrics(task, store, rows, examples, ks)
+    return passage_metrics(task, store, rows, examples, ks, as_read)
 
 
 def retrieval_figures(
@@ -291,8 +301,9 @@ def judge(
     store: PassageStore | None = None,
     recall_at: Sequence[int] = (),
     bm25: bool = False,
+    as_read: AsRead | None = None,
 ) -> Figures:
-    """All figures of one evaluation.
+    """All figures of one evaluation. as_read: see `passage_metrics`.
 
     The task's measures for `n_docs`; for each K of `sweep` as <measure>_by_k, with the best K; what was retrieved; and
     "em_not_retrieved", exact match where none of the K passages contains an answer (section 4.1).
@@ -310,7 +321,7 @@ def judge(
     if store is None:
         return figures
     rows = np.array([each.rows for each in answered])
-    found = judge_passages(figures, task, examples, rows, store, recall_at, n_docs, bm25)
+    found = judge_passages(figures, task, examples, rows, store, recall_at, n_docs, bm25, as_read)
     if "em" in scores[n_docs] and "answer_recall" in found:
         hits = found["answer_recall"][n_docs].per_example
         alone = mean_with_interval(where_not_retrieved(scores[n_docs]["em"].per_example, hits))
@@ -328,14 +339,15 @@ def judge_passages(
     recall_at: Sequence[int],
     n_docs: int,
     bm25: bool = False,
+    as_read: AsRead | None = None,
 ) -> dict[str, dict[int, Metric]]:
     """Add what was retrieved, at each K of `recall_at`, and what BM25 retrieves; returned with `n_docs` as a K too."""
-    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}))
+    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}), as_read)
     for name, by_k in found.items():
         for k in by_k if not recall_at else [k for k in recall_at if k in by_k]:
             figures.add(name, by_k[k], k)
     if bm25:
-        beside = bm25_metrics(task, store, examples, recall_at)
+        beside = bm25_metrics(task, store, examples, recall_at, as_read)
         figures.values["bm25"] = {
             name: {str(k): _number(metric.value) for k, metric in by_k.items()}
             for name, by_k in beside.items()
@@ -379,10 +391,12 @@ def write_predictions(
     n_docs: int,
     store: PassageStore | None,
     passages: int = 5,
+    as_read: AsRead | None = None,
 ) -> None:
     """predictions.jsonl: question, answers, prediction, log p(y|x) and the passages with prior and posterior.
 
     The `passages` best ones by p(z|x), and the one with the largest posterior if it is not among them.
+    as_read: of a passage that is too long for the generator, the part that it reads.
     """
     with write_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
         for example, each in zip(examples, answered, strict=True):
@@ -394,25 +408,33 @@ def write_predictions(
                 "logprob": round(each.logprob, 4),
             }
             if store is not None:
-                record["passages"] = list(_passages(task, store, example, each, n_docs, passages))
+                record["passages"] = list(_passages(task, store, example, each, n_docs, passages, as_read))
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _passages(
-    task: Task, store: PassageStore, example: Example, each: Answered, n_docs: int, count: int
+    task: Task,
+    store: PassageStore,
+    example: Example,
+    each: Answered,
+    n_docs: int,
+    count: int,
+    as_read: AsRead | None,
 ) -> Iterator[dict[str, Any]]:
     read = [place for place in range(n_docs) if each.rows[place] >= 0]
     shown = read[:count]
     shown += [place for place in read[count:] if each.posterior[place] == max(each.posterior)][:1]
     for place in shown:
         passage = store[each.rows[place]]
+        if as_read is not None:
+            passage = as_read(example.question, each.rows[place], passage)
         yield {
             "id": passage.id,
             "title": passage.title,
             "text": passage.text,
             "prior": round(each.prior[place], 4),
             "posterior": round(each.posterior[place], 4),
-            "gold": passage.id in example.positive_ids,
+            "gold": {passage.id, whole_id(passage.id)}.isdisjoint(example.positive_ids) is False,
         }
 
 

@@ -14,7 +14,7 @@ from rag.progress import progress_bar
 from rag.runs import digest
 from rag.tasks.example import Example
 
-_FORMAT = 1
+_FORMAT = 2  # 1: BM25 without marks, and without words in scripts that have no spaces
 _QUESTIONS_AT_ONCE = 256
 
 

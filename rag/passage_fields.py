@@ -13,7 +13,10 @@ Row = tuple[int, str | None, str, str]  # number of the line or row, id where th
 
 def named(columns: Collection[str], names: Sequence[str]) -> str | None:
     """The first of `names` that is among `columns`."""
-    return next((name for name in names if name in columns), None)
+    for name in names:
+        if name in columns:
+            return name
+    return None
 
 
 def fields(record: dict[str, Any], place: str) -> tuple[str | None, str, str]:
@@ -22,6 +25,9 @@ def fields(record: dict[str, Any], place: str) -> tuple[str | None, str, str]:
     A whole number is an id, also in the form 7.0. Raises UserError, beginning with `place`, for anything else that is
     not a string.
     """
+    id, title, text = record.get("id"), record.get("title"), record.get("text")
+    if type(title) is type(text) is str and type(id) in (str, int):  # as nearly all are
+        return str(id), title, text
     at_id, at_title, at_text = (named(record, names) for names in (ID_NAMES, TITLE_NAMES, TEXT_NAMES))
     id = None if at_id is None else record[at_id]
     if isinstance(id, float) and id.is_integer():

@@ -9,7 +9,7 @@ from pathlib import Path
 import regex
 
 from rag.splitting import WORDS_PER_PASSAGE, pieces
-from rag.text_files import LONGEST_LINE, text_parts
+from rag.text_files import LONGEST_LINE, plain_name, text_parts
 
 _LIGATURES = str.maketrans(
     {
@@ -76,7 +76,7 @@ def _words(file: Path, encoding: str | None, left_out: set[int]) -> Iterator[str
         if not text.isascii():
             text = text.translate(_LIGATURES)
         text = cut + text
-        if file.suffix.lower() == ".txt" and _BROKEN_WORD.search(text):
+        if plain_name(file).endswith(".txt") and _BROKEN_WORD.search(text):
             *words, cut = text.rstrip().split()
             if len(cut) < LONGEST_LINE:
                 cut += "\n"  # its second half is on the next line
@@ -127,4 +127,4 @@ def _title(file: Path, encoding: str | None) -> tuple[str, set[int]]:
             if title := line.strip("# \t\r\n"):
                 return title, {number, *range(1, matter + 1)}
         begun = number
-    return file.stem, set(range(1, matter + 1))
+    return Path(file.name.removesuffix(".gz").removesuffix(".xz")).stem, set(range(1, matter + 1))

@@ -23,8 +23,8 @@ def read_json_passages(path: Path, encoding: str | None = None) -> Iterator[Row]
     line, text = first
     try:
         record = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.pos < len(text.rstrip()):
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, json.JSONDecodeError) or error.pos < len(text.rstrip()):
             raise _malformed(path, line, error) from error
         yield from _whole(path, encoding)  # the line is right so far, and goes on in the next one
         return
@@ -40,7 +40,7 @@ def _lines(path: Path, encoding: str | None) -> Iterator[Row]:
             continue
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise _malformed(path, line, error) from error
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {line}: expected an object with id, title and text")
@@ -50,8 +50,8 @@ def _lines(path: Path, encoding: str | None) -> Iterator[Row]:
 def _whole(path: Path, encoding: str | None) -> Iterator[Row]:
     try:
         value = json.loads("".join(text for _, text in text_lines(path, encoding)))
-    except json.JSONDecodeError as error:
-        raise _malformed(path, error.lineno, error) from error
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, getattr(error, "lineno", 1), error) from error
     if (articles := _squad(value)) is not None:
         yield from _paragraphs(path, articles)
         return
@@ -80,5 +80,8 @@ def _paragraphs(path: Path, articles: list[Any]) -> Iterator[Row]:
             yield number, None, str(article.get("title") or ""), paragraph["context"]
 
 
-def _malformed(path: Path, line: int, error: json.JSONDecodeError) -> UserError:
-    return UserError(f"{path}, line {line}: not valid JSON ({error.msg}): expected {FORMS}")
+def _malformed(path: Path, line: int, error: ValueError | RecursionError) -> UserError:
+    """json also raises a plain ValueError, for a number of thousands of digits, and a RecursionError."""
+    return UserError(
+        f"{path}, line {line}: not valid JSON ({getattr(error, 'msg', error)}): expected {FORMS}"
+    )

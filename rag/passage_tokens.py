@@ -144,6 +144,12 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def lengths(self, rows: Int64[np.ndarray, " N"] | None = None) -> Int64[np.ndarray, " N"]:
+        """How many tokens the passages of `rows` have, or all of them."""
+        if rows is None:
+            return np.diff(self._offsets)
+        return self._offsets[rows + 1] - self._offsets[rows]
+
     def __reduce__(self):  # another process maps the same files
         return TokenStore.open, (self.folder,)
 

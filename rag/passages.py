@@ -230,7 +230,8 @@ class PassageStore:
             if mine != asked:
                 raise UserError(
                     f"{folder} holds passages read with corpus.{setting}={_or_null(mine)}, not {_or_null(asked)}: "
-                    "choose another index.path, or delete that folder to build it again"
+                    f"give corpus.{setting}={_or_null(mine)}, choose another index.path, or delete that folder to "
+                    "build it again"
                 )
         if path.is_file():  # the same size and time of change: the same file, without reading it all
             stat = path.stat()

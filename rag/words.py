@@ -23,6 +23,8 @@ _RUNS = regex.compile(f"(?V1)((?:{_CHARACTER})+)|{_WORD}+")
 _ASCII_WORDS = regex.compile(r"(?a)\w+")
 _PARTS = regex.compile(f"(?V1)((?:{_CHARACTER})+)|({_WORD}+)|.", regex.DOTALL)
 _PLACES = regex.compile(f"(?V1){_CHARACTER}|[[\\p{{L}}\\p{{N}}\\p{{M}}]--{_SPACELESS}]+")
+_HALF_WORD = regex.compile(f"(?V1){_WORD}+$")
+_WORD_BEGINS = regex.compile(f"(?V1){_WORD}")
 _CHARACTERS = regex.compile(r"\X")
 # Joiners, direction marks and soft hyphens are part of no word; a zero-width space only within spaceless scripts.
 _INVISIBLE = regex.compile(r"(?V1)[\p{Cf}--\u200B]|(?<=\p{Line_Break=SA})\u200B(?=\p{Line_Break=SA})")
@@ -78,6 +80,12 @@ def word_places(text: str) -> Iterator[tuple[tuple[int, int], str]]:
     spaces."""
     for match in _PLACES.finditer(text):
         yield match.span(), unicodedata.normalize("NFKC", match[0]).casefold()
+
+
+def cut_at(text: str, end: int) -> str:
+    """The first `end` characters of a text, without a word that this cuts in two."""
+    kept = text[:end]
+    return _HALF_WORD.sub("", kept) if _WORD_BEGINS.match(text, end) else kept
 
 
 def answer_words(text: str) -> tuple[set[str], list[list[str]]]:

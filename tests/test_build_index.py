@@ -341,3 +341,44 @@ run_script("build_index", build_index.USAGE, build_index.build_index, sys.argv[1
         assert "cannot be written (" in done.stderr and "Traceback" not in done.stderr
         assert bytes_of(tmp_path / "index") == before
     assert not list(tmp_path.rglob("*.partial"))
+
+
+# -- how a corpus is read ------------------------------------------------------------------------
+
+
+def test_the_advised_encoding_and_splitting_work(run, tmp_path, capsys):
+    latin = tmp_path / "latin.tsv"
+    latin.write_bytes("id\ttext\n1\tDer Laden öffnet um neun.\n2\tx y.\n".encode("latin-1"))
+    assert run(f"corpus.path={latin}") == 2
+    assert "latin.tsv, line 2: not UTF-8" in (sentence := refusal(capsys))
+    assert "corpus.encoding=latin-1" in sentence
+    assert run(f"corpus.path={latin}", "corpus.encoding=latin-1") == 0
+    assert Index.open(tmp_path / "index").passages[0].text == "Der Laden öffnet um neun."
+    capsys.readouterr()
+    assert run(f"corpus.path={latin}", "corpus.encoding=latin-1") == 0
+    assert "building" not in capsys.readouterr().out  # it is there already
+    assert run(f"corpus.path={latin}", "corpus.encoding=latin-1", "corpus.split_words=2") == 2
+    assert "holds another corpus" in refusal(capsys)
+    split = ["corpus.encoding=latin-1", "corpus.split_words=2"]
+    assert run(f"corpus.path={latin}", *split, "overwrite=true") == 0
+    assert Index.open(tmp_path / "index").passages.ids(range(4)) == ["1#1", "1#2", "1#3", "2"]
+
+
+def test_passages_that_the_encoder_cuts_are_counted(run, encoder, tmp_path, capsys):
+    words = " ".join(p.text for p in PASSAGES)
+    path = write_tsv(tmp_path / "long.tsv", [Passage("1", "t", words), Passage("2", "t", words), PASSAGES[4]])
+    assert run(f"corpus.path={path}") == 0
+    said = f"2 of the passages that were embedded here are longer than the passage encoder's {encoder.max_length}"
+    assert said in (out := capsys.readouterr().out) and "corpus.split_words=100 splits them" in out
+    assert run(f"corpus.path={path}", "corpus.split_words=20", f"index.path={tmp_path / 'split'}") == 0
+    assert "longer than the passage encoder" not in capsys.readouterr().out
+
+
+def test_passages_without_ids_are_added(run, tmp_path, capsys):
+    (tmp_path / "corpus.tsv").write_text("title\ttext\nA\tone\nB\ttwo\n")
+    assert run(f"corpus.path={tmp_path / 'corpus.tsv'}") == 0
+    (tmp_path / "more.csv").write_text("title,text\nC,three\n")
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf1\r\n")
+    assert run(f"add={tmp_path / 'more.csv'}", f"remove={tmp_path / 'ids.txt'}") == 0
+    found = list(Index.open(tmp_path / "index").passages)
+    assert found == [Passage("2", "B", "two"), Passage("3", "C", "three")]

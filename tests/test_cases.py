@@ -164,6 +164,7 @@ def written(path: Path, content: bytes) -> Path:
         ("a.jsonl", b'{"docid": 3, "contents": "x", "title": null}\n', [("3", "")]),
         ("a.md", b"---\ntitle: 'Rome'\n---\nA city.", [("1", "Rome")]),
         ("a.md", b"---\ndate: 1\n---\n# Rome\nA city.", [("1", "Rome")]),
+        ("A b.txt.gz", gzip.compress(b"A city."), [("1", "A b")]),
         ("f/a.tsv", b"id\ttext\n7\tx\n", [("7", "")]),  # a folder of tables
     ],
 )
@@ -184,6 +185,8 @@ def test_forms_in_small(tmp_path, name, content, expected):
         ("a.jsonl", b'{"id": "", "text": "x"}\n', "line 1: the id '' is empty"),
         ("a.jsonl", b'{"id": null, "text": "x"}\n', "line 1: id is None"),
         ("a.json", b'[{"id": 1}]', "item 1: no text"),
+        ("a.jsonl", b'{"id": ' + b"1" * 5000 + b', "text": "x"}', "line 1: not valid JSON"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, "line 2: not valid JSON"),
         ("a.json", b'[{"id": 1, "text": "x"},\n{"id": }]', "line 2: not valid JSON"),
         (
             "a.tsv",
@@ -238,7 +241,7 @@ def test_a_store_refuses_half_a_pair_and_another_way_of_reading(tmp_path):
     assert store.ids(range(2)) == ["1#1", "1#2"]
     assert PassageStore.prepare(corpus, tmp_path / "p", words=2).sha256 == store.sha256
     with pytest.raises(
-        UserError, match="read with corpus.split_words=2, not null: choose another index.path"
+        UserError, match="read with corpus.split_words=2, not null: give corpus.split_words=2"
     ):
         PassageStore.prepare(corpus, tmp_path / "p")
     with pytest.raises(UserError, match="corpus.split_words=0: give the number of words"):
