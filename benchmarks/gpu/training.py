@@ -27,6 +27,7 @@ from rag.model import RagToken
 LEARNING_RATE = 1e-6
 BATCHES = (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SLOWER = 0.9  # once a batch is so much slower than the best, larger ones are not tried
+SAME_LOSS = 1e-2  # in bfloat16, whose numbers have three significant digits
 MFU_AIM, SPEED_AIM, MEMORY_AIM = 0.4, 2.0, 3.0
 
 Step = Callable[[], torch.Tensor]
@@ -40,6 +41,16 @@ class Steps:
         self.model = side.model(RagToken).train()
         self.their_model = side.their_model(transformers.RagTokenForGeneration).train()
         self.optimizer = torch.optim.AdamW(side.weights, lr=LEARNING_RATE, fused=True)
+
+    def difference(self, questions: int) -> float:
+        """|our loss − theirs| / |theirs| of the same questions, both in bfloat16."""
+        side = self.side
+        batch = self.model.prepare(side.questions[:questions], side.answers[:questions]).to(side.device)
+        found, labels = side.their_contexts(batch.questions.text), side.their_labels(side.answers[:questions])
+        with torch.no_grad(), torch.autocast(side.device, torch.bfloat16):
+            ours = -self.model(batch).logprob.mean()
+            theirs = their_loss(self.their_model, found, labels).mean()
+        return float((ours - theirs).abs() / theirs.abs())
 
     def _step(self, loss: Callable[[], torch.Tensor]) -> Step:
         def step() -> torch.Tensor:
@@ -131,6 +142,11 @@ def beside(setting: Setting, side: Side, sheet: float, measured: float, budget: 
     """Both sides with one number of passages, within `budget` seconds."""
     docs, most, ends = side.docs, len(side.questions), setting.left - budget
     steps = Steps(side)
+    error = steps.difference(BATCHES[0])
+    aim = {"aim": f"≤ {SAME_LOSS:g}", "reached": error <= SAME_LOSS}
+    setting.tell(
+        "loss beside transformers'", {"error": error}, {"K": docs, "B": BATCHES[0]}, **aim, must=True
+    )
     found: dict[str, dict[str, Any]] = {}
     makers = {"ours": steps.ours, "transformers": steps.theirs}
     sizes: dict[str, dict[int, float]] = {}
