@@ -23,8 +23,8 @@ from rag.index import Index
 from rag.null_document import NullDocument
 from rag.parts import TrainedPart, describe, describe_partial
 from rag.passages import PassageStore
+from rag.placeholders import FOLDER, INDEX
 from rag.runs import fingerprint
-from rag.saved_model import FOLDER, INDEX
 from rag.vectors import UNKNOWN
 
 

@@ -13,14 +13,13 @@ from yaml import MarkedYAMLError
 
 from rag.errors import UserError
 from rag.files import read_json
+from rag.placeholders import FOLDER, INDEX, N_DOCS
 from rag.runs import PROJECT
 
 # What a saved configuration says in place of the project's folder.
 OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 FILE = "model.json"
-# What a description says in place of the folder with the parts' weights, of the index and of K.
-FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
 # Of these settings of a retriever none is the search: they stay where another retriever searches.
 _OF_THE_MODEL = ("question_encoder", "index", "trainable", "null_document")
 
