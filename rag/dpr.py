@@ -26,10 +26,9 @@ from rag.encoders import PassageEncoder, QuestionEncoder, load_weights
 from rag.errors import UserError
 from rag.marginalize import at_least_float32, without_autocast
 from rag.optimization import Optimization
-from rag.parts import TrainedPart, check_parts, describe, recompute_layers
-from rag.placeholders import FOLDER, INDEX
-from rag.reopen import save_model
+from rag.parts import TrainedPart, check_parts, describe, recompute_layers, save_model
 from rag.retriever import DenseRetriever
+from rag.runs import FOLDER, INDEX
 from rag.whole_batch import WholeBatchModule
 
 _RANKED_AT_ONCE = 256

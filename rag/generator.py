@@ -25,7 +25,7 @@ from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.output_layer import OutputLayer, check_output_layer, output_layer
 from rag.parts import TrainedPart, describe
-from rag.placeholders import FOLDER
+from rag.runs import FOLDER
 
 log = logging.getLogger(__name__)
 

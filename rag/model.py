@@ -20,8 +20,8 @@ from rag.errors import UserError
 from rag.generator import Generator, Ragged
 from rag.index import Index
 from rag.parts import TrainedPart, describe
-from rag.placeholders import N_DOCS
 from rag.retriever import DenseRetriever, Questions, Retrieved, Retriever
+from rag.runs import N_DOCS
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from rag.decoding import Decoding, generate
 from rag.metrics.retrieval import recall_at
 from rag.model import Batch, Likelihood, RagModel
 from rag.optimization import Optimization
-from rag.parts import check_parts, recompute_layers
+from rag.parts import check_parts, recompute_layers, save_model
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering
 from rag.whole_batch import WholeBatchModule
@@ -216,8 +216,6 @@ class RagModule(WholeBatchModule):
     def save(self, folder: Path, run: Path) -> None:
         """Write the model's parts and how it is reopened into `folder`, which becomes `run`/model."""
         index = None if self.model.retriever is None else self.model.retriever.index.folder
-        from rag.reopen import save_model  # reopening needs Hydra, training does not
-
         save_model(self.model, folder, run, index=index, n_docs=self.model.n_docs)
 
 

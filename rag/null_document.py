@@ -24,7 +24,7 @@ from rag.files import write_aside
 from rag.finite import check_finite
 from rag.marginalize import at_least_float32, wide_linear, without_autocast
 from rag.parts import describe
-from rag.placeholders import FOLDER
+from rag.runs import FOLDER
 
 
 class NullDocument(nn.Module):

@@ -6,6 +6,7 @@ that is written elsewhere is trained, saved and reopened like the project's own.
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rag.errors import UserError
-from rag.files import write_aside
+from rag.files import write_aside, write_json
 from rag.finite import check_finite
+from rag.runs import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -132,3 +134,26 @@ def load_weights_of(module: nn.Module, file: Path) -> None:
             f"{file} does not hold the weights of this {type(module).__name__} ({reason}): restore it, or train again"
         ) from error
     check_finite(weights, file)
+
+
+def save_model(
+    model: Trainable,
+    folder: Path,
+    run: Path,
+    answers: bool = True,
+    index: Path | None = None,
+    n_docs: int = 1,
+) -> None:
+    """Write a model's parts and how it is made again into `folder`, which becomes `run`/model.
+
+    answers: False for a bi-encoder, which finds passages. index: the folder that was searched in training.
+    """
+    save_parts(model.trained_parts(), folder)
+    saved = {
+        "model": model.description(),
+        "answers": answers,
+        "index": None if index is None else str(index.resolve()),
+        "index_from_run": None if index is None else os.path.relpath(index.resolve(), run.resolve()),
+        "n_docs": n_docs,
+    }
+    write_json(folder / MODEL_FILE, saved)

@@ -1,7 +1,5 @@
 """From a run folder to its model: for evaluate.py, rag.ask, rag.analysis and Python alike."""
 
-import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rag.errors import UserError
-from rag.files import write_json
-from rag.parts import Trainable, load_parts, save_parts
-from rag.saved_model import FILE, SavedModel, saved_config, saved_model
-
-
-def save_model(
-    model: Trainable,
-    folder: Path,
-    run: Path,
-    answers: bool = True,
-    index: Path | None = None,
-    n_docs: int = 1,
-) -> None:
-    """Write a model's parts and its description into `folder`, which becomes `run`/model."""
-    save_parts(model.trained_parts(), folder)
-    saved = SavedModel(
-        model.description(),
-        answers,
-        None if index is None else str(index.resolve()),
-        None if index is None else os.path.relpath(index.resolve(), run.resolve()),
-        n_docs,
-    )
-    write_json(folder / FILE, asdict(saved))
+from rag.parts import load_parts
+from rag.saved_model import saved_config, saved_model
 
 
 def open_model(module: DictConfig | dict[str, Any]) -> Any:

@@ -23,8 +23,7 @@ from rag.index import Index
 from rag.null_document import NullDocument
 from rag.parts import TrainedPart, describe, describe_partial
 from rag.passages import PassageStore
-from rag.placeholders import FOLDER, INDEX
-from rag.runs import fingerprint
+from rag.runs import FOLDER, INDEX, fingerprint
 from rag.vectors import UNKNOWN
 
 
@@ -103,7 +102,7 @@ class Retriever(Protocol):
         return []
 
     def description(self) -> dict[str, Any]:
-        """How it is made again over `parts.INDEX`, from what its parts left in `parts.FOLDER`."""
+        """How it is made again over `runs.INDEX`, from what its parts left in `runs.FOLDER`."""
         ...
 
 

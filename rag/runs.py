@@ -27,6 +27,10 @@ from typing import Any, Self
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
 
+MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/parts.py
+# What it says in place of the folder with the weights, of the index and of K.
+FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
+
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
 

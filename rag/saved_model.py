@@ -13,13 +13,11 @@ from yaml import MarkedYAMLError
 
 from rag.errors import UserError
 from rag.files import read_json
-from rag.placeholders import FOLDER, INDEX, N_DOCS
-from rag.runs import PROJECT
+from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS, PROJECT
 
 # What a saved configuration says in place of the project's folder.
 OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
-FILE = "model.json"
 # Of these settings of a retriever none is the search: they stay where another retriever searches.
 _OF_THE_MODEL = ("question_encoder", "index", "trainable", "null_document")
 
@@ -41,7 +39,7 @@ class SavedModel:
     @classmethod
     def read(cls, run: Path) -> "SavedModel":
         """The description of a finished run; UserError where it is damaged."""
-        file = run / "model" / FILE
+        file = run / "model" / MODEL_FILE
         try:
             return cls(**read_json(file))
         except TypeError as error:
@@ -120,7 +118,7 @@ def saved_model(run: Path, config: dict[str, Any]) -> SavedModel:
 
     config: the run's, as plain containers. Raises UserError where neither says how the model is made again.
     """
-    if (run / "model" / FILE).exists():
+    if (run / "model" / MODEL_FILE).exists():
         return SavedModel.read(run)
     model = config["module"]["model"]
     index = (config.get("index") or {}).get("path")
@@ -131,7 +129,7 @@ def saved_model(run: Path, config: dict[str, Any]) -> SavedModel:
     reader = model.get("model", model)
     if "generator" not in reader:
         raise UserError(
-            f"{run} was trained by an older version, without model/{FILE}, and holds no generator: train it again"
+            f"{run} was trained by an older version, without model/{MODEL_FILE}, and holds no generator: train it again"
         )
     lengths = ("max_context_length", "max_target_length")
     reader["generator"] = {

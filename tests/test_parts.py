@@ -21,8 +21,8 @@ from rag.model import ClosedBook, RagSequence, RagToken
 from rag.module import RagModule
 from rag.null_document import NullBias
 from rag.optimization import Optimization
-from rag.parts import TrainedPart, check_parts, describe, describe_partial, load_parts, save_parts
-from rag.reopen import reopen, save_model
+from rag.parts import TrainedPart, check_parts, describe, describe_partial, load_parts, save_model, save_parts
+from rag.reopen import reopen
 from rag.retriever import DenseRetriever, LexicalRetriever, Retriever
 from rag.runs import PROJECT
 
