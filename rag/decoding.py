@@ -422,7 +422,7 @@ class _Ends(StoppingCriteria):
         self.after = torch.zeros(0, dtype=torch.long)
 
     def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores: Any, **kwargs: Any) -> Any:
-        done = self.criteria(input_ids, scores, **kwargs)
+        done = self.criteria(input_ids, scores, **kwargs)  # type: ignore[arg-type]
         count = input_ids.shape[1] - 1  # without the start token
         if len(self.after) != len(input_ids):
             self.after = torch.full_like(input_ids[:, 0], torch.iinfo(input_ids.dtype).max)

@@ -20,6 +20,7 @@ from conftest import (
 )
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec:FutureWarning",
     "ignore:.*does not have many workers",
     "ignore:.*callbacks used to create the checkpoint",
+    "ignore:Detected call of",
     "ignore:.*no `val_dataloader`",
     "ignore:.*in eval mode at the start of training",
     "ignore:.*multi-threaded.*:DeprecationWarning",
@@ -478,6 +480,48 @@ def test_a_gradient_that_is_not_finite_moves_nothing(closed_book):
     with pytest.raises(UserError, match="step 1 because the norm of the gradient is nan|inf.*no loss before"):
         fit(module, Listed(closed_book, [PAIRS[:2]]))
     assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
+
+
+class LossScaled(MixedPrecision):
+    """What precision=16-mixed is on a GPU, in bfloat16, which a CPU computes in."""
+
+    def __init__(self, scale):
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+
+    def autocast_context_manager(self):
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def test_a_scaled_loss_has_the_same_gradient(closed_book):
+    model, batches = closed_book.float(), [PAIRS[:5], PAIRS[5:8]]
+    found = {}
+    for scale in (1.0, 2.0**12):
+        module = rag_module(copy.deepcopy(model))
+        fit(module, Listed(module.model, batches), accumulate=2, plugins=[LossScaled(scale)])
+        found[scale] = gradients(module)
+    for name, gradient in found[1.0].items():
+        assert_close(found[2.0**12][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_gradient_that_overflows_is_scaled_down_and_no_end(closed_book):
+    """float16's way: the step is skipped and the next loss scaled by half. Not so for ever."""
+    model = closed_book.float()
+    before = copy.deepcopy(model.state_dict())
+    module, seen = rag_module(model), StepMetrics()
+    fit(module, Listed(model, [PAIRS[:4]]), callbacks=[seen], plugins=[LossScaled(2.0**127)])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert "train/gradient_norm" not in seen.steps[0] and seen.steps[0]["train/nll_per_example"] > 0
+    next(module.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(UserError, match="the norm of the gradient is"):
+        fit(module, Listed(model, [PAIRS[:4]]), steps=40, plugins=[LossScaled(2.0**5)])
+
+
+def test_questions_of_nan_are_not_taken_for_questions_without_passages(retriever, bart):
+    """A question encoder that overflows finds nothing; training must not leave all its questions out."""
+    model = RagToken(retriever, bart, n_docs=3)
+    next(retriever.question_encoder.parameters()).data.fill_(math.nan)
+    with pytest.raises(UserError, match="step 1 because the loss is nan"):
+        fit(rag_module(model), Listed(model, [PAIRS[:2]]))
 
 
 def test_a_model_of_nan_is_neither_perfect_nor_best_on_dev(closed_book, tmp_path):
