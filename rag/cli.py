@@ -315,6 +315,7 @@ def quieten_logs() -> None:
         "exists and is not empty",
         "dirpath has changed",  # another run's last.ckpt, given as ckpt_path
         "callbacks used to create the checkpoint",
+        "before `optimizer.step()`",  # float16 skips steps until it knows how far to scale the loss
         "It will use the implementation from `LightningModule`",
         "LeafSpec",
         "in eval mode at the start of training",  # a frozen question encoder is meant to be

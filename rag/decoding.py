@@ -27,6 +27,7 @@ What is generated and what is scored:
 """
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -56,6 +57,9 @@ from rag.model import Contexts, RagModel, RagSequence
 # How many numbers of encoder states, or of self-attention's keys and values, are held at once while hypotheses are
 # scored: 256 MiB in float32.
 STATES_AT_ONCE = 1 << 26
+NOT_A_NUMBER = (
+    "the weights hold NaN, or half precision overflows; give another checkpoint, or the same one in float32"
+)
 NO_TOKEN = -1  # stands after an answer's last token; no model generates it, as it may the padding token
 
 
@@ -154,21 +158,27 @@ def generate_for_each(
     are computed once, for the largest; a smaller K keeps what its own passages found and sums over them
     alone. Samples are therefore drawn once. RAG-Token is decoded for each K by itself.
 
-    n_docs: each from 1 to the K of `contexts`.
+    n_docs: each from 1 to the K of `contexts`. Raises UserError also where a probability is not a number.
     """
     clash = sorted(generate_kwargs.keys() & {field.name for field in fields(Decoding)})
     if clash:
         raise UserError(f"{', '.join(clash)} given beside the decoding settings: change those instead")
     if len(contexts.doc_logprobs) == 0:
         return {docs: [] for docs in n_docs}
+    if contexts.doc_logprobs.isnan().any():
+        raise UserError(f"p(z|x) of a question is not a number: {NOT_A_NUMBER}")
     if isinstance(model, Classifier):
-        return {docs: _classify(model, contexts.first(docs)) for docs in n_docs}
-    if isinstance(model, RagSequence):
-        return _generate_sequence(model.generator, contexts, decoding, n_docs, generate_kwargs)
-    return {
-        docs: _generate_token(model.generator, contexts.first(docs), decoding, generate_kwargs)
-        for docs in n_docs
-    }
+        answers = {docs: _classify(model, contexts.first(docs)) for docs in n_docs}
+    elif isinstance(model, RagSequence):
+        answers = _generate_sequence(model.generator, contexts, decoding, n_docs, generate_kwargs)
+    else:
+        answers = {
+            docs: _generate_token(model.generator, contexts.first(docs), decoding, generate_kwargs)
+            for docs in n_docs
+        }
+    if any(math.isnan(answer.logprob) for own in answers.values() for found in own for answer in found):
+        raise UserError(f"log p(y|x) of an answer is not a number: {NOT_A_NUMBER}")
+    return answers
 
 
 def _classify(model: Classifier, contexts: Contexts) -> list[list[Answer]]:
@@ -412,7 +422,7 @@ class _Ends(StoppingCriteria):
         self.after = torch.zeros(0, dtype=torch.long)
 
     def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores: Any, **kwargs: Any) -> Any:
-        done = self.criteria(input_ids, scores, **kwargs)
+        done = self.criteria(input_ids, scores, **kwargs)  # type: ignore[arg-type]
         count = input_ids.shape[1] - 1  # without the start token
         if len(self.after) != len(input_ids):
             self.after = torch.full_like(input_ids[:, 0], torch.iinfo(input_ids.dtype).max)
@@ -486,7 +496,7 @@ def _generate_token(
         token_logprobs.masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2),
         marginalize.token_posterior(prior, token_logprobs),
     )
-    scored = scored[token_mask.any(dim=1) & (logprob > -torch.inf)]
+    scored = scored[token_mask.any(dim=1) & (logprob != -torch.inf)]
     # Beams are in the order of their scores already.
     return _answers(generator, contexts, scored.sorted() if decoding.do_sample else scored, count)
 
@@ -639,7 +649,8 @@ class _Race:
         still = torch.zeros_like(self.open)
         for k, prior in self.priors.items():
             most = (prior + self.most[:, :k]).logsumexp(dim=1)
-            still |= self.runs[k] & (most >= self.least_to_win[k][self.question] - self.MARGIN)
+            # NaN is not out: `generate` refuses it
+            still |= self.runs[k] & ~(most < self.least_to_win[k][self.question] - self.MARGIN)
         self.open &= still
 
 

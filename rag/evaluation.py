@@ -8,6 +8,7 @@ evaluation goes on where it was, also with another batch size or number of proce
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -316,8 +317,10 @@ def judge(
     for k in sweep:
         for name in of_answers:
             figures.add(f"{name}_by_k", scores[k][name], k)
-    for name in of_answers if sweep else ():
-        figures.values[f"{name}_best_k"] = max(sorted(sweep), key=lambda k: scores[k][name].value)
+    for name in of_answers:
+        judged = {k: scores[k][name].value for k in sorted(sweep) if scores[k][name].count}
+        if judged:  # a K of which nothing is known is not the best
+            figures.values[f"{name}_best_k"] = max(judged, key=judged.__getitem__)
     if store is None:
         return figures
     rows = np.array([each.rows for each in answered])
@@ -405,7 +408,8 @@ def write_predictions(
                 "question": example.question,
                 "answers": list(example.answers),
                 "prediction": each.texts[n_docs],
-                "logprob": round(each.logprob, 4),
+                # JSON has no −∞, which is what an answer without any passage is worth
+                "logprob": round(each.logprob, 4) if math.isfinite(each.logprob) else None,
             }
             if store is not None:
                 record["passages"] = list(_passages(task, store, example, each, n_docs, passages, as_read))

@@ -135,6 +135,11 @@ class RagModule(WholeBatchModule):
         assert inputs.label_mask is not None
         nll = -likelihood.logprob.double().cpu().numpy()
         judged = has_passages(likelihood).cpu().numpy()
+        if not np.isfinite(
+            nll[judged]
+        ).all():  # no answer is worth looking for: training ends with this epoch
+            self._score("dev/nll_per_example", nll[judged])
+            return
         contexts = (
             self.model.read(inputs)
             if likelihood.retrieved is None
@@ -184,6 +189,9 @@ class RagModule(WholeBatchModule):
         if dist.is_initialized():
             every = [None] * dist.get_world_size()
             dist.all_gather_object(every, (own, self.predicted))
+        loss = sum(one.get("dev/nll_per_example", (0.0, 0))[0] for one, _ in every)
+        if not math.isfinite(loss):
+            self.stop_not_finite(self.global_step, f"the loss on dev is {loss}")
         sums: dict[str, np.ndarray] = {}
         predicted = [each for _, of_one in every for each in of_one]
         task = getattr(self.trainer.datamodule, "task", None) or QuestionAnswering()  # type: ignore[attr-defined]
@@ -198,9 +206,6 @@ class RagModule(WholeBatchModule):
             sums["dev/nll_per_token"] = np.array([sums["dev/nll_per_example"][0], tokens])
         if (left_out := sums.pop("dev/left_out", None)) is not None:
             self.log("dev/left_out", left_out[0])
-        loss = sums.get("dev/nll_per_example", np.zeros(1))[0]
-        if not math.isfinite(loss):
-            self.stop_not_finite(self.global_step, f"the loss on dev is {loss}")
         for name, (total, count) in sums.items():
             self.log(name, total / count if count else math.nan, prog_bar=name == "dev/em")
 

@@ -618,6 +618,20 @@ def test_sampling_survives_a_question_without_passages() -> None:
         assert all(np.isfinite(answer.logprob) for answer in answers[0] + answers[1] + answers[3])
 
 
+@pytest.mark.parametrize(("kind", "decoding"), MODES)
+def test_what_is_not_a_number_is_refused_and_no_answer(kind: type[RagModel], decoding: Decoding) -> None:
+    """NaN is not "no passage was found", and sorts before every number."""
+    model = make(kind)
+    contexts = read(model)
+    broken = dataclasses.replace(contexts, doc_logprobs=contexts.doc_logprobs * torch.nan)
+    with pytest.raises(UserError, match="is not a number: the weights hold NaN"):
+        generate(model, broken, decoding)
+    if not decoding.do_sample:  # transformers draws no token from NaN
+        model.generator.model.final_logits_bias[:] = torch.nan
+        with pytest.raises(UserError, match="is not a number: the weights hold NaN"):
+            ask(model, decoding)
+
+
 def test_an_empty_batch_has_no_answers() -> None:
     contexts = Contexts(torch.zeros(0, 4, 16), torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0, 3), None)
     assert generate(make(RagToken), contexts, GREEDY) == []

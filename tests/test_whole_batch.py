@@ -1,4 +1,4 @@
-"""Section 2.4: an optimiser step takes the mean over its whole batch, and what is not finite ends training."""
+"""Section 2.4: an optimiser step takes the mean over its whole batch, however it is cut up, of what has a loss."""
 
 import copy
 import math
@@ -7,16 +7,24 @@ import socket
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from conftest import (
     PASSAGES,
-    QUESTIONS,
     bert_tokenizer,
-    tiny_bart,
     tiny_passage_encoder,
     tiny_question_encoder,
-    word_tokenizer,
+)
+from fitting import (
+    PAIRS,
+    QUIET,
+    UNKNOWN,
+    Listed,
+    StepMetrics,
+    by_hand,
+    fit,
+    float64_closed_book,
+    gradients,
+    rag_module,
 )
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
@@ -25,116 +33,22 @@ from torch.testing import assert_close
 
 from rag.callbacks import StopsBetweenSteps, checkpoints
 from rag.ckpt import check_checkpoint
-from rag.datamodule import StepDataModule, evaluation_batches
-from rag.decoding import Decoding
+from rag.datamodule import StepDataModule
 from rag.dpr import BiEncoder, BiEncoderBatch, DprModule, contrastive_loss, passages_allowed
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.finite import not_finite
-from rag.generator import Generator
 from rag.lexical import BM25
-from rag.model import ClosedBook, RagSequence, RagToken
-from rag.module import RagModule
+from rag.model import RagSequence, RagToken
 from rag.optimization import Optimization
 from rag.passages import Passage
 from rag.retriever import LexicalRetriever
-from rag.tasks.example import Example
-from rag.tasks.qa import QuestionAnswering
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec:FutureWarning",
-    "ignore:.*does not have many workers",
-    "ignore:.*callbacks used to create the checkpoint",
-    "ignore:.*no `val_dataloader`",
-    "ignore:.*in eval mode at the start of training",
-    "ignore:.*multi-threaded.*:DeprecationWarning",
-    "ignore:.*Checkpoint directory",
-    "ignore:.*overridden `transfer_batch_to_device`",
-)
-PAIRS = [
-    (question, target)
-    for question in QUESTIONS
-    for target in ("Paris", "the capital of Italy", "the Seine is a river", "Rome", "a b c d e f g")
-]
-UNKNOWN = "zzz qqq xxx"  # shares no word with any passage
-
-
-class Listed(StepDataModule):
-    """Training batches as listed, one after the other; dev in one batch."""
-
-    def __init__(self, model, batches, dev=()):
-        super().__init__()
-        self.model, self.batches, self.dev = model, batches, dev
-        self.task = QuestionAnswering()
-
-    def make_batch(self, step):
-        return self.made(self.batches[step % len(self.batches)])
-
-    def made(self, pairs):
-        questions, targets = map(list, zip(*pairs, strict=True))
-        examples = [Example(question, (target,)) for question, target in pairs]
-        return examples, self.model.prepare(questions, targets)
-
-    def val_dataloader(self):
-        examples = [Example(question, (target,)) for question, target in self.dev]
-        return self._loader(evaluation_batches(examples, self.model.prepare, 8)) if examples else []
-
-
-class StepMetrics(Callback):
-    """What was logged of each step."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_train_batch_end(self, trainer, *_):
-        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-
-def fit(module, data, steps=1, accumulate=1, folder=None, callbacks=(), ckpt_path=None, **settings):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        accumulate_grad_batches=accumulate,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=any(isinstance(each, pl.callbacks.ModelCheckpoint) for each in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        check_val_every_n_epoch=None,
-        default_root_dir=folder,
-        **{"devices": 1, "val_check_interval": 10**6, "limit_val_batches": 0} | settings,
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    return trainer
-
-
-def rag_module(model, **settings):
-    """Without dropout, so that a loss can be computed again."""
-    optimization = Optimization(lr=settings.pop("lr", 1e-3), warmup_steps=0, schedule="constant")
-    return RagModule(model, optimization, Decoding(max_new_tokens=4), **settings).eval()
-
-
-def gradients(module):
-    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-
-
-def by_hand(module, data, batches, per_token):
-    """The gradient of the mean over all of the batches' questions or tokens, and that mean."""
-    module.zero_grad()
-    _, inputs = data.made([pair for batch in batches for pair in batch])
-    nll = -module.model(inputs).logprob
-    mean = nll.sum() / (inputs.label_mask.sum() if per_token else len(nll))
-    mean.backward()
-    return gradients(module), float(mean.detach())
+pytestmark = QUIET
 
 
 @pytest.fixture
 def closed_book():
-    """In float64: what differs is not rounding."""
-    tokenizer = word_tokenizer([" ".join(["a b c d e f g", *(t for p in PASSAGES for t in p), *QUESTIONS])])
-    return ClosedBook(Generator(tiny_bart(len(tokenizer), dropout=0.0), tokenizer)).double()
+    return float64_closed_book()
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -429,100 +343,3 @@ def test_dev_leaves_them_out_of_its_means(lexical):
     metrics = trainer.callback_metrics
     assert float(metrics["dev/nll_per_example"]) == pytest.approx(nll / 2, rel=1e-4)
     assert float(metrics["dev/nll_per_token"]) == pytest.approx(nll / int(inputs.label_mask.sum()), rel=1e-4)
-
-
-# -- what is not finite ----------------------------------------------------------------------------
-
-
-class Breaks(Callback):
-    """Makes a weight NaN before a step: what a diverged update leaves."""
-
-    def __init__(self, step, value=math.nan):
-        self.step, self.value = step, value
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if batch_idx == self.step:
-            next(module.parameters()).data.view(-1)[:] = self.value
-
-
-def test_training_stops_at_the_first_loss_that_is_not_finite(closed_book, tmp_path):
-    module = rag_module(closed_book)
-    kept = checkpoints(tmp_path, "dev/nll_per_example", "min")
-    data = Listed(closed_book, [PAIRS[:4]], dev=PAIRS[:2])
-    with pytest.raises(UserError) as stopped:
-        fit(
-            module,
-            data,
-            steps=9,
-            callbacks=[*kept, Breaks(3)],
-            val_check_interval=2,
-            limit_val_batches=1.0,
-            folder=tmp_path,
-        )
-    sentence = str(stopped.value)
-    assert sentence.startswith(
-        "training stopped at step 4 because the loss is nan (the last finite loss was "
-    )
-    assert " at step 3)" in sentence and "lower optimization.lr" in sentence
-    assert f"{tmp_path / 'best.ckpt'} from before" in sentence
-    held = torch.load(tmp_path / "best.ckpt", weights_only=True)
-    assert held["global_step"] == 2 and not_finite(held["state_dict"]) is None
-
-
-def test_a_gradient_that_is_not_finite_moves_nothing(closed_book):
-    """The loss is finite and its gradient is not, as where a root of zero is differentiated."""
-    module = rag_module(closed_book)
-    before = copy.deepcopy(module.state_dict())
-    weight = next(module.parameters())
-    weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(UserError, match="step 1 because the norm of the gradient is nan|inf.*no loss before"):
-        fit(module, Listed(closed_book, [PAIRS[:2]]))
-    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
-
-
-def test_a_model_of_nan_is_neither_perfect_nor_best_on_dev(closed_book, tmp_path):
-    """The weights break between the step and the look at dev: nothing is written, and the sentence says so."""
-    module = rag_module(closed_book)
-
-    class BreaksAfter(Callback):
-        def on_validation_start(self, trainer, module):
-            next(module.parameters()).data.fill_(math.nan)
-
-    data = Listed(closed_book, [PAIRS[:2]], dev=PAIRS[:2])
-    with pytest.raises(UserError, match="step 1 because the loss on dev is nan"):
-        fit(
-            module,
-            data,
-            callbacks=[*checkpoints(tmp_path, "dev/nll_per_token", "min"), BreaksAfter()],
-            val_check_interval=1,
-            limit_val_batches=1.0,
-            folder=tmp_path,
-        )
-    assert not list(tmp_path.glob("*.ckpt"))
-
-
-def test_no_checkpoint_is_written_of_weights_that_are_not_finite(closed_book, tmp_path):
-    module = rag_module(closed_book)
-    trainer = fit(module, Listed(closed_book, [PAIRS[:2]]))
-    next(module.parameters()).data.fill_(math.inf)
-    with pytest.raises(UserError, match="holds weights that are not finite"):
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
-    assert not (tmp_path / "last.ckpt").exists()
-
-
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_nan_is_never_the_best_nor_the_first(mode):
-    best = checkpoints("nowhere", "dev/em", mode, patience=3)[1]
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    assert not best.check_monitor_top_k(trainer, torch.tensor(math.nan))
-    assert not best.check_monitor_top_k(trainer, torch.tensor(math.inf))
-    assert best.check_monitor_top_k(trainer, torch.tensor(0.1))
-
-
-def test_a_metric_that_dev_cannot_judge_is_no_better_one_and_no_end(closed_book):
-    """Patience counts it as a look without a better figure; without patience, training goes on."""
-    stop = checkpoints("nowhere", "dev/em", "max", patience=2)[2]
-    assert stop._evaluate_stopping_criteria(torch.tensor(0.5))[0] is False
-    assert stop._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is False
-    assert stop._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is True
-    assert stop.best_score == 0.5

@@ -253,11 +253,12 @@ def answers(predictions: Path, questions: int, name: str) -> list[str]:
     lines = ["", f"## {len(chosen)} questions, {name}", ""]
     for record in chosen:
         right = exact_match([record["prediction"]], [record["answers"]])[0] == 1
+        known = record["logprob"] is not None  # not where no passage was found
+        certainty = f"log p = {record['logprob']:.2f}" if known else "no passage found"
         lines += [
             f"**{record['question']}** {'✓' if right else '✗'}",
             "",
-            f"answered *{record['prediction']}* (log p = {record['logprob']:.2f}), expected "
-            f"*{' or '.join(record['answers'])}*",
+            f"answered *{record['prediction']}* ({certainty}), expected *{' or '.join(record['answers'])}*",
             "",
         ]
         if "passages" in record:
