@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rag import passages
 from rag.errors import UserError
+from rag.files import hash_file
 from rag.passage_readers import SeenIds
 from rag.passages import Passage, PassageStore, TokenStore, read_passages, split_words, tokenizer_fingerprint
 from rag.words import split_units
@@ -350,3 +352,24 @@ def test_tokens_of_another_tokenizer_or_cut_short_are_refused(tmp_path):
     (tmp_path / "t/tokens.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="was edited"):
         TokenStore.open(tmp_path / "t")
+
+
+def test_a_folder_is_known_by_its_files_sizes_and_times_alone(tmp_path, monkeypatch):
+    """wiki_dpr's 85 GB are hashed when the store is written, and then no more; a change of one file is seen."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number in range(2):
+        rows = [{"id": str(number), "text": f"text {number}", "title": "a"}]
+        pq.write_table(pa.Table.from_pylist(rows), corpus / f"{number}.parquet")
+    first = PassageStore.prepare(corpus, tmp_path / "s")
+    hashed = []
+    monkeypatch.setattr("rag.passages.hash_file", lambda file: hashed.append(file) or hash_file(file))
+    assert PassageStore.prepare(corpus, tmp_path / "s").sha256 == first.sha256
+    assert not hashed
+    file = corpus / "0.parquet"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns - 5))  # older, and the newest file's time stays what it was
+    assert PassageStore.prepare(corpus, tmp_path / "s").sha256 == first.sha256
+    assert len(hashed) == 2
+    pq.write_table(pa.Table.from_pylist([{"id": "0", "text": "other", "title": "a"}]), file)
+    with pytest.raises(UserError, match="not those of .* as it is now"):
+        PassageStore.prepare(corpus, tmp_path / "s")

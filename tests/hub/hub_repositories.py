@@ -6,6 +6,7 @@ tokenizer.json.
 """
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -384,10 +385,12 @@ def wiki_dpr(folder: Path, encoder: DPRContextEncoder) -> None:
     tokenizer = BertWordPieceTokenizer(
         vocab={token: n for n, token in enumerate(bert_vocabulary())}, lowercase=True
     )
-    rows, vectors = [], []
+    rows, vectors, draw = [], [], random.Random(3)
+    words = [word for sentence in SENTENCES for word in sentence.split()]
     for number in range(280):
         title, text = PASSAGES[number % len(PASSAGES)]
-        text = f"{text} Seen {number} times." if number >= len(PASSAGES) else text
+        if number >= len(PASSAGES):
+            title, text = draw.choice(words), " ".join(draw.choices(words, k=15))
         ids = tokenizer.encode(title, text)
         with torch.inference_mode():
             vector = encoder(
