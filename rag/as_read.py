@@ -50,7 +50,7 @@ class AsRead:
         if not (cut := self.count_cut(questions)):
             return None
         return (
-            f"{cut:,} of the {len(self.index):,} passages of {self.index.folder} do not fit the generator's context of "
+            f"{cut:,} of the {len(self.index):,} passages of {self.index.folder} {'does' if cut == 1 else 'do'} not fit the generator's context of "
             f"{self.generator.max_context_length} tokens: their ends are not read, and an answer there does not count "
             "as found; build the index with corpus.split_words=100, or raise generator.max_context_length"
         )
