@@ -152,7 +152,7 @@ def say_cut(encoder: PassageEncoder) -> None:
     if encoder.cut:
         print(
             f"{counted(encoder.cut, 'passage')} of those embedded here ran over the passage encoder's "
-            f"{encoder.max_length} tokens: a vector knows nothing of the end; corpus.split_words=100 splits long passages"
+            f"{encoder.max_length} tokens: a vector knows nothing of the end; corpus.split_words=100 splits them"
         )
 
 
