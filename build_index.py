@@ -42,6 +42,7 @@ from rag.estimate import Estimate, estimate
 from rag.files import put_back, read_json, replace_folder
 from rag.index import Index, Manifest, build
 from rag.index_type import IndexType, filled_factory
+from rag.passage import counted
 from rag.passages import FORMATS, PassageStore, tokenizer_fingerprint
 from rag.processes import processes, wait_for_all
 from rag.ready_index import ReadyIndex, adopt, factory_of
@@ -150,8 +151,8 @@ def say_cut(encoder: PassageEncoder) -> None:
     """How many of the passages that were embedded were too long for the encoder."""
     if encoder.cut:
         print(
-            f"{encoder.cut:,} of the passages that were embedded here are longer than the passage encoder's "
-            f"{encoder.max_length} tokens: their vectors know nothing of their ends; corpus.split_words=100 splits them"
+            f"{counted(encoder.cut, 'passage')} of those embedded here ran over the passage encoder's "
+            f"{encoder.max_length} tokens: a vector knows nothing of the end; corpus.split_words=100 splits them"
         )
 
 

@@ -114,7 +114,7 @@ def evaluate(cfg: DictConfig) -> None:
             if model.retriever is not None:
                 check_depth(model.retriever.index, min(ks))
                 check_depth(model.retriever.index, max(ks))
-            as_read = None if store is None else AsRead(model.generator, model.retriever.index)
+            as_read = None if model.retriever is None else AsRead(model.generator, model.retriever.index)
             cut = None if as_read is None else as_read.describe_cut([one.question for one in examples])
             if number == 0 and cut:
                 print(cut)

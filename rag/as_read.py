@@ -49,8 +49,9 @@ class AsRead:
         """One sentence about the passages that are not read to their end; None where all are."""
         if not (cut := self.count_cut(questions)):
             return None
+        of = f"{cut:,} of the {len(self.index):,} passages of {self.index.folder}"
         return (
-            f"{cut:,} of the {len(self.index):,} passages of {self.index.folder} do not fit the generator's context of "
-            f"{self.generator.max_context_length} tokens: their ends are not read, and an answer there does not count "
-            "as found; build the index with corpus.split_words=100, or raise generator.max_context_length"
+            f"{of} {'does' if cut == 1 else 'do'} not fit the generator's context of "
+            f"{self.generator.max_context_length} tokens: the rest is not read, and an answer there does not count as "
+            "found; build the index with corpus.split_words=100, or raise generator.max_context_length"
         )

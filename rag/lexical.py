@@ -353,8 +353,8 @@ class TfIdf(_Counted):
 
     @classmethod
     def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
-        kinds: dict[str, Any] = {"dtype": np.float32}
-        return TfidfVectorizer(analyzer=words.analyzer(ENGLISH_STOP_WORDS), vocabulary=vocabulary, **kinds)
+        kinds: dict[str, Any] = {"dtype": np.float32, "analyzer": words.analyzer(ENGLISH_STOP_WORDS)}
+        return TfidfVectorizer(vocabulary=vocabulary, **kinds)
 
     def _similar(self, questions: list[str]) -> Any:
         return sp.csr_array(self.vectorizer.transform(questions)) @ self.terms
@@ -370,9 +370,8 @@ class Jaccard(_Counted):
 
     @classmethod
     def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
-        kinds: dict[str, Any] = {"dtype": np.float32}
-        analyzer = words.analyzer(ENGLISH_STOP_WORDS)
-        return CountVectorizer(analyzer=analyzer, vocabulary=vocabulary, binary=True, **kinds)
+        kinds: dict[str, Any] = {"dtype": np.float32, "analyzer": words.analyzer(ENGLISH_STOP_WORDS)}
+        return CountVectorizer(vocabulary=vocabulary, binary=True, **kinds)
 
     def _similar(self, questions: list[str]) -> Any:
         shared: Any = sp.csr_array(self.vectorizer.transform(questions)) @ self.terms

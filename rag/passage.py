@@ -17,6 +17,11 @@ class Passage:
     text: str
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 passage", "2,000 passages"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def has_half_pair(text: str) -> bool:
     """Whether half of a surrogate pair stands in `text` (an emoji that was cut), which no file can hold."""
     return not text.isascii() and _HALF_PAIR.search(text) is not None

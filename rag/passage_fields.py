@@ -26,7 +26,7 @@ def fields(record: dict[str, Any], place: str) -> tuple[str | None, str, str]:
     not a string.
     """
     id, title, text = record.get("id"), record.get("title"), record.get("text")
-    if type(title) is type(text) is str and type(id) in (str, int):  # as nearly all are
+    if isinstance(title, str) and isinstance(text, str) and type(id) in (str, int):  # as nearly all are
         return str(id), title, text
     at_id, at_title, at_text = (named(record, names) for names in (ID_NAMES, TITLE_NAMES, TEXT_NAMES))
     id = None if at_id is None else record[at_id]

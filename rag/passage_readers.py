@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rag.errors import UserError
-from rag.passage import Passage, has_half_pair, piece_id, without_half_pairs
+from rag.passage import Passage, counted, has_half_pair, piece_id, without_half_pairs
 from rag.passage_fields import Row
 from rag.passage_folders import files_below, is_text, kinds_of, read_text
 from rag.passage_json import read_json_passages
@@ -57,7 +57,7 @@ def read_passages(
         )
     files, left_out = corpus_files(path)
     if left_out:
-        log.warning("%s: %d files of other forms are left out: %s", path, len(left_out), kinds_of(left_out))
+        log.warning("%s: %s left out: %s", path, counted(len(left_out), "file"), kinds_of(left_out))
     return _Reader(path, files, encoding, words, first_id).passages()
 
 
@@ -162,17 +162,17 @@ class _Reader:
     def _report(self) -> None:
         if self.replaced:
             log.warning(
-                "%s: %d passages hold half a surrogate pair (a character that was cut), which becomes U+FFFD",
+                "%s: half a surrogate pair (a character that was cut) becomes U+FFFD in %s",
                 self.corpus,
-                self.replaced,
+                counted(self.replaced, "passage"),
             )
         if self.split:
             log.warning(
-                "%s: %d passages of more than %d words are split into %d",
+                "%s: %s of more than %d words split into %s",
                 self.corpus,
-                self.split,
+                counted(self.split, "passage"),
                 self.words,
-                self.pieces,
+                counted(self.pieces, "piece"),
             )
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rag.errors import UserError
+from rag.passage import counted
 from rag.passage_fields import ID_NAMES, TEXT_NAMES, TITLE_NAMES, Row, fields, named, unquoted_title
 from rag.text_files import open_bytes, plain_name, text_lines
 
@@ -163,9 +164,9 @@ def _records(path: Path, separator: str, encoding: str | None) -> Iterator[_Reco
         yield number, row
     if as_written:
         log.warning(
-            "%s: double quotes that enclose no field stand in %d rows, first in line %d: read as they are written",
+            "%s: double quotes that enclose no field in %s, first in line %d: read as they are written",
             path,
-            as_written,
+            counted(as_written, "row"),
             example,
         )
 

@@ -368,10 +368,10 @@ def test_passages_that_the_encoder_cuts_are_counted(run, encoder, tmp_path, caps
     words = " ".join(p.text for p in PASSAGES)
     path = write_tsv(tmp_path / "long.tsv", [Passage("1", "t", words), Passage("2", "t", words), PASSAGES[4]])
     assert run(f"corpus.path={path}") == 0
-    said = f"2 of the passages that were embedded here are longer than the passage encoder's {encoder.max_length}"
-    assert said in (out := capsys.readouterr().out) and "corpus.split_words=100 splits them" in out
+    said = f"2 passages of those embedded here ran over the passage encoder's {encoder.max_length} tokens"
+    assert said in (out := capsys.readouterr().out) and "corpus.split_words=100 splits" in out
     assert run(f"corpus.path={path}", "corpus.split_words=20", f"index.path={tmp_path / 'split'}") == 0
-    assert "longer than the passage encoder" not in capsys.readouterr().out
+    assert "ran over" not in capsys.readouterr().out
 
 
 def test_passages_without_ids_are_added(run, tmp_path, capsys):

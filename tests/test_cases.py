@@ -122,7 +122,7 @@ def test_a_long_passage_is_split_where_that_is_asked_for(name, caplog):
     assert len(whole) == 2 and len(whole[0].text.split()) == 40_000
     found = list(read_passages(CASES / "corpus" / name, words=100))
     assert [p.id for p in found[:2]] == ["1#1", "1#2"] and len(found) == 401 and found[-1] == whole[1]
-    assert "1 passages of more than 100 words are split into 400" in caplog.text
+    assert "1 passage of more than 100 words split into 400 pieces" in caplog.text
 
 
 @needs_cases
@@ -227,10 +227,10 @@ def test_what_is_done_to_a_corpus_is_counted(tmp_path, caplog):
     half = '{"text": "a \\ud83d", "title": "t"}\n{"text": "b", "title": "\\udc00"}\n{"text": "c"}\n'
     found = list(read_passages(written(tmp_path / "a.jsonl", half.encode())))
     assert [p.text + p.title for p in found] == ["a \ufffdt", "b\ufffd", "c"]
-    assert "2 passages hold half a surrogate pair" in caplog.text
+    assert "becomes U+FFFD in 2 passages" in caplog.text
     assert "passages have no ids, and are numbered from 1" in caplog.text
     list(read_passages(written(tmp_path / "b.tsv", b'id\ttext\n1\t"a" b\n2\t"c\n')))
-    assert "enclose no field stand in 2 rows, first in line 2" in caplog.text
+    assert "enclose no field in 2 rows, first in line 2" in caplog.text
 
 
 def test_a_store_refuses_half_a_pair_and_another_way_of_reading(tmp_path):
