@@ -43,7 +43,6 @@ def read_table(path: Path, encoding: str | None = None) -> Iterator[Row]:
     A header names the columns, in any order and in any case; those beyond id, title and text are left out. Without
     one, two or three columns are told apart by the first rows: ids hold no spaces, and texts are longer than titles.
     """
-    csv.field_size_limit(1 << 30)  # the module's own 131,072 characters are fewer than a page can have
     first = next((text for _, text in text_lines(path, encoding) if text.strip()), None)
     if first is None:
         raise UserError(f"{path} is empty: expected a table with the columns id, text and title")
@@ -195,10 +194,15 @@ def _as_written(line: str, separator: str) -> list[str]:
 
 def _strict(lines: list[str], separator: str) -> list[str] | None:
     """The fields of the one row that `lines` are by RFC 4180; None where they are none, or several."""
+    limit = csv.field_size_limit(
+        1 << 30
+    )  # the module's own 131,072 characters are fewer than a page can have
     try:
         rows = list(islice(csv.reader(lines, delimiter=separator, strict=True), 2))
     except csv.Error:
         return None
+    finally:
+        csv.field_size_limit(limit)  # which is everybody's
     return rows[0] if len(rows) == 1 else None
 
 

@@ -164,6 +164,7 @@ def written(path: Path, content: bytes) -> Path:
         ("a.jsonl", b'{"docid": 3, "contents": "x", "title": null}\n', [("3", "")]),
         ("a.md", b"---\ntitle: 'Rome'\n---\nA city.", [("1", "Rome")]),
         ("a.md", b"---\ndate: 1\n---\n# Rome\nA city.", [("1", "Rome")]),
+        ("a.tsv", b'id\ttext\n7\t"' + b"x " * 100_000 + b'"\n', [("7", "")]),  # more than csv's own limit
         ("A b.txt.gz", gzip.compress(b"A city."), [("1", "A b")]),
         ("f/a.tsv", b"id\ttext\n7\tx\n", [("7", "")]),  # a folder of tables
     ],

@@ -22,7 +22,7 @@ from rag.dpr import (
     passages_allowed,
     ranks_of_gold,
 )
-from rag.dpr_data import DprData, open_corpus
+from rag.dpr_data import DprData, _row, open_corpus
 from rag.encoders import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.hard_negatives import MinedNegatives
@@ -457,3 +457,15 @@ def test_the_lexical_start_compares_words_by_their_rarity(tmp_path, corpus):
     found = (q / q.norm(dim=1, keepdim=True)) @ (d / d.norm(dim=1, keepdim=True)).T
     assert np.abs(found.numpy() - expected).max() < 0.12  # 1/√1024 is 0.03
     assert q.norm(dim=1).tolist() == pytest.approx([math.sqrt(1024 * 0.05)] * 2, rel=0.01)
+
+
+def test_a_gold_passage_that_was_split_is_the_piece_with_the_answer(tmp_path):
+    corpus = tmp_path / "p.tsv"
+    corpus.write_text("id\ttext\n7\tone two three four five six\n8\tone\n")
+    store = open_corpus(corpus, tmp_path / "cache", words=2)
+    example = Example("?", ("four",), positive_ids=("7",))
+    assert store.ids([_row(store, "7", example, True, corpus)]) == ["7#2"]
+    assert store.ids([_row(store, "7", example, False, corpus)]) == ["7#1"]
+    assert store.ids([_row(store, "8", example, True, corpus)]) == ["8"]
+    with pytest.raises(UserError, match="names passage 9, which"):
+        _row(store, "9", example, True, corpus)
