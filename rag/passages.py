@@ -375,7 +375,7 @@ def corpus_state(path: Path) -> str:
 
 
 def _files_of(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.glob("*.parquet")) or _text_files(path)
+    return [path] if path.is_file() else sorted(path.glob("*.parquet")) or list(_text_files(path))
 
 
 class PassageStore:

@@ -226,13 +226,17 @@ def _hub_records(source: str) -> Iterator[tuple[str, Record]]:
         raise UserError(f"{source} is not of the form {HUB}owner/name/config/split")
     import datasets  # takes a second to import, and only the hub needs it
 
+    from rag import hub
+
     owner, name, config, split = parts
+    hub.commit(
+        f"{owner}/{name}", "dataset"
+    )  # before anything else is asked of a hub that may be out of reach
     try:
         rows = datasets.load_dataset(f"{owner}/{name}", config, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{source} cannot be loaded ({reason}): give a file of one's own instead, or go online"
+        raise hub.refusal(error, f"{owner}/{name}", "dataset") or UserError(
+            f"{source} cannot be loaded ({hub.reason(error)}): give a file of one's own instead, or go online"
         ) from error
     for number, row in enumerate(rows):
         yield f"{source}, row {number}", dict(row)
