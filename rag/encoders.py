@@ -301,8 +301,14 @@ def plain_outputs(model: Any) -> Any:
             config.return_dict = True
             config.output_hidden_states = False
             config.output_attentions = False
-    if hasattr(model.config, "use_cache"):  # of a whole model: the encoder in it has one of its own
-        model.config.use_cache = type(model.config)().use_cache
+    if (
+        getattr(model.config, "use_cache", None) is False
+    ):  # of the whole model: the encoder in it has one of its own
+        try:
+            usual = type(model.config)()
+        except ValueError:  # a config of parts, which there is none of without them
+            return model
+        model.config.use_cache = usual.use_cache  # False for a decoder that keeps none, such as rag/lstm.py's
     return model
 
 
