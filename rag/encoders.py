@@ -301,14 +301,11 @@ def plain_outputs(model: Any) -> Any:
             config.return_dict = True
             config.output_hidden_states = False
             config.output_attentions = False
-    if (
-        getattr(model.config, "use_cache", None) is False
-    ):  # of the whole model: the encoder in it has one of its own
-        try:
-            usual = type(model.config)()
-        except ValueError:  # a config of parts, which there is none of without them
-            return model
-        model.config.use_cache = usual.use_cache  # False for a decoder that keeps none, such as rag/lstm.py's
+    if getattr(model.config, "use_cache", None) is False:  # the whole model's; its encoder has one of its own
+        try:  # still False for a decoder that keeps no cache, such as rag/lstm.py's
+            model.config.use_cache = getattr(type(model.config)(), "use_cache", True)
+        except ValueError:  # a config of two parts, which there is none of without them
+            model.config.use_cache = True
     return model
 
 
