@@ -26,6 +26,8 @@ from rag.errors import UserError
 from rag.files import write_aside
 from rag.generator import Generator
 
+N_DOCS = 5  # RagConfig's, where a config does not say; transformers 5.17 makes no RagConfig without its parts
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -54,7 +56,7 @@ def architecture(path: str | Path) -> tuple[str, int]:
             f"checkpoint={path} holds {f'a model of type {kind}' if kind else 'no model'}, not one in the format of "
             "facebook/rag-token-nq, and is no run folder of train.py"
         )
-    return (config.get("architectures") or [""])[0], config.get("n_docs", RagConfig().n_docs)
+    return (config.get("architectures") or [""])[0], config.get("n_docs", N_DOCS)
 
 
 def load(path: str | Path, **settings: Any) -> Checkpoint:
@@ -78,8 +80,9 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
         if (kind := found.get("model_type")) != "rag":
             held = f"a model of type {kind}" if kind else "no model"
             raise UserError(f"{path} holds {held}, not a {what}: {advice}")
-        config = RagConfig.from_pretrained(path)
-        check_kind(config.question_encoder.model_type, DPRQuestionEncoder, f"the question encoder of {path}")
+        config: Any = RagConfig.from_pretrained(path)
+        asker: Any = config.question_encoder
+        check_kind(asker.model_type, DPRQuestionEncoder, f"the question encoder of {path}")
         model = load_weights(RagTokenForGeneration, path, config=config)
         tokenizers = RagTokenizer.from_pretrained(path, config=config)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -326,8 +326,11 @@ def plain_outputs(model: Any) -> Any:
             config.return_dict = True
             config.output_hidden_states = False
             config.output_attentions = False
-    if hasattr(model.config, "use_cache"):  # of a whole model: the encoder in it has one of its own
-        model.config.use_cache = type(model.config)().use_cache
+    if getattr(model.config, "use_cache", None) is False:  # the whole model's; its encoder has one of its own
+        try:  # still False for a decoder that keeps no cache, such as rag/lstm.py's
+            model.config.use_cache = getattr(type(model.config)(), "use_cache", True)
+        except ValueError:  # a config of two parts, which there is none of without them
+            model.config.use_cache = True
     return model
 
 

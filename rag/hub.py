@@ -113,16 +113,21 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def refusal(error: BaseException, name: str | Path) -> UserError | None:
+def refusal(error: BaseException, name: str | Path, kind: str = "model") -> UserError | None:
     """What the hub meant by an error under `error`, and what to do; None if it was none of the hub's."""
     if not is_name(str(name)):
         return None
     found: BaseException | None = error
+    if kind == "dataset" and not is_offline_mode():
+        try:  # `datasets` keeps the hub's own answer to itself
+            HfApi().auth_check(str(name), repo_type=kind)
+        except FAILURES as answer:
+            found = answer
     while found is not None:
         if isinstance(found, GatedRepoError):
             return UserError(
-                f"{name} is gated on the hub: request access at {constants.ENDPOINT}/{name}, then log in with "
-                "`hf auth login` or set HF_TOKEN"
+                f"{name} is gated on the hub: request access at {constants.ENDPOINT}/"
+                f"{'datasets/' if kind == 'dataset' else ''}{name}, then log in with `hf auth login` or set HF_TOKEN"
             )
         if isinstance(found, RepositoryNotFoundError):
             return UserError(

@@ -464,3 +464,19 @@ def test_shell_completion(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_script("train", "", body, ["-sc", "install=tcsh"])
     assert "there are install=bash, install=zsh and install=fish" in capsys.readouterr().err
+
+
+def test_a_checkpoint_in_transformers_format_is_asked_over_an_index(runs, tmp_path, monkeypatch, capsys):
+    """As facebook/rag-token-nq: the index is all that has to be said, and /decoding keeps it."""
+    session, _, _ = opened(runs / "rag_token")
+    session.model.save_pretrained(tmp_path / "whole")
+    checkpoint = f"checkpoint={tmp_path / 'whole'}"
+    index = f"index.path={runs / 'indexes' / 'first'}"
+    lines = [QUESTIONS[0], "/decoding beam4", QUESTIONS[0]]
+    assert ask(monkeypatch, checkpoint, index, "json=true", piped="\n".join(lines)) == 0
+    said = capsys.readouterr()
+    replies = [json.loads(line) for line in said.out.splitlines() if line.startswith("{")]
+    assert len(replies) == 2 and len(replies[0]["passages"]) == session.model.n_docs
+    assert "4 beams" in said.err and "error" not in said.err
+    assert ask(monkeypatch, checkpoint, "who?") == 2
+    assert "does not say which passages it reads: give index.path=…" in capsys.readouterr().err

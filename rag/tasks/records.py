@@ -272,19 +272,22 @@ def _hub_records(source: str) -> Iterator[tuple[str, Record]]:
         raise UserError(f"{source} is not of the form {HUB}owner/name/config/split")
     import datasets  # takes a second to import, and only the hub needs it
 
+    from rag import hub
+
     owner, name, config, split = parts
+    hub.commit(
+        f"{owner}/{name}", "dataset"
+    )  # before anything else is asked of a hub that may be out of reach
     try:
         rows = datasets.load_dataset(f"{owner}/{name}", config, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
-        if (
-            "script" in reason.lower()
-        ):  # what `datasets` says of a repository that holds a program instead of data
+        reason = hub.reason(error)
+        if "script" in reason.lower():  # what `datasets` says of a repository with a program in place of data
             raise UserError(
                 f"{source} is a loading script without data, which `datasets` no longer runs: give a file; `python -m "
                 "rag.download list` says which data it fetches and where it puts them"
             ) from error
-        raise UserError(
+        raise hub.refusal(error, f"{owner}/{name}", "dataset") or UserError(
             f"{source} cannot be loaded ({reason}): give a file of one's own instead, or go online"
         ) from error
     for number, row in enumerate(rows):

@@ -181,6 +181,11 @@ class Handler(BaseHTTPRequestHandler):
                     "siblings": [{"rfilename": str(f.relative_to(folder))} for f in files_of(folder)],
                 }
             )
+        elif action == "auth-check":
+            if name in self.hub.gated:
+                self.refuse(403, "GatedRepo", f"Access to {name} is restricted")
+            else:
+                self.send(200)
         elif action == "tree":
             under = folder.joinpath(*rest[2:])
             if not under.exists():

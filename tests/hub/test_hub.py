@@ -130,6 +130,11 @@ def test_a_repository_that_changed_is_another_input(online, at, tmp_path):
     name = "facebook/rag-token-nq"
     before = fingerprint(f"hub://{name}")
     assert before == f"hub://{name}@{online.commit(online.folder('models', name))}"
+    bert = online.commit(online.folder("models", "google-bert/bert-base-uncased"))
+    assert fingerprint("hub://bert-base-uncased") == f"hub://bert-base-uncased@{bert}"  # by its old name
+    questions = "hub://google-research-datasets/nq_open/nq_open/train"
+    nq = online.commit(online.folder("datasets", "google-research-datasets/nq_open"))
+    assert fingerprint(questions) == f"{questions}@{nq}"
     run = Run.open(tmp_path / "run", {"seed": 1}, "seed: 1", [f"hub://{name}"])
     run.begin()
     run.finish({})

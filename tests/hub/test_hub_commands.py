@@ -207,6 +207,17 @@ def test_a_download_shows_its_progress(place):
     assert "100%" in said.partition("reading passages")[0], said
 
 
+def test_a_gated_data_set_is_explained(place):
+    place.hub.gated.add("microsoft/ms_marco")
+    ask = "from rag.tasks.ms_marco import HUB_DEV, MsMarco; from rag.errors import UserError\n"
+    ask += "try: list(MsMarco().examples('dev'))\nexcept UserError as error: print(error)"
+    try:
+        said = place.run("-c", ask, HF_HOME=str(place.folder / "another cache"))
+    finally:
+        place.hub.gated.clear()
+    assert "microsoft/ms_marco is gated on the hub: request access at" in said and "datasets/micro" in said
+
+
 READ = """
 import sys
 from rag.tasks.ms_marco import MsMarco
@@ -221,7 +232,11 @@ for task, split in ((NaturalQuestions(), "train"), (TriviaQA(), "wikipedia_dev")
 
 
 def test_the_data_sets_are_read(place):
-    rows = [line.split("\t") for line in place.run("-c", READ).splitlines() if line.count("\t") == 3]
+    said = place.run("-c", READ)
+    without = place.run("-c", READ, HF_ENDPOINT="http://127.0.0.1:9")  # from what was downloaded
+    assert without.count("cannot be reached") == 1
+    rows = [line.split("\t") for line in said.splitlines() if line.count("\t") == 3]
+    assert [line.split("\t") for line in without.splitlines() if line.count("\t") == 3] == rows
     read = {}
     for task, split, question, answers in rows:
         read.setdefault((task, split), []).append((question, answers))
