@@ -121,7 +121,7 @@ def evaluate(cfg: DictConfig) -> None:
             deepest = 0 if store is None else min(max(cfg.recall_at, default=0), len(store))
             indexes, asked = open_editions(swap)
             for questions in asked.values():
-                check_questions(model, questions, cfg.hot_swap.questions)
+                check_questions(model, questions, str(cfg.hot_swap.questions))
             wait_for_all()
             if number == 0:
                 run.begin()

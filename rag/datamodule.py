@@ -192,8 +192,8 @@ def check_questions(model: RagModel, examples: Sequence[Example], source: str) -
                 try:
                     _read(model, [question])
                 except UserError as error:
-                    name = f"{source}, question {known[question]} ({question[:40].rstrip()}…)"
-                    raise UserError(f"{name}: {error}") from error
+                    begin = question if len(question) <= 40 else f"{question[:40].rstrip()}…"
+                    raise UserError(f"{source}, question {known[question]} ({begin}): {error}") from error
             raise
 
 

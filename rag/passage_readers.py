@@ -232,7 +232,10 @@ class SeenIds:
 
 
 def check_shards(folder: Path, files: list[Path]) -> None:
-    """UserError if files are numbered as NAME-00003-of-00157.parquet and some of them are not there."""
+    """Say which of files that are numbered as NAME-00003-of-00157.parquet are not there.
+
+    UserError where a download was broken off beside them; otherwise a warning, since a part may be meant.
+    """
     for name in sorted({match[1] for file in files if (match := _SHARD.fullmatch(file.name))}):
         numbered = [match for file in files if (match := _SHARD.fullmatch(file.name)) and match[1] == name]
         count = max(int(match[3]) for match in numbered)
@@ -240,7 +243,9 @@ def check_shards(folder: Path, files: list[Path]) -> None:
         if missing := sorted(set(range(count)) - there):
             first = f"{name}-{missing[0]:0{len(numbered[0][2])}d}-of-{numbered[0][3]}.parquet"
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(
-                f"{folder} lacks {first}{more} of {count} files: fetch what is missing (python -m rag.download has "
-                "wiki_dpr)"
-            )
+            lacks = f"{folder} lacks {first}{more} of {count} files"
+            if any(folder.glob(".*.partial")):
+                raise UserError(
+                    f"{lacks}, and a download was broken off there: run it again (python -m rag.download)"
+                )
+            log.warning("%s: the rest is taken for all there is", lacks)

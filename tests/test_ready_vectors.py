@@ -9,6 +9,7 @@ import pytest
 from clustered import ENCODER, D, bytes_of, corpus, encode, write_parquet
 
 from rag.errors import UserError
+from rag.fetch import partial_of
 from rag.index import build
 from rag.passages import Passage, PassageStore, read_passages
 from rag.ready_vectors import ReadyVectors
@@ -65,16 +66,23 @@ def test_titles_that_are_quoted_fields_are_read_as_the_tsv_means_them(tmp_path, 
         assert next(read_passages(tmp_path / "psgs.tsv")).title == meant
 
 
-def test_a_folder_that_lacks_some_of_its_files_is_refused(tmp_path):
-    """As where a download has not come to its end: neither passages nor vectors of a part of the corpus."""
-    files = write_parquet(tmp_path / "nq", corpus(50), files=4)
-    (files / "train-00001-of-00004.parquet").unlink()
-    (files / "train-00003-of-00004.parquet").unlink()
+def test_a_folder_that_lacks_some_of_its_files_is_told(tmp_path, caplog):
+    """A part may be meant, and is said; where a download was broken off, it is not."""
+    files = write_parquet(tmp_path / "nq", corpus(50), files=5)
+    for number in (1, 3):
+        (files / f"train-{number:05d}-of-00005.parquet").unlink()
+    lacks = f"{files} lacks train-00001-of-00005.parquet and 1 more of 5 files"
+    partial = partial_of(files / "train-00001-of-00005.parquet")
     for read in (lambda: list(read_passages(files)), lambda: ReadyVectors.open(files)):
+        caplog.clear()
+        assert len(read()) == 30
+        assert caplog.messages == [f"{lacks}: the rest is taken for all there is"]
+        partial.write_bytes(b"PAR1")
         with pytest.raises(
-            UserError, match="lacks train-00001-of-00004.parquet and 1 more of 4 files: fetch what"
+            UserError, match=f"{re.escape(lacks)}, and a download was broken off there: run it"
         ):
             read()
+        partial.unlink()
 
 
 def test_without_the_embeddings_the_same_files_are_passages(tmp_path):
