@@ -32,25 +32,30 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from rag.analysis.run_report import write_run_report
-from rag.cli import plain, reading, run_script
-from rag.datamodule import sample
+from rag.cli import run_script
+from rag.compose import plain, reading
 from rag.demo import ensure
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.estimate import Estimate, estimate
 from rag.files import put_back, read_json, replace_folder
-from rag.index import Index, Manifest, build
-from rag.index_type import IndexType, filled_factory
-from rag.passage import counted
-from rag.passages import FORMATS, PassageStore, tokenizer_fingerprint
+from rag.index.build import build
+from rag.index.embed import embed, prepare
+from rag.index.estimate import Estimate, estimate
+from rag.index.faiss_types import IndexType, filled_factory
+from rag.index.folder import Index, Manifest
+from rag.index.passage import counted
+from rag.index.passages import PassageStore
+from rag.index.readers import FORMATS
+from rag.index.ready_index import ReadyIndex, adopt, factory_of
+from rag.index.ready_vectors import MatchedVectors, ReadyVectors
+from rag.index.tokens import tokenizer_fingerprint
+from rag.index.update import read_ids, update
+from rag.index.vectors import UNKNOWN, EncoderInfo
 from rag.processes import processes, wait_for_all
-from rag.ready_index import ReadyIndex, adopt, factory_of
-from rag.ready_vectors import MatchedVectors, ReadyVectors
+from rag.reports.run_report import write_run_report
 from rag.runs import check_place
 from rag.tasks.qa import read_examples
-from rag.update import read_ids, update
-from rag.vectors import UNKNOWN, EncoderInfo, embed, prepare
+from rag.training.datamodule import sample
 
 
 def build_index(cfg: DictConfig) -> None:

@@ -35,38 +35,24 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rag.analysis.hot_swap import hot_swap
-from rag.analysis.paper_tables import Cell, cells_of, write_table
-from rag.analysis.run_report import write_run_report
-from rag.as_read import AsRead
-from rag.cli import (
-    CONFIGS,
-    compose_config,
-    from_checkpoint,
-    in_transformers_format,
-    key_of,
-    plain,
-    run_script,
-)
-from rag.datamodule import check_questions, sample
+from rag.checkpoint_config import from_checkpoint, in_transformers_format
+from rag.cli import run_script
+from rag.compose import CONFIGS, compose_config, key_of, plain
 from rag.errors import UserError
-from rag.evaluation import (
-    Figures,
-    answer_in_parts,
-    find_passages,
-    judge,
-    judge_passages,
-    questions_at_once,
-    read_parts,
-    write_predictions,
-)
+from rag.evaluation.answering import answer_in_parts, find_passages, questions_at_once, read_parts
+from rag.evaluation.as_read import AsRead
+from rag.evaluation.hot_swap import hot_swap
+from rag.evaluation.judging import Figures, judge, judge_passages, write_predictions
 from rag.files import read_json, write_aside
-from rag.index import Index
+from rag.index.folder import Index
 from rag.processes import local_device, processes, wait_for_all
 from rag.reopen import open_model
-from rag.retriever import check_depth
+from rag.reports.paper_tables import Cell, cells_of, write_table
+from rag.reports.run_report import write_run_report
+from rag.retrievers.protocol import check_depth
 from rag.runs import Run, digest, git_commit, portable
 from rag.tasks.qa import read_examples
+from rag.training.datamodule import check_questions, sample
 
 LEAST_INDEX_RECALL = 0.95  # below this, what the generator reads is noticeably not what the scores ask for
 DECISIVE = (

@@ -36,21 +36,22 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from rag.analysis.run_report import write_run_report
-from rag.as_read import AsRead
-from rag.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
-from rag.ckpt import check_checkpoint, check_place_of_checkpoint
-from rag.cli import plain, reading, run_script
+from rag.cli import run_script
+from rag.compose import plain, reading
 from rag.demo import ensure
 from rag.errors import UserError
+from rag.evaluation.as_read import AsRead
 from rag.files import write_aside
 from rag.hub import names_in
-from rag.loggers import WandbPredictions, send_report
+from rag.index.passages import PassageStore
 from rag.model import RagModel
-from rag.passages import PassageStore
-from rag.retriever import check_depth
+from rag.reports.run_report import write_run_report
+from rag.retrievers.protocol import check_depth
 from rag.runs import Run
-from rag.summary import describe, describe_unopened, first_line, show
+from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
+from rag.training.loggers import WandbPredictions, send_report
+from rag.training.resume import check_checkpoint, check_place_of_checkpoint
+from rag.training.summary import describe, describe_unopened, first_line, show
 
 
 def train(cfg: DictConfig) -> None:

@@ -1,6 +1,6 @@
 """Every type of index over a million vectors: python -m benchmarks.index --json FILE [--vectors N] [--types a,b]
 
-The types are those of configs/index, built by `rag.index.build` with their default parameters from shards of
+The types are those of configs/index, built by `rag.index.build.build` with their default parameters from shards of
 float32 vectors, as build_index.py does. Each build, and each opening and searching, is a process of its own.
 
 The vectors are made, not embedded, but shaped like a text encoder's: 768 dimensions of which 64 carry topics and
@@ -46,10 +46,13 @@ from rich.table import Table
 
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
-from rag.index import Index, build
-from rag.index_type import IndexType
-from rag.passages import Passage, PassageStore
-from rag.vectors import EncoderInfo, embed, exact_search, open_vectors
+from rag.index.build import build
+from rag.index.embed import embed
+from rag.index.faiss_types import IndexType
+from rag.index.folder import Index
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.vectors import EncoderInfo, exact_search, open_vectors
 
 PROJECT = Path(__file__).resolve().parents[1]
 TYPES = ("flat", "sq8", "sqfp16", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw", "hnsw_sq8")

@@ -26,20 +26,24 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.index import index_type
-from rag.datamodule import sample
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.evaluation import find_passages, passage_text, retrieval_figures
+from rag.evaluation.answering import find_passages
+from rag.evaluation.judging import passage_text, retrieval_figures
 from rag.files import hash_file, write_json
-from rag.index import Index, build
-from rag.lexical import BM25
+from rag.index.build import build
+from rag.index.embed import embed, prepare
+from rag.index.folder import Index
+from rag.index.passages import PassageStore
+from rag.index.tokens import tokenizer_fingerprint
+from rag.index.vectors import EncoderInfo
 from rag.metrics.retrieval import answer_recall_at
-from rag.passages import PassageStore, tokenizer_fingerprint
-from rag.retriever import DenseRetriever
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.lexical import BM25
 from rag.tasks.example import Example
 from rag.tasks.qa import read_examples
 from rag.tasks.records import read_records
-from rag.vectors import EncoderInfo, embed, prepare
+from rag.training.datamodule import sample
 
 KS = (1, 5, 20, 100)
 SWAP_KS = (1, 5, 20)

@@ -16,13 +16,14 @@ import torch
 import transformers
 
 from benchmarks import world
-from rag.decoding import Decoding, generate
-from rag.encoders import QuestionEncoder
-from rag.exact import ExactRetriever
-from rag.generator import Ragged
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
+from rag.encoders.dpr import QuestionEncoder
+from rag.generators.context import Ragged
+from rag.index.passage import Passage
 from rag.model import RagSequence, RagToken
-from rag.passages import Passage
-from rag.retriever import DenseRetriever
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.exact import ExactRetriever
 
 RTOL = 1e-4
 GENERATED = 16  # tokens an answer

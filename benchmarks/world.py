@@ -24,10 +24,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rag.generator import Generator
-from rag.index import CorpusInfo, Index, Manifest, build
-from rag.passages import Passage, PassageStore
-from rag.vectors import EncoderInfo, embed, open_vectors
+from rag.generators.seq2seq import Generator
+from rag.index.build import build
+from rag.index.embed import embed
+from rag.index.folder import CorpusInfo, Index, Manifest
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.vectors import EncoderInfo, open_vectors
 
 SEED = 2020
 VOCABULARY = 50_264  # that of facebook/rag-*

@@ -21,10 +21,11 @@ from huggingface_hub import HfApi, save_torch_state_dict
 from transformers import DPRQuestionEncoder, PreTrainedConfig, RagConfig
 
 from rag import hub
-from rag.encoders import QuestionEncoder, check_kind, load_weights
+from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
 from rag.files import write_aside
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
+from rag.pretrained import check_model_kind, load_weights
 
 N_DOCS = 5  # RagConfig's, where a config does not say; transformers 5.17 makes no RagConfig without its parts
 
@@ -82,7 +83,7 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
             raise UserError(f"{path} holds {held}, not a {what}: {advice}")
         config: Any = RagConfig.from_pretrained(path)
         asker: Any = config.question_encoder
-        check_kind(asker.model_type, DPRQuestionEncoder, f"the question encoder of {path}")
+        check_model_kind(asker.model_type, DPRQuestionEncoder, f"the question encoder of {path}")
         model = load_weights(RagTokenForGeneration, path, config=config)
         tokenizers = RagTokenizer.from_pretrained(path, config=config)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

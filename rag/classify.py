@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rag import marginalize
 from rag.errors import UserError
-from rag.generator import Ragged, special_tokens, token_rows
+from rag.generators.context import Ragged, special_tokens, token_rows
 from rag.model import Batch, Contexts, Likelihood, RagModel
 from rag.parts import TrainedPart, describe, load_weights_of
 

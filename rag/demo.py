@@ -243,7 +243,7 @@ def main(arguments: list[str]) -> None:
     seconds["total"] = round(time.perf_counter() - start, 1)
 
     # Imported here, because the stages do not need matplotlib.
-    from rag.analysis.demo_report import write_report
+    from rag.reports.demo_report import write_report
 
     write_report(outputs, seed, seconds)
 

@@ -15,12 +15,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rag import checkpoint, marginalize
-from rag.encoders import QuestionEncoder
+from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
-from rag.generator import Generator, Ragged
-from rag.index import Index
+from rag.generators.context import Ragged
+from rag.generators.seq2seq import Generator
+from rag.index.folder import Index
 from rag.parts import TrainedPart, describe
-from rag.retriever import DenseRetriever, Questions, Retrieved, Retriever
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.protocol import Questions, Retrieved, Retriever
 from rag.runs import N_DOCS
 
 log = logging.getLogger(__name__)

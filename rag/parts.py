@@ -7,6 +7,7 @@ that is written elsewhere is trained, saved and reopened like the project's own.
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,13 @@ def describe(target: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     """The node that makes hydra.utils.instantiate call `target` (a class, function or classmethod) with `arguments`."""
     owner = getattr(target, "__self__", None)  # a classmethod's class
     path = f"{owner.__qualname__}.{target.__name__}" if isinstance(owner, type) else target.__qualname__
-    return {"_target_": f"{target.__module__}.{path}", **arguments}
+    return {"_target_": f"{_face_of(target.__module__, path.partition('.')[0])}.{path}", **arguments}
+
+
+def _face_of(module: str, name: str) -> str:
+    """The package of a module if others import `name` from there, so that files may move inside it; else the module."""
+    package = module.rpartition(".")[0]
+    return package if package and name in dir(sys.modules[package]) else module
 
 
 def describe_partial(call: Callable[..., Any]) -> dict[str, Any]:

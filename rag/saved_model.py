@@ -4,6 +4,7 @@ It holds the model's description (rag/parts.py), the index and K it was trained 
 or, as a bi-encoder, finds passages. Reading it needs neither torch nor Hydra.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,30 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import MarkedYAMLError
 
-from rag.errors import UserError
+from rag.errors import UserError, one_line
 from rag.files import read_json
 from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS, PROJECT
 
 # What a saved configuration says in place of the project's folder.
 OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
+# Where the classes are that configurations of older runs name, by the module they were in.
+MOVED = {
+    "rag.datamodule": "rag.training",
+    "rag.dpr": "rag.training",
+    "rag.dpr_data": "rag.training",
+    "rag.exact": "rag.retrievers",
+    "rag.generator": "rag.generators",
+    "rag.hard_negatives": "rag.training",
+    "rag.index_type": "rag.index",
+    "rag.lexical": "rag.retrievers",
+    "rag.loggers": "rag.training",
+    "rag.module": "rag.training",
+    "rag.null_document": "rag.retrievers",
+    "rag.optimization": "rag.training",
+    "rag.ready_index": "rag.index",
+    "rag.retriever": "rag.retrievers",
+}
 # Of these settings of a retriever none is the search: they stay where another retriever searches.
 _OF_THE_MODEL = ("question_encoder", "index", "trainable", "null_document")
 
@@ -94,6 +112,24 @@ def _loading(target: str) -> str:
     return target if target.endswith(".from_pretrained") else f"{target}.from_pretrained"
 
 
+def load_config(file: Path) -> DictConfig:
+    """A configuration that a run saved, with the classes it names where they are now; UserError where it is damaged."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        saved = OmegaConf.create(re.sub(r"(_target_: )(rag\.\w+)(?=\.)", _moved, text))
+    except (OSError, UnicodeDecodeError, MarkedYAMLError) as error:
+        raise UserError(
+            f"{file} cannot be read ({one_line(str(error))}): restore it, or make the run again"
+        ) from error
+    if not isinstance(saved, DictConfig):
+        raise UserError(f"{file} is no configuration of a run: restore it, or make the run again")
+    return saved
+
+
+def _moved(match: re.Match[str]) -> str:
+    return match[1] + MOVED.get(match[2], match[2])
+
+
 def saved_config(folder: Path) -> DictConfig:
     """The configuration of a finished run of train.py; UserError if it is none."""
     if not (folder / "result.json").exists():
@@ -102,13 +138,8 @@ def saved_config(folder: Path) -> DictConfig:
             "an unfinished run: give train.py's command again" if unfinished else "no run folder of train.py"
         )
         raise UserError(f"checkpoint={folder} is {state}")
-    try:
-        saved = OmegaConf.load(folder / "config.yaml")
-    except (OSError, MarkedYAMLError) as error:
-        raise UserError(
-            f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())}): train it again"
-        ) from error
-    if not isinstance(saved, DictConfig) or OmegaConf.select(saved, "module.model") is None:
+    saved = load_config(folder / "config.yaml")
+    if OmegaConf.select(saved, "module.model") is None:
         raise UserError(f"{folder / 'config.yaml'} is no configuration of train.py: train it again")
     return saved
 
@@ -124,7 +155,7 @@ def saved_model(run: Path, config: dict[str, Any]) -> SavedModel:
     index = (config.get("index") or {}).get("path")
     finder = {"question_encoder": f"{FOLDER}/question_encoder", "index": INDEX, "trainable": False}
     if "encoders" in model:
-        target = "rag.retriever.DenseRetriever.from_pretrained"
+        target = "rag.retrievers.DenseRetriever.from_pretrained"
         return SavedModel({"_target_": target, **finder}, False, None, None, 1)
     reader = model.get("model", model)
     if "generator" not in reader:
@@ -133,7 +164,7 @@ def saved_model(run: Path, config: dict[str, Any]) -> SavedModel:
         )
     lengths = ("max_context_length", "max_target_length")
     reader["generator"] = {
-        "_target_": "rag.generator.Generator.from_pretrained",
+        "_target_": "rag.generators.Generator.from_pretrained",
         "path": f"{FOLDER}/generator",
         **{name: reader["generator"][name] for name in lengths if name in reader["generator"]},
     }

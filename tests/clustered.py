@@ -8,10 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rag.index import Index, build
-from rag.index_type import IndexType
-from rag.passages import Passage, PassageStore
-from rag.vectors import EncoderInfo, embed
+from rag.index.build import build
+from rag.index.embed import embed
+from rag.index.faiss_types import IndexType
+from rag.index.folder import Index
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.vectors import EncoderInfo
 
 ENCODER = EncoderInfo("tiny-dpr", "w-hash", "t-hash")
 D = 16

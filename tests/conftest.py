@@ -1,7 +1,7 @@
 """What every test shares: no network, one thread, fixed seeds, checked shapes, tiny models made on the spot.
 
 Nothing is downloaded and nothing replaces a component: the models are Hugging Face's own classes with random
-weights, the tokenizers are trained on a few sentences, and the index is built by rag/index.py.
+weights, the tokenizers are trained on a few sentences, and the index is built by rag/index/folder.py.
 """
 
 import os
@@ -46,13 +46,17 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from rag.encoders import PassageEncoder, QuestionEncoder
-from rag.generator import Generator
-from rag.index import Index, build
-from rag.index_type import IndexType
-from rag.passages import Passage, PassageStore, tokenizer_fingerprint
-from rag.retriever import DenseRetriever
-from rag.vectors import EncoderInfo, embed
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.generators.seq2seq import Generator
+from rag.index.build import build
+from rag.index.embed import embed
+from rag.index.faiss_types import IndexType
+from rag.index.folder import Index
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.tokens import tokenizer_fingerprint
+from rag.index.vectors import EncoderInfo
+from rag.retrievers.dense import DenseRetriever
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()

@@ -10,14 +10,14 @@ from conftest import (
 )
 from pytorch_lightning.callbacks import Callback
 
-from rag.datamodule import StepDataModule, evaluation_batches
-from rag.decoding import Decoding
-from rag.generator import Generator
+from rag.decoding.settings import Decoding
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook
-from rag.module import RagModule
-from rag.optimization import Optimization
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering
+from rag.training.datamodule import StepDataModule, evaluation_batches
+from rag.training.module import RagModule
+from rag.training.optimization import Optimization
 
 PAIRS = [
     (question, target)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rag.analysis import plots
 from rag.analysis.__main__ import ANALYSES, load, main
 from rag.analysis.attention import attention, context_of
 from rag.analysis.diversity import diversity
@@ -21,15 +20,16 @@ from rag.analysis.error_breakdown import error_breakdown
 from rag.analysis.hot_swap_table import hot_swap_table
 from rag.analysis.more_passages import more_passages
 from rag.analysis.opened import Evaluation, open_model, settings
-from rag.analysis.page import cell, excerpt, of_frame
 from rag.analysis.retrieval_change import ranks, retrieval_change
-from rag.decoding import generate
-from rag.encoders import QuestionEncoder
+from rag.decoding.generation import generate
+from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
-from rag.generator import Generator
-from rag.index import Index
-from rag.lstm import new_model
+from rag.generators.lstm import new_model
+from rag.generators.seq2seq import Generator
+from rag.index.folder import Index
 from rag.model import RagModel
+from rag.reports import plots
+from rag.reports.page import cell, excerpt, of_frame
 from rag.runs import PROJECT
 from rag.tasks.example import Example
 
@@ -62,7 +62,7 @@ class Folders:
         if kind != "ClosedBook":
             self.encoder.save_pretrained(run / "model" / "question_encoder")
             config["retriever"] = {
-                "_target_": "rag.retriever.DenseRetriever.from_pretrained",
+                "_target_": "rag.retrievers.DenseRetriever.from_pretrained",
                 "question_encoder": str(self.root / "start"),
                 "index": str(self.index.folder),
             }

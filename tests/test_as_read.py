@@ -17,11 +17,13 @@ from conftest import (
 )
 from tiny_runs import write_run
 
-from rag.as_read import AsRead
-from rag.evaluation import passage_metrics
+from rag.evaluation.as_read import AsRead
+from rag.evaluation.judging import passage_metrics
 from rag.files import write_json
-from rag.generator import Generator, Ragged, token_rows
-from rag.passages import PassageStore, read_passages
+from rag.generators.context import Ragged, token_rows
+from rag.generators.seq2seq import Generator
+from rag.index.passages import PassageStore
+from rag.index.readers import read_passages
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, read_examples
 from rag.words import cut_at

@@ -14,11 +14,12 @@ import pytest
 from clustered import bytes_of, corpus, write_parquet, write_tsv
 from conftest import bert_tokenizer, tiny_passage_encoder, tiny_question_encoder
 
-from rag.encoders import PassageEncoder, QuestionEncoder
-from rag.index import DECODED, Index
-from rag.passages import Passage
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.index.embed import lock_folder
+from rag.index.folder import DECODED, Index
+from rag.index.passage import Passage
+from rag.index.vectors import UNKNOWN
 from rag.runs import PROJECT
-from rag.vectors import UNKNOWN, lock_folder
 
 PASSAGES = corpus(30)
 

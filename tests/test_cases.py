@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from rag.errors import UserError
-from rag.passages import Passage, PassageStore, read_passages
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.readers import read_passages
 
 CASES = Path(__file__).parents[2] / "shared/cases"
 needs_cases = pytest.mark.skipif(not CASES.exists(), reason="needs ../shared/cases")

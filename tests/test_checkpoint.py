@@ -24,10 +24,11 @@ from transformers import (
     RagTokenizer,
 )
 
-from rag.decoding import Decoding, generate
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, RagSequence, RagToken
 
 KINDS = [

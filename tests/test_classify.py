@@ -11,9 +11,10 @@ from transformers import BartForSequenceClassification
 
 from rag import marginalize
 from rag.classify import Classifier, HeadClassifier, TokenClassifier
-from rag.decoding import Decoding, generate, generate_for_each
+from rag.decoding.generation import generate, generate_for_each
+from rag.decoding.settings import Decoding
 from rag.errors import UserError
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, RagSequence, RagToken
 from rag.parts import save_parts
 

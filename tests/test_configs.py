@@ -12,8 +12,8 @@ import yaml
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from rag.cli import CONFIGS, choices, compose_config, plain
-from rag.summary import describe_unopened
+from rag.compose import CONFIGS, choices, compose_config, plain
+from rag.training.summary import describe_unopened
 
 SCRIPTS = ("train", "build_index", "evaluate")
 # Composing all of the paper's takes a while: of each of its tables the first stands for the others in the quick suite.

@@ -1,4 +1,4 @@
-"""rag/decoding.py against exhaustive enumeration, transformers' own generation, and itself batched otherwise.
+"""rag/decoding against exhaustive enumeration, transformers' own generation, and itself batched otherwise.
 
 The vocabulary has six tokens, so that every answer of at most three can be listed and scored: by a plain
 forward pass of transformers' model for each passage alone, without padding, cache, beams or a line of the
@@ -29,16 +29,19 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-import rag.cross_attention
-import rag.decoding
-import rag.generator
+import rag.decoding.rescoring
+import rag.decoding.shared_contexts
+import rag.generators.seq2seq
 from rag import marginalize
-from rag.decoding import Answer, Decoding, generate, generate_for_each
+from rag.decoding.answers import Answer
+from rag.decoding.generation import generate, generate_for_each
+from rag.decoding.settings import Decoding
 from rag.errors import UserError
-from rag.generator import Generator, Ragged
+from rag.generators.context import Ragged
+from rag.generators.output_layer import PlainOutputLayer
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, Contexts, RagModel, RagSequence, RagToken
-from rag.output_layer import PlainOutputLayer
-from rag.retriever import Questions, Retrieved
+from rag.retrievers.protocol import Questions, Retrieved
 
 BOS, PAD, EOS, A, B, C = range(6)
 PASSAGES = [[A, B], [C, C, A, B], [B], [A, A, C], [C], [B, C, B, A, A]]
@@ -670,7 +673,7 @@ def test_a_passage_is_projected_once() -> None:
 def test_encoding_in_chunks_changes_nothing(kind: type[RagModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(kind)
     expected = ask(model, BEAM)
-    monkeypatch.setattr(rag.generator, "ENCODED_AT_ONCE_ON_CPU", 16 * 40)
+    monkeypatch.setattr(rag.generators.seq2seq, "ENCODED_AT_ONCE_ON_CPU", 16 * 40)
     assert_same(ask(model, BEAM), expected)
 
 
@@ -678,7 +681,7 @@ def test_encoding_in_chunks_changes_nothing(kind: type[RagModel], monkeypatch: p
 def test_scoring_in_chunks_changes_nothing(kind: type[RagModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(kind)
     expected = ask(model, BEAM)
-    monkeypatch.setattr(rag.decoding, "STATES_AT_ONCE", 1)
+    monkeypatch.setattr(rag.decoding.rescoring, "STATES_AT_ONCE", 1)
     assert_same(ask(model, BEAM), expected)
 
 
@@ -742,7 +745,7 @@ def test_dropping_hypotheses_that_cannot_win_changes_no_answer(
     with torch.no_grad():
         model.generator.model.get_output_embeddings().weight *= sharpness
     if at_once is not None:
-        monkeypatch.setattr(rag.decoding, "STATES_AT_ONCE", at_once)  # a context after the other
+        monkeypatch.setattr(rag.decoding.rescoring, "STATES_AT_ONCE", at_once)  # a context after the other
     normalise = PlainOutputLayer._in_blocks
 
     def counted(self: PlainOutputLayer, hidden: Tensor, into: Tensor | None = None) -> Tensor:
@@ -786,13 +789,13 @@ def test_sharing_contexts_between_beams_changes_nothing(
 
 def test_cross_attention_s_cache_holds_each_context_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = make(RagToken), []
-    take = rag.cross_attention.take_rows
+    take = rag.decoding.shared_contexts.take_rows
 
     def counted(cache, some: Tensor) -> None:
         take(cache, some)
         rows.extend(len(layer.keys) for layer in cache.cross_attention_cache.layers)
 
-    monkeypatch.setattr(rag.cross_attention, "take_rows", counted)
+    monkeypatch.setattr(rag.decoding.shared_contexts, "take_rows", counted)
     ask(model, BEAM)
     assert set(rows) == {len(QUESTIONS) * 3}
 

@@ -16,14 +16,15 @@ import pytest
 from conftest import PASSAGES, QUESTIONS, build_tiny_index
 from tiny_runs import write_run
 
-from rag.cli import compose_config, from_checkpoint
-from rag.demo_page import CHANGEABLE, OWN, Page, closed_book_run, example_questions, main
-from rag.encoders import PassageEncoder
+from rag.ask.page import OWN, Page, closed_book_run, example_questions, main
+from rag.ask.reply_html import answer_html, cards_html, heat_map_html, marked
+from rag.ask.session import Choice, Reply, Session, Source, open_session
+from rag.checkpoint_config import CHANGEABLE, from_checkpoint
+from rag.compose import compose_config
+from rag.encoders.dpr import PassageEncoder
 from rag.errors import UserError
 from rag.files import write_json
-from rag.reply_html import answer_html, cards_html, heat_map_html, marked
 from rag.runs import PROJECT
-from rag.session import Choice, Reply, Session, Source, open_session
 
 PARIS = Source("1", "Paris <3", "Paris & the Seine", 0.25, 0.875, (1.0, 0.75))
 ROME = Source("2", "", "Rome", 0.75, 0.125, (0.0, 0.25))
@@ -74,7 +75,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, passage_encoder: PassageEncod
 
 def opened(run: Path) -> tuple[Session, Choice, dict[str, Path]]:
     cfg = compose_config("demo_page", [f"checkpoint={run}"])
-    return open_session(from_checkpoint(cfg, [], "rag.demo_page", CHANGEABLE, OWN))
+    return open_session(from_checkpoint(cfg, [], "rag.ask.page", CHANGEABLE, OWN))
 
 
 def test_the_pages_buttons(runs):
@@ -148,7 +149,7 @@ def test_without_gradio(monkeypatch, capsys):
 def test_help_is_short_and_has_examples(capsys):
     main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("python -m rag.demo_page") and len(lines) < 25
+    assert lines[0].startswith("python -m rag.ask.page") and len(lines) < 25
 
 
 # -- in a browser --------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ def address(runs: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "rag.demo_page", f"checkpoint={runs / 'rag_token'}", f"port={port}"]
+    command = [sys.executable, "-m", "rag.ask.page", f"checkpoint={runs / 'rag_token'}", f"port={port}"]
     with subprocess.Popen(
         command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as page:

@@ -23,10 +23,11 @@ import huggingface_hub.constants
 import pytest
 from omegaconf import OmegaConf
 
-from rag import download, fetch, sources
-from rag.cli import CONFIGS, compose_config
+from rag.compose import CONFIGS, compose_config
+from rag.download import __main__ as download
+from rag.download import fetch, sources
+from rag.download.fetch import Fetcher, Remote, partial_of
 from rag.errors import UserError
-from rag.fetch import Fetcher, Remote, partial_of
 from rag.runs import PROJECT
 
 DATA = bytes(range(256)) * 8000  # 2,048,000 bytes: more than one block

@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel
 
-from rag.dpr import (
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.errors import UserError
+from rag.index.passage import Passage
+from rag.parts import save_parts
+from rag.scratch.inverse_cloze import InverseCloze
+from rag.scratch.lexical_start import inverse_document_frequencies, lexical_encoders
+from rag.tasks.dpr_json import open_dpr_json
+from rag.tasks.example import Example
+from rag.training.dpr import (
     BiEncoder,
     BiEncoderBatch,
     bert_encoders,
@@ -22,16 +30,8 @@ from rag.dpr import (
     passages_allowed,
     ranks_of_gold,
 )
-from rag.dpr_data import DprData, _row, open_corpus
-from rag.encoders import PassageEncoder, QuestionEncoder
-from rag.errors import UserError
-from rag.hard_negatives import MinedNegatives
-from rag.parts import save_parts
-from rag.passages import Passage
-from rag.scratch.inverse_cloze import InverseCloze
-from rag.scratch.lexical_start import inverse_document_frequencies, lexical_encoders
-from rag.tasks.dpr_json import open_dpr_json
-from rag.tasks.example import Example
+from rag.training.dpr_data import DprData, _row, open_corpus
+from rag.training.hard_negatives import MinedNegatives
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from conftest import (
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
-from rag.dpr import bert_encoders
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.passages import Passage
+from rag.index.passage import Passage
+from rag.training.dpr import bert_encoders
 
 
 def passages() -> list[Passage]:

@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rag.errors import UserError
-from rag.estimate import count_passages, estimate
-from rag.index import build
-from rag.index_type import IndexType
-from rag.passages import Passage, PassageStore, read_passages
-from rag.vectors import EncoderInfo, embed
+from rag.index.build import build
+from rag.index.embed import embed
+from rag.index.estimate import count_passages, estimate
+from rag.index.faiss_types import IndexType
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.readers import read_passages
+from rag.index.vectors import EncoderInfo
 
 N, D = 6_000, 16
 ROWS = [(str(i + 1), f"title {i % 50}", f"passage {i} " + "word " * (i * 7 % 60 + 1)) for i in range(N)]

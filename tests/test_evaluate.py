@@ -15,13 +15,14 @@ from omegaconf import OmegaConf
 from tiny_runs import write_run
 
 from evaluate import paper_cells
-from rag.analysis import paper_tables
-from rag.analysis.paper_tables import LAYOUTS, Cell, all_cells, lines_of, write_table
-from rag.cli import compose_config
-from rag.decoding import Decoding
-from rag.evaluation import answer_in_parts, passage_metrics, read_parts
+from rag.compose import compose_config
+from rag.decoding.settings import Decoding
+from rag.evaluation.answering import answer_in_parts, read_parts
+from rag.evaluation.judging import passage_metrics
 from rag.files import read_json, write_json
 from rag.model import RagSequence
+from rag.reports import paper_tables
+from rag.reports.paper_tables import LAYOUTS, Cell, all_cells, lines_of, write_table
 from rag.runs import PROJECT
 from rag.tasks.example import Example
 from rag.tasks.fever import Claim, Fever

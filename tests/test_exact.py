@@ -9,11 +9,11 @@ from clustered import D, corpus, encode, make, random_queries
 from conftest import PASSAGES, QUESTIONS, build_tiny_index
 from torch.testing import assert_close
 
-from rag import exact
 from rag.errors import UserError
-from rag.exact import ExactRetriever, ExactSearch
-from rag.index_type import IndexType
-from rag.retriever import DenseRetriever
+from rag.index.faiss_types import IndexType
+from rag.retrievers import exact
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.exact import ExactRetriever, ExactSearch
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,11 @@ from conftest import (
     word_tokenizer,
 )
 
-from rag.analysis.paper_tables import LAYOUTS, Found, cells_of
-from rag.cli import CONFIGS, choices
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.compose import CONFIGS, choices
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.files import read_json
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
+from rag.reports.paper_tables import LAYOUTS, Found, cells_of
 
 pytestmark = [
     pytest.mark.slow,

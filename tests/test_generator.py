@@ -17,10 +17,11 @@ from conftest import (
 from torch.testing import assert_close
 from transformers import PegasusConfig, PegasusForConditionalGeneration
 
-import rag.generator
-import rag.output_layer
+import rag.generators.output_layer
+import rag.generators.seq2seq
 from rag.errors import UserError
-from rag.generator import Generator, Ragged, positions, special_tokens, token_rows
+from rag.generators.context import Ragged, positions, special_tokens, token_rows
+from rag.generators.seq2seq import Generator
 
 TOKENIZERS = {"words": word_tokenizer, "bytes": byte_tokenizer, "t5": t5_tokenizer}
 MODELS = ["bart", "t5", "t5 untied", "pegasus"]
@@ -231,7 +232,7 @@ def test_scoring_in_chunks_changes_neither_value_nor_gradient(generator, monkeyp
     wanted = {name: weight.grad.clone() for name, weight in trained.items()}
     generator.model.zero_grad()
 
-    monkeypatch.setattr(rag.output_layer, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(rag.generators.output_layer, "LOGITS_AT_ONCE", at_once)
     *_, logprobs, means = scored(generator, want_mean)
     assert_close(logprobs[real], targets[real])
     loss = (logprobs * weights).sum()
@@ -249,7 +250,7 @@ def test_chunks_never_hold_more_logits_than_allowed(monkeypatch):
     generator = Generator(tiny_bart(len(tokenizer)), tokenizer)
     seen: list[int] = []
     generator.model.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[0]))
-    monkeypatch.setattr(rag.output_layer, "LOGITS_AT_ONCE", 2 * len(tokenizer))
+    monkeypatch.setattr(rag.generators.output_layer, "LOGITS_AT_ONCE", 2 * len(tokenizer))
     *_, logprobs, _ = scored(generator)
     logprobs.sum().backward()
     assert set(seen) == {1, 2} or set(seen) == {2}
@@ -276,8 +277,10 @@ def test_what_a_step_may_not_keep_is_computed_again_and_changes_nothing(generato
     assert encoded == [3]
     _, mask, *_ = scored(generator)
     encoded.clear()
-    monkeypatch.setattr(rag.generator, "KEPT_ON_CPU", int(share * generator._kept_by(int(mask.sum()))))
-    monkeypatch.setattr(rag.generator, "ENCODED_AT_ONCE_ON_CPU", 1)  # one context a piece
+    monkeypatch.setattr(
+        rag.generators.seq2seq, "KEPT_ON_CPU", int(share * generator._kept_by(int(mask.sum())))
+    )
+    monkeypatch.setattr(rag.generators.seq2seq, "ENCODED_AT_ONCE_ON_CPU", 1)  # one context a piece
     in_pieces = gradients()
     assert sum(encoded) == 6 if share == 0 else 3 < sum(encoded) < 6
     assert whole.keys() == in_pieces.keys()

@@ -16,10 +16,10 @@ from benchmarks.gpu.__main__ import missing
 from benchmarks.gpu.agreement import CHECKS, Both, Outcome
 from benchmarks.gpu.setting import Setting, card_peak
 from benchmarks.gpu.table import markdown, render
-from rag import lazy_faiss
 from rag.errors import UserError
-from rag.exact import ExactRetriever
-from rag.index import Index
+from rag.index import lazy_faiss
+from rag.index.folder import Index
+from rag.retrievers.exact import ExactRetriever
 from rag.runs import PROJECT
 
 SCRIPT = PROJECT / "scripts" / "gpu_check.sh"

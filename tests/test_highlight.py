@@ -2,7 +2,7 @@
 
 import pytest
 
-from rag.highlight import answer_spans, snippet
+from rag.ask.highlight import answer_spans, snippet
 
 TEXT = "Ernest Hemingway wrote The Sun Also Rises in 1926. The rises were many."
 

@@ -10,11 +10,13 @@ from clustered import ENCODER, D, bytes_of, corpus, edit_json, encode, make, ran
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rag import index as index_module
 from rag.errors import UserError
-from rag.index import Index, build
-from rag.index_type import IndexType
-from rag.passages import Passage, PassageStore
+from rag.index import folder as index_module
+from rag.index.build import build
+from rag.index.faiss_types import IndexType
+from rag.index.folder import Index
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
 
 # ---------------------------------------------------------------------------------- search
 

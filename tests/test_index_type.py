@@ -10,23 +10,16 @@ import pytest
 import yaml
 
 from benchmarks.index import Clustered
-from rag.cli import CONFIGS
+from rag.compose import CONFIGS
 from rag.errors import UserError
-from rag.index import Index, build
-from rag.index_type import (
-    REFINES,
-    IndexType,
-    Trial,
-    file_bytes,
-    fill,
-    find,
-    new_index,
-    set_search,
-    train,
-    tune,
-)
-from rag.passages import Passage, PassageStore
-from rag.vectors import EncoderInfo, Vectors, embed, open_vectors
+from rag.index.build import build
+from rag.index.embed import embed
+from rag.index.faiss_types import IndexType, file_bytes, fill, new_index, train
+from rag.index.folder import Index
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.tuning import REFINES, Trial, find, set_search, tune
+from rag.index.vectors import EncoderInfo, Vectors, open_vectors
 
 N, D, SHARD = 10_500, 32, 4_000
 # all but the FAISS files that are taken over: tests/test_ready_index.py

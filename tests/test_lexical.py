@@ -9,8 +9,9 @@ from sklearn.metrics import jaccard_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from rag.errors import UserError
-from rag.lexical import BM25, Jaccard, TfIdf
-from rag.passages import Passage, PassageStore
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.retrievers.lexical import BM25, Jaccard, TfIdf
 
 WORDS = (
     "river city mountain flows through capital of the ancient empire was founded emperors running run".split()

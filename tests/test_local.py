@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rag.files import read_json
-from rag.index import Index
+from rag.index.folder import Index
 from rag.runs import PROJECT
 
 PASSAGES = [

@@ -9,14 +9,15 @@ from conftest import ANSWERS, QUESTIONS, word_tokenizer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from rag.decoding import Decoding, generate
-from rag.generator import Generator
-from rag.lstm import LstmForConditionalGeneration, new_model
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
+from rag.generators.lstm import LstmForConditionalGeneration, new_model
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, RagSequence, RagToken
-from rag.module import RagModule
-from rag.optimization import Optimization
 from rag.scratch.models import new_lstm
 from rag.tasks.example import Example
+from rag.training.module import RagModule
+from rag.training.optimization import Optimization
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rag.miniwiki import facts, names, sentences, write_world
+from rag.miniwiki import facts, names, sentences
 from rag.miniwiki.__main__ import main
-from rag.miniwiki.world import make_world, words_of
+from rag.miniwiki.world import make_world, words_of, write_world
 
 SMALL = {"people": 150, "institutions": 40}
 FILES = [

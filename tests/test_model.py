@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from rag import marginalize
 from rag.errors import UserError
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, Contexts, RagSequence, RagToken
-from rag.retriever import DenseRetriever
+from rag.retrievers.dense import DenseRetriever
 
 MODELS = [RagSequence, RagToken]
 

@@ -6,13 +6,14 @@ import torch
 from conftest import QUESTIONS
 from torch.testing import assert_close
 
-from rag.datamodule import Shuffled, evaluation_batches, sample
-from rag.decoding import Decoding
+from rag.decoding.settings import Decoding
 from rag.model import ClosedBook, RagSequence, RagToken
-from rag.module import COLLAPSED_STEPS, RagModule
-from rag.optimization import Optimization
-from rag.retriever import DenseRetriever, Retrieved, Retriever
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.protocol import Retrieved, Retriever
 from rag.tasks.example import Example
+from rag.training.datamodule import Shuffled, evaluation_batches, sample
+from rag.training.module import COLLAPSED_STEPS, RagModule
+from rag.training.optimization import Optimization
 
 TARGETS = ["the town", "a river"]
 

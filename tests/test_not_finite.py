@@ -20,10 +20,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch.testing import assert_close
 
-from rag.callbacks import checkpoints
 from rag.errors import UserError
 from rag.finite import not_finite
 from rag.model import RagToken
+from rag.training.callbacks import checkpoints
 
 pytestmark = QUIET
 

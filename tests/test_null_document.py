@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from rag import marginalize
 from rag.errors import UserError
 from rag.model import RagSequence, RagToken
-from rag.null_document import NullBias, NullDocument, NullEmbedding, NullNetwork
-from rag.retriever import DenseRetriever
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.null_document import NullBias, NullDocument, NullEmbedding, NullNetwork
 
 NULLS = {
     "embedding": lambda: NullEmbedding(16, start=1.0),

@@ -8,12 +8,13 @@ from torch.nn.utils import parametrize
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-import rag.output_layer
-from rag.decoding import Decoding, generate
+import rag.generators.output_layer
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
 from rag.errors import UserError
-from rag.generator import Generator
+from rag.generators.output_layer import OutputLayer, PlainOutputLayer, check_output_layer, output_layer
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook
-from rag.output_layer import OutputLayer, PlainOutputLayer, check_output_layer, output_layer
 
 TARGETS = ["the Tiber", "Paris, the capital", ""]
 
@@ -120,7 +121,7 @@ def test_loss_and_gradients_are_those_of_plain_autograd(kind, want_mean, at_once
     assert of_head and all(wanted[name] is not None and wanted[name].norm() > 0 for name in of_head)
     generator.model.zero_grad()
 
-    monkeypatch.setattr(rag.output_layer, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(rag.generators.output_layer, "LOGITS_AT_ONCE", at_once)
     logprobs, means = generator.token_logprobs(generator.encode(ids, mask), mask, labels, want_mean)
     assert_close(logprobs[real], targets[real])
     loss = (logprobs * weights).sum()
@@ -135,7 +136,7 @@ def test_loss_and_gradients_are_those_of_plain_autograd(kind, want_mean, at_once
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_decoding_asks_for_is_the_same_numbers(kind, monkeypatch):
-    monkeypatch.setattr(rag.output_layer, "LOGITS_AT_ONCE", 150)
+    monkeypatch.setattr(rag.generators.output_layer, "LOGITS_AT_ONCE", 150)
     layer = altered(kind).output_layer
     assert isinstance(layer, OutputLayer)
     hidden = torch.randn(2, 3, 16)

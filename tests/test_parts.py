@@ -15,16 +15,19 @@ from torch import nn
 
 from rag.errors import UserError
 from rag.files import read_json, write_json
-from rag.generator import Generator
-from rag.lexical import BM25
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, RagSequence, RagToken
-from rag.module import RagModule
-from rag.null_document import NullBias
-from rag.optimization import Optimization
 from rag.parts import TrainedPart, check_parts, describe, describe_partial, load_parts, save_model, save_parts
 from rag.reopen import reopen
-from rag.retriever import DenseRetriever, LexicalRetriever, Retriever
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.lexical import BM25
+from rag.retrievers.lexical_retriever import LexicalRetriever
+from rag.retrievers.null_document import NullBias
+from rag.retrievers.protocol import Retriever
 from rag.runs import PROJECT
+from rag.saved_model import load_config
+from rag.training.module import RagModule
+from rag.training.optimization import Optimization
 
 
 @pytest.fixture
@@ -159,7 +162,7 @@ def test_a_part_without_a_format_of_its_own_goes_to_safetensors_and_back(tmp_pat
 
 def test_descriptions_are_what_hydra_instantiates():
     assert describe(Generator.from_pretrained, path="x") == {
-        "_target_": "rag.generator.Generator.from_pretrained",
+        "_target_": "rag.generators.Generator.from_pretrained",
         "path": "x",
     }
     node = describe_partial(functools.partial(functools.partial(dict, a=1), b=2))
@@ -184,3 +187,24 @@ def test_model_json_says_where_the_index_was(retriever, index, tmp_path):
     assert saved["answers"] and saved["n_docs"] == 2 and saved["index"] == str(index.folder.resolve())
     assert (tmp_path / "run" / saved["index_from_run"]).resolve() == index.folder.resolve()
     assert saved["model"]["retriever"]["question_encoder"] == "${folder}/question_encoder"
+
+
+def test_a_run_of_an_older_version_finds_the_classes_where_they_are_now(tmp_path):
+    text = """module:
+  _target_: rag.module.RagModule
+  model: {retriever: {null_document: {_target_: rag.null_document.NullBias}}}
+task:
+  _target_: rag.tasks.qa.QuestionAnswering
+index: {type: {_target_: rag.index_type.IndexType, factory: "HNSW32"}}
+decoding: {_target_: rag.decoding.Decoding, num_beams: 2}
+"""
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    config = load_config(tmp_path / "config.yaml")
+    assert config.module._target_ == "rag.training.RagModule"
+    null = instantiate(config.module.model.retriever.null_document)
+    assert isinstance(null, NullBias)
+    assert instantiate(config.index.type).factory == "HNSW32" and instantiate(config.decoding).num_beams == 2
+    assert config.task._target_ == "rag.tasks.qa.QuestionAnswering"
+    (tmp_path / "config.yaml").write_text("[1, 2", encoding="utf-8")
+    with pytest.raises(UserError, match="config.yaml cannot be read"):
+        load_config(tmp_path / "config.yaml")

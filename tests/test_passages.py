@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rag import passages
 from rag.errors import UserError
 from rag.files import hash_file
-from rag.passage_readers import SeenIds
-from rag.passages import Passage, PassageStore, TokenStore, read_passages, split_words, tokenizer_fingerprint
+from rag.index import passages
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.readers import SeenIds, read_passages
+from rag.index.splitting import split_words
+from rag.index.tokens import TokenStore, tokenizer_fingerprint
 from rag.words import split_units
 
 WIKI = Path(__file__).parents[2] / "shared/data/wiki_open/passages.tsv.xz"
@@ -363,7 +366,7 @@ def test_a_folder_is_known_by_its_files_sizes_and_times_alone(tmp_path, monkeypa
         pq.write_table(pa.Table.from_pylist(rows), corpus / f"{number}.parquet")
     first = PassageStore.prepare(corpus, tmp_path / "s")
     hashed = []
-    monkeypatch.setattr("rag.passages.hash_file", lambda file: hashed.append(file) or hash_file(file))
+    monkeypatch.setattr("rag.index.passages.hash_file", lambda file: hashed.append(file) or hash_file(file))
     assert PassageStore.prepare(corpus, tmp_path / "s").sha256 == first.sha256
     assert not hashed
     file = corpus / "0.parquet"

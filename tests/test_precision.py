@@ -22,15 +22,15 @@ from transformers import BertModel
 
 from rag import marginalize
 from rag.classify import HeadClassifier
-from rag.dpr import bert_encoders, contrastive_loss, ranks_of_gold
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.exact import ExactSearch
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, RagToken
-from rag.null_document import NullBias, NullEmbedding, NullNetwork
-from rag.retriever import DenseRetriever
-from rag.summary import dtypes
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.exact import ExactSearch
+from rag.retrievers.null_document import NullBias, NullEmbedding, NullNetwork
+from rag.training.dpr import bert_encoders, contrastive_loss, ranks_of_gold
+from rag.training.summary import dtypes
 
 HALVES = [torch.bfloat16, torch.float16]
 

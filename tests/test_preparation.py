@@ -8,8 +8,9 @@ import pytest
 from conftest import build_tiny_index
 
 from rag.errors import UserError
-from rag.lexical import BM25
-from rag.retriever import DenseRetriever, LexicalRetriever
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.lexical import BM25
+from rag.retrievers.lexical_retriever import LexicalRetriever
 from rag.tasks import preparation
 from rag.tasks.curated_trec import CuratedTREC
 from rag.tasks.natural_questions import NaturalQuestions
@@ -131,7 +132,7 @@ def test_mistakes_are_told(trivia, bm25, passage_encoder, tmp_path):
 
 
 def _prepare_elsewhere(task: TriviaQA, folder: Path, place: Path) -> None:
-    from rag.index import Index
+    from rag.index.folder import Index
 
     index = Index.open(place)
     prepared(task, LexicalRetriever(BM25.build(index.passages), index), folder)

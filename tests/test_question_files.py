@@ -13,15 +13,15 @@ import pytest
 from conftest import tiny_bart, word_tokenizer
 from hydra.utils import instantiate
 
-from rag.cli import compose_config
-from rag.datamodule import RagDataModule
+from rag.compose import compose_config
 from rag.errors import UserError
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
 from rag.model import ClosedBook, RagSequence
 from rag.tasks.dpr_json import open_dpr_json
 from rag.tasks.qa import QuestionAnswering, read_examples
 from rag.tasks.records import FORMS
 from rag.tasks.text_to_text import TextToText
+from rag.training.datamodule import RagDataModule
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "questions"
 

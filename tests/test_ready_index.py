@@ -6,10 +6,11 @@ import pytest
 from clustered import ENCODER, D, bytes_of, corpus, encode, make, random_queries
 
 from rag.errors import UserError
-from rag.index import DECODED, Index
-from rag.passages import PassageStore
-from rag.ready_index import ReadyIndex, adopt
-from rag.vectors import UNKNOWN, EncoderInfo, embed
+from rag.index.embed import embed
+from rag.index.folder import DECODED, Index
+from rag.index.passages import PassageStore
+from rag.index.ready_index import ReadyIndex, adopt
+from rag.index.vectors import UNKNOWN, EncoderInfo
 
 INFO = EncoderInfo("facebook/dpr-ctx_encoder-single-nq-base", UNKNOWN, UNKNOWN)
 N = 600

@@ -8,12 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 from clustered import ENCODER, D, bytes_of, corpus, encode, write_parquet
 
+from rag.download.fetch import partial_of
 from rag.errors import UserError
-from rag.fetch import partial_of
-from rag.index import build
-from rag.passages import Passage, PassageStore, read_passages
-from rag.ready_vectors import ReadyVectors
-from rag.vectors import UNKNOWN, EncoderInfo, Vectors, embed
+from rag.index.build import build
+from rag.index.embed import embed
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.readers import read_passages
+from rag.index.ready_vectors import ReadyVectors
+from rag.index.vectors import UNKNOWN, EncoderInfo, Vectors
 
 
 def never(passages):

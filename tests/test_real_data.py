@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from torch import nn
 
-from rag.datamodule import sample
-from rag.evaluation import passage_metrics
-from rag.lexical import BM25
+from rag.evaluation.judging import passage_metrics
+from rag.index.passages import PassageStore
 from rag.metrics.qa import compile_answer
-from rag.passages import PassageStore
+from rag.retrievers.lexical import BM25
 from rag.tasks.curated_trec import CuratedTREC
 from rag.tasks.fever import Fever
 from rag.tasks.jeopardy import JeopardyQuestions
 from rag.tasks.preparation import training_pairs
 from rag.tasks.qa import QuestionAnswering
 from rag.tasks.trivia_qa import TriviaQA
+from rag.training.datamodule import sample
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = [

@@ -13,12 +13,13 @@ from conftest import (
 )
 from torch.testing import assert_close
 
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.index_type import IndexType
-from rag.lexical import BM25
-from rag.passages import Passage
-from rag.retriever import DenseRetriever, LexicalRetriever
+from rag.index.faiss_types import IndexType
+from rag.index.passage import Passage
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.lexical import BM25
+from rag.retrievers.lexical_retriever import LexicalRetriever
 
 
 def all_scores(retriever: DenseRetriever, passage_encoder: PassageEncoder) -> torch.Tensor:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from rag.analysis.run_report import answers, curves, write_run_report
+from rag.reports.run_report import answers, curves, write_run_report
 
 RUN = {
     "command": "python train.py seed=1",
@@ -118,6 +118,6 @@ def test_index(tmp_path, index):
 
 def test_nothing_is_drawn_when_a_script_starts():
     """Importing the report for its one call at the end must not cost the start matplotlib or pandas."""
-    code = "import sys, rag.analysis.run_report; print({'matplotlib', 'pandas', 'torch'} & set(sys.modules))"
+    code = "import sys, rag.reports.run_report; print({'matplotlib', 'pandas', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

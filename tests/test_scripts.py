@@ -23,16 +23,16 @@ from commands import run
 from pytorch_lightning.loggers.logger import Logger
 from safetensors.torch import load_file, save_file
 
-from rag.ask import main as ask
+from rag.ask.__main__ import main as ask
 from rag.cli import run_script
-from rag.datamodule import sample
-from rag.encoders import QuestionEncoder
+from rag.encoders.dpr import QuestionEncoder
 from rag.files import write_json
-from rag.index import Index
+from rag.index.folder import Index
 from rag.miniwiki.world import write_world
 from rag.runs import PROJECT
-from rag.summary import expected_duration
 from rag.tasks.qa import read_examples
+from rag.training.datamodule import sample
+from rag.training.summary import expected_duration
 
 pytestmark = [
     pytest.mark.xdist_group("scripts"),  # on one worker, so that the models are trained once

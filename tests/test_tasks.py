@@ -13,10 +13,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from rag import download
+from rag.download import __main__ as download
 from rag.errors import UserError
+from rag.index.passage import Passage
 from rag.metrics.qa import regex_match
-from rag.passages import Passage
 from rag.tasks import records
 from rag.tasks.curated_trec import CuratedTREC, all_spellings, most_frequent_match, spellings
 from rag.tasks.dialogue import Dialogue

@@ -11,11 +11,11 @@ import pytest
 from clustered import ENCODER, bytes_of, corpus, encode, make, random_queries, write_tsv
 
 from rag.errors import UserError
-from rag.index import Index
-from rag.index_type import IndexType
-from rag.passages import Passage
-from rag.update import read_ids, update
-from rag.vectors import EncoderInfo
+from rag.index.faiss_types import IndexType
+from rag.index.folder import Index
+from rag.index.passage import Passage
+from rag.index.update import read_ids, update
+from rag.index.vectors import EncoderInfo
 
 NEW = [Passage(f"new {n}", f"title {n % 20}", f"news of {n}") for n in range(9)]
 
@@ -63,7 +63,7 @@ def test_adding_and_removing(tmp_path, factory):
 @pytest.mark.parametrize("factory", ["IVF{nlist},SQ8", "SQ8"])
 def test_a_small_change_keeps_what_was_trained(tmp_path, factory, monkeypatch):
     make(tmp_path / "index", 400, IndexType(factory))
-    monkeypatch.setattr("rag.index.new_index", lambda *_: pytest.fail("trained anew"))
+    monkeypatch.setattr("rag.index.faiss_types.new_index", lambda *_: pytest.fail("trained anew"))
     holds(
         update(tmp_path / "index", removed=["1", "77"], show_progress=False),
         [*corpus(76)[1:], *corpus(400)[77:]],
@@ -173,7 +173,7 @@ def test_a_killed_update_goes_on(tmp_path):
     script = f"""
 import sys, time; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
 from clustered import ENCODER, encode
-from rag.update import update
+from rag.index.update import update
 def slow(batch):
     print("batch", flush=True)
     if any(p.id == "new 6" for p in batch):

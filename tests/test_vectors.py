@@ -7,9 +7,11 @@ import pytest
 from clustered import ENCODER, D, bytes_of, corpus, encode, make, random_queries, vector_of
 
 from rag.errors import UserError
-from rag.index import build
-from rag.passages import Passage, PassageStore
-from rag.vectors import EncoderInfo, Vectors, embed, exact_search, lock_folder, prepare
+from rag.index.build import build
+from rag.index.embed import embed, lock_folder, prepare
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.vectors import EncoderInfo, Vectors, exact_search
 
 # ---------------------------------------------------------------------------------- vectors on disk
 

@@ -31,17 +31,17 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from rag.callbacks import StopsBetweenSteps, checkpoints
-from rag.ckpt import check_checkpoint
-from rag.datamodule import StepDataModule
-from rag.dpr import BiEncoder, BiEncoderBatch, DprModule, contrastive_loss, passages_allowed
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.lexical import BM25
+from rag.index.passage import Passage
 from rag.model import RagSequence, RagToken
-from rag.optimization import Optimization
-from rag.passages import Passage
-from rag.retriever import LexicalRetriever
+from rag.retrievers.lexical import BM25
+from rag.retrievers.lexical_retriever import LexicalRetriever
+from rag.training.callbacks import StopsBetweenSteps, checkpoints
+from rag.training.datamodule import StepDataModule
+from rag.training.dpr import BiEncoder, BiEncoderBatch, DprModule, contrastive_loss, passages_allowed
+from rag.training.optimization import Optimization
+from rag.training.resume import check_checkpoint
 
 pytestmark = QUIET
 

@@ -9,9 +9,11 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag.lexical import BM25, Jaccard, TfIdf, Words, is_english
-from rag.passages import Passage, PassageStore, read_passages
-from rag.splitting import split_words
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.readers import read_passages
+from rag.index.splitting import split_words
+from rag.retrievers.lexical import BM25, Jaccard, TfIdf, Words, is_english
 from rag.words import search_terms
 
 ZH = Path(__file__).parents[2] / "shared/cases/zh"

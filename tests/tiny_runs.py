@@ -6,11 +6,11 @@ import torch
 from conftest import bert_tokenizer, tiny_bart, tiny_question_encoder, word_tokenizer
 from omegaconf import OmegaConf
 
-from rag.cli import compose_config
-from rag.encoders import QuestionEncoder
+from rag.compose import compose_config
+from rag.encoders.dpr import QuestionEncoder
 from rag.files import write_json
-from rag.generator import Generator
-from rag.index import Index
+from rag.generators.seq2seq import Generator
+from rag.index.folder import Index
 
 
 def write_run(folder: Path, model: str, index: Index, retriever: str = "dense", n_docs: int = 3) -> Path:

@@ -24,10 +24,11 @@ from torch import Tensor
 from benchmarks import world
 from benchmarks.gpu.setting import Setting
 from benchmarks.sides import Side
-from rag.decoding import Decoding, generate
-from rag.exact import ExactSearch
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
 from rag.model import Batch, RagSequence, RagToken
-from rag.null_document import NullEmbedding, NullNetwork
+from rag.retrievers.exact import ExactSearch
+from rag.retrievers.null_document import NullEmbedding, NullNetwork
 from rag.runs import PROJECT
 
 FLOAT32 = 1e-4  # |ours − CPU's| / |CPU's|

@@ -2,7 +2,7 @@
 
 Passages have 130 tokens on average. Compared are
 
-    sorted     passages of like length together, padded to the longest, as rag/vectors.py has them encoded: under
+    sorted     passages of like length together, padded to the longest, as rag/index/vectors.py has them encoded: under
                autocast, as PassageEncoder.encode runs it, and with weights in bfloat16
     packed     no padding: passages end to end, attention within each by torch's kernel for variable lengths
 

@@ -18,11 +18,11 @@ import torch
 
 from benchmarks import world
 from benchmarks.gpu.setting import Setting
-from rag.encoders import QuestionEncoder
+from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
-from rag.exact import ExactRetriever
 from rag.files import read_json, write_aside, write_json
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
+from rag.retrievers.exact import ExactRetriever
 
 LARGEST = 64 << 20  # bytes of the prepared folder
 EXPERIMENT = "miniwiki/rag_sequence"
@@ -38,7 +38,7 @@ BOUNDS = {
 
 def prepare(folder: Path) -> int:
     """Make what training starts from in `folder`. Raises UserError where it is larger than may be copied."""
-    from rag.cli import compose_config, plain
+    from rag.compose import compose_config, plain
     from rag.demo import SEED, ensure
     from rag.runs import git_commit
 
@@ -92,14 +92,14 @@ def trained(folder: Path, device: str) -> dict[str, float]:
     """Train RAG-Sequence from a prepared folder; what it answers and retrieves on test, before and after."""
     import pytorch_lightning as pl
 
-    from rag.datamodule import RagDataModule
-    from rag.decoding import Decoding
-    from rag.evaluation import answer_questions, questions_at_once
+    from rag.decoding.settings import Decoding
+    from rag.evaluation.answering import answer_questions, questions_at_once
     from rag.metrics.retrieval import recall_at
     from rag.model import RagSequence
-    from rag.module import RagModule
-    from rag.optimization import Optimization
     from rag.tasks.qa import QuestionAnswering
+    from rag.training.datamodule import RagDataModule
+    from rag.training.module import RagModule
+    from rag.training.optimization import Optimization
 
     settings = read_json(folder / "settings.json")
     pl.seed_everything(settings["seed"], verbose=False)
@@ -149,10 +149,10 @@ def trained(folder: Path, device: str) -> dict[str, float]:
 
 def tiny(folder: Path) -> Path:
     """A prepared folder of a small world and models that know nothing."""
+    from rag.index.readers import read_passages
     from rag.miniwiki.world import write_world
-    from rag.optimization import Optimization
-    from rag.passages import read_passages
     from rag.tasks.qa import read_examples
+    from rag.training.optimization import Optimization
 
     world_folder = folder / "world"
     write_world(output=str(world_folder), seed=1, people=120, institutions=40)

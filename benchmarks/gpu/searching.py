@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import world
 from benchmarks.gpu.setting import Setting, release
 from benchmarks.machine import copy_bandwidth, timed
-from rag.exact import ExactSearch
+from rag.retrievers.exact import ExactSearch
 
 DIM, QUESTIONS, K = 768, 64, 50
 AIM = 0.8

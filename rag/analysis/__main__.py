@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rag.cli import mistakes_in_one_sentence, nearest, quieten_logs, quieten_models
+from rag.cli import mistakes_in_one_sentence, quieten_logs, quieten_models
+from rag.compose import nearest
 from rag.errors import UserError
 
 USAGE = """
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rag.analysis.page import cell
+    from rag.reports.page import cell
 
     page = found.write(folder, name, ["python", "-m", "rag.analysis", *arguments])
     frame = found.table if found.table.index.name is None else found.table.reset_index()

@@ -1,7 +1,7 @@
 """What the generator looks at while it writes: attention over one context, at each token of the answer.
 
-For the LSTM baseline (rag/lstm.py, α) this is the only road from the passage to the word. For a Transformer it is the
-last layer's cross-attention, the mean over its heads: one of many roads.
+For the LSTM baseline (rag/generators/lstm.py, α) this is the only road from the passage to the word. For a
+Transformer it is the last layer's cross-attention, the mean over its heads: one of many roads.
 """
 
 from pathlib import Path
@@ -14,13 +14,14 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rag.analysis import plots
 from rag.analysis.opened import open_examples, open_model, settings
-from rag.analysis.page import Analysis
-from rag.decoding import generate
+from rag.decoding.generation import generate
 from rag.errors import UserError
-from rag.generator import Generator, Ragged
+from rag.generators.context import Ragged
+from rag.generators.seq2seq import Generator
 from rag.model import RagModel
+from rag.reports import plots
+from rag.reports.page import Analysis
 
 WIDEST = 24  # tokens of the context in a line of the figure
 

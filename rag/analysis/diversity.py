@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rag.analysis import plots
 from rag.analysis.more_passages import names_of
 from rag.analysis.opened import Evaluation
-from rag.analysis.page import Analysis
 from rag.errors import UserError
 from rag.metrics.generation import distinct_trigrams
+from rag.reports import plots
+from rag.reports.page import Analysis
 
 
 def diversity(runs: Sequence[Path]) -> Analysis:

@@ -16,13 +16,14 @@ import torch
 from matplotlib.figure import Figure
 
 from rag import marginalize
-from rag.analysis import plots
 from rag.analysis.opened import open_examples, open_model, settings
-from rag.analysis.page import Analysis, excerpt, shortened
-from rag.decoding import Decoding, generate
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.metrics.retrieval import has_answer
 from rag.model import RagModel, RagToken
+from rag.reports import plots
+from rag.reports.page import Analysis, excerpt, shortened
 
 TITLE, EXCERPT = 24, 44  # characters shown of a passage
 

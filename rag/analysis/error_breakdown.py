@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rag.analysis import plots
 from rag.analysis.opened import Evaluation, open_examples, open_model
-from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
-from rag.evaluation import find_passages, passage_text, texts_of
+from rag.evaluation.answering import find_passages
+from rag.evaluation.judging import passage_text, texts_of
 from rag.metrics.qa import exact_match
 from rag.metrics.retrieval import answer_recall_at
+from rag.reports import plots
+from rag.reports.page import Analysis, shortened
 
 SHOWN = 90  # characters of a passage in the examples
 

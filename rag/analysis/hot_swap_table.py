@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from rag.analysis import plots
 from rag.analysis.more_passages import names_of
 from rag.analysis.opened import Evaluation
-from rag.analysis.page import Analysis
 from rag.errors import UserError
+from rag.reports import plots
+from rag.reports.page import Analysis
 
 
 def hot_swap_table(runs: Sequence[Path]) -> Analysis:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from rag.analysis import plots
 from rag.analysis.opened import Evaluation
-from rag.analysis.page import Analysis
-from rag.analysis.run_report import sweeps_of
 from rag.errors import UserError
+from rag.reports import plots
+from rag.reports.page import Analysis
+from rag.reports.run_report import sweeps_of
 
 
 def more_passages(runs: Sequence[Path]) -> Analysis:

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rag import reopen
-from rag.cli import compose_config, from_checkpoint
-from rag.datamodule import sample
-from rag.decoding import Decoding
+from rag.checkpoint_config import from_checkpoint
+from rag.compose import compose_config
+from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.files import read_json
 from rag.model import RagModel
+from rag.saved_model import load_config
 from rag.tasks.example import Example
+from rag.training.datamodule import sample
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,7 @@ def settings(run: str | Path) -> DictConfig:
 
 
 def saved(folder: Path) -> DictConfig:
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    return config
+    return load_config(folder / "config.yaml")
 
 
 def open_model(config: DictConfig) -> tuple[RagModel, Decoding]:

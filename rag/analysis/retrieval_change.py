@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
-from rag.analysis import plots
 from rag.analysis.opened import open_examples, open_model, settings
-from rag.analysis.page import Analysis, shortened
 from rag.errors import UserError
-from rag.evaluation import find_passages, texts_of
+from rag.evaluation.answering import find_passages
+from rag.evaluation.judging import texts_of
+from rag.index.passages import PassageStore
 from rag.metrics.retrieval import answer_recall_at, recall_at
-from rag.passages import PassageStore
-from rag.retriever import DenseRetriever
+from rag.reports import plots
+from rag.reports.page import Analysis, shortened
+from rag.retrievers.dense import DenseRetriever
 from rag.tasks.example import Example
 
 SHOWN = 90  # characters of a passage in the examples

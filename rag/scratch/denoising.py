@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.datamodule import StepDataModule, step_generator
 from rag.errors import UserError
-from rag.generator import Ragged, special_tokens, token_rows
+from rag.generators.context import Ragged, special_tokens, token_rows
+from rag.index.passage import Passage
+from rag.index.readers import read_passages
 from rag.model import Batch, RagModel
-from rag.passages import Passage, read_passages
-from rag.retriever import Questions
+from rag.retrievers.protocol import Questions
 from rag.tasks.example import Example
+from rag.training.datamodule import StepDataModule, step_generator
 
 FUNCTION_WORDS = frozenset(
     "a about after all also an and are as at be became been before between both but by called during each first for "

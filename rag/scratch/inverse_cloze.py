@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rag.passages import Passage
+from rag.index.passage import Passage
 from rag.scratch.denoising import split_sentences
 
 _WORD = re.compile(r"\w+")

@@ -26,8 +26,9 @@ from jaxtyping import Float32
 from torch import nn
 from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
-from rag.encoders import PassageEncoder, QuestionEncoder
-from rag.passages import Passage, read_passages
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.index.passage import Passage
+from rag.index.readers import read_passages
 
 _UNSEEN = -8.0  # log-weight of [CLS], separators and padding: they are not attended to
 

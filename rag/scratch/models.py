@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rag.encoders import PassageEncoder, QuestionEncoder
-from rag.generator import Generator
-from rag.lstm import new_model as new_lstm_model
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.generators.lstm import new_model as new_lstm_model
+from rag.generators.seq2seq import Generator
 
 
 def new_generator(
@@ -75,7 +75,7 @@ def new_lstm(
     max_context_length: int = 300,
     max_target_length: int = 25,
 ) -> Generator:
-    """The generator from before the Transformer (rag/lstm.py), which needs no starting weights of its own."""
+    """The generator from before the Transformer (rag/generators/lstm.py); it needs no starting weights."""
     return Generator(
         new_lstm_model(tokenizer, width, layers, dropout), tokenizer, max_context_length, max_target_length
     )

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rag.passages import read_passages
+from rag.index.readers import read_passages
 from rag.progress import progress_bar
 from rag.tasks.qa import read_examples
 

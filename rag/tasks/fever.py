@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rag.errors import UserError
+from rag.index.passage import Passage
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.classification import label_accuracy
 from rag.metrics.retrieval import plain_title
-from rag.passages import Passage
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, read_records, text_field
 from rag.tasks.task import Task

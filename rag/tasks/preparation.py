@@ -36,7 +36,7 @@ FORMAT = 1  # to be raised when targets come out otherwise
 def training_pairs(task: Task, retriever: Any, folder: Path | str) -> list[tuple[Example, str]]:
     """One (example, target) for each target of each training example, prepared by retrieval where the task says so.
 
-    retriever: of rag/retriever.py; None for a model without. folder: where prepared sets are kept.
+    retriever: of rag/retrievers/dense.py; None for a model without. folder: where prepared sets are kept.
     Raises UserError where the task needs a retriever and there is none, and where nothing would be left.
     """
     if task.depth == 0:

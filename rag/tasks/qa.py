@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from rag.errors import UserError
+from rag.index.passage import Passage
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match, token_f1
 from rag.metrics.retrieval import answer_matcher
-from rag.passages import Passage
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, not_empty, read_records, text_field, texts
 from rag.tasks.task import Task

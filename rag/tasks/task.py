@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rag.errors import UserError
+from rag.index.passage import Passage, whole_id
 from rag.metrics.bootstrap import Metric
-from rag.passage import Passage, whole_id
 from rag.tasks.example import Example
 from rag.tasks.records import not_empty
 

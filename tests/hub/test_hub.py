@@ -15,13 +15,13 @@ from huggingface_hub.utils import close_session
 
 from rag import hub
 from rag.checkpoint import architecture
-from rag.dpr import bert_encoders
-from rag.encoders import PassageEncoder, QuestionEncoder
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
 from rag.model import RagSequence, RagToken
 from rag.runs import Run, fingerprint
-from rag.summary import dtypes
+from rag.training.dpr import bert_encoders
+from rag.training.summary import dtypes
 
 
 @pytest.fixture(scope="session")
@@ -157,15 +157,15 @@ def test_a_run_from_before_commits_were_written_down_is_the_same_run(online, tmp
 
 def test_of_a_configuration_the_models_are_inputs(online):
     module = {
-        "_target_": "rag.module.RagModule",
+        "_target_": "rag.training.RagModule",
         "model": {
             "_target_": "rag.model.RagToken",
             "generator": {
-                "_target_": "rag.generator.Generator.from_pretrained",
+                "_target_": "rag.generators.Generator.from_pretrained",
                 "path": "facebook/bart-large",
             },
             "retriever": {
-                "_target_": "rag.retriever.DenseRetriever.from_pretrained",
+                "_target_": "rag.retrievers.DenseRetriever.from_pretrained",
                 "question_encoder": "facebook/dpr-question_encoder-single-nq-base",
                 "index": "indexes/wikipedia",
             },

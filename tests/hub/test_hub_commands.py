@@ -194,7 +194,7 @@ def test_ones_own_passages_with_the_hubs_models(place):
 def test_the_bi_encoder_starts_from_bert(place):
     said = place.run(
         "-c",
-        "from rag.dpr import bert_encoders; print(bert_encoders('bert-base-uncased')[0].fingerprint())",
+        "from rag.training.dpr import bert_encoders; print(bert_encoders('bert-base-uncased')[0].fingerprint())",
     )
     assert any(len(line) == 16 for line in said.splitlines())
 

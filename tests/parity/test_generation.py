@@ -1,4 +1,4 @@
-"""rag/decoding.py beside transformers.models.rag, with the same weights, contexts and passage scores.
+"""rag/decoding/generation.py beside transformers.models.rag, with the same weights, contexts and passage scores.
 
 First where transformers is right, then one test for each place where it is not: what it does, and the right
 value worked out from a plain forward pass of its own generator, passage by passage and without padding.
@@ -27,10 +27,12 @@ from transformers import (
 )
 from transformers.generation.streamers import TextStreamer
 
-from rag.decoding import Answer, Decoding, generate
-from rag.generator import Generator
+from rag.decoding.answers import Answer
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
+from rag.generators.seq2seq import Generator
 from rag.model import Contexts, RagModel, RagSequence, RagToken
-from rag.retriever import Retrieved
+from rag.retrievers.protocol import Retrieved
 
 BOS, PAD, EOS = 0, 1, 2
 QUESTIONS, DOCS = 6, 4

@@ -33,9 +33,9 @@ from transformers import (
 )
 from transformers.models.rag.retrieval_rag import CustomHFIndex
 
-from rag.generator import Generator
+from rag.generators.seq2seq import Generator
 from rag.model import Batch, Likelihood, RagModel, RagSequence, RagToken
-from rag.retriever import DenseRetriever
+from rag.retrievers.dense import DenseRetriever
 
 KINDS = [
     pytest.param(RagToken, RagTokenForGeneration, id="token"),

@@ -1,0 +1,1 @@
+"""Asking a trained model: the terminal (python -m rag.ask) and the page."""

@@ -1,0 +1,333 @@
+"""A page to ask a trained model on: python -m rag.ask.page checkpoint=RUN [key=value …]
+
+The answer beside the closed-book model's, the passages with p(z|x) and p(z|x,y), RAG-Token's posterior of each token
+(figure 2), another index, K or decoding for any question, and conversations. Gradio serves it to this machine alone;
+the page asks nobody else for anything, which its Content-Security-Policy makes the browser keep to.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from rag.ask.__main__ import CHANGEABLE
+from rag.checkpoint_config import from_checkpoint
+from rag.cli import run_script
+from rag.compose import choices, compose_config
+from rag.errors import UserError
+
+USAGE = """
+python -m rag.ask.page checkpoint=RUN [key=value …]
+
+Serves a page on which to ask a model that train.py left in the folder RUN, at http://127.0.0.1:7860 until Ctrl-C.
+Needs the extra packages of python -m pip install -e ".[demo]" -c constraints.txt, and no network.
+
+  python -m rag.ask.page checkpoint=outputs/demo/rag_token
+  python -m rag.ask.page checkpoint=… closed_book=outputs/closed    whose answer stands beside; null: nobody's
+  python -m rag.ask.page checkpoint=… n_docs=10 decoding=beam4      what the page begins with
+  python -m rag.ask.page checkpoint=… index.path=indexes/other      another memory
+  python -m rag.ask.page checkpoint=… port=8000                     another port
+  python -m rag.ask.page checkpoint=… host=0.0.0.0                  everybody in the network may ask
+"""
+
+OWN = ("checkpoint", "closed_book", "host", "port", "seed")
+MOST_PASSAGES = 50  # that can be chosen on the page
+AS_TRAINED = "as trained"
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'"
+)
+
+
+def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
+    gradio = import_gradio()
+    saved = from_checkpoint(cfg, overrides, "rag.ask.page", CHANGEABLE, OWN)
+    closed = closed_book_run(saved.checkpoint, saved.closed_book)
+    print(f"opening {saved.checkpoint}" + (f" and {closed}" if closed else ""), file=sys.stderr)
+    import torch
+
+    from rag.ask.session import describe, open_session
+
+    session, choice, indexes = open_session(saved)
+    torch.manual_seed(saved.seed)
+    beside = None
+    if closed is not None and not session.closed_book:
+        other = compose_config("demo_page", [])
+        other.checkpoint = str(closed)
+        beside, its_choice, _ = open_session(from_checkpoint(other, [], "rag.ask.page", CHANGEABLE, OWN))
+        if not beside.closed_book:
+            raise UserError(
+                f"closed_book={closed} is {describe(beside.model)}: give a run of a closed-book model"
+            )
+        beside = partial(beside.answer, choice=its_choice)
+
+    @cache
+    def decoding(name: str) -> Any:
+        settings = [] if name == AS_TRAINED else [f"decoding={name}"]
+        again = compose_config("demo_page", [*overrides, *settings])
+        again.checkpoint = saved.checkpoint
+        settings = [*overrides, *settings]
+        return instantiate(from_checkpoint(again, settings, "rag.ask.page", CHANGEABLE, OWN).decoding)
+
+    page = Page(session, choice, indexes, decoding, beside, example_questions(saved.task))
+    blocks = page.blocks(gradio)
+    address = serve(gradio, blocks, saved.host, saved.port)
+    print(f"{describe(session.model)} of {saved.checkpoint} answers at {address} until Ctrl-C", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("closed", file=sys.stderr)
+    finally:
+        blocks.close(verbose=False)
+
+
+def import_gradio() -> Any:
+    """The package, which tells nobody that it is used; UserError where it is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "the page needs Gradio, which is not installed: in the project's folder, "
+            'python -m pip install -e ".[demo]" -c constraints.txt'
+        )
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return importlib.import_module("gradio")
+
+
+def closed_book_run(checkpoint: str, setting: str | None) -> Path | None:
+    """The run whose answer stands beside: the one that is given, or the checkpoint's sibling, if it is finished."""
+    if setting is None:
+        return None
+    if setting != "beside":
+        return Path(setting)
+    sibling = Path(checkpoint).resolve().parent / "closed_book"
+    return sibling if (sibling / "result.json").exists() else None
+
+
+def example_questions(task: DictConfig, count: int = 4) -> list[str]:
+    """A few of the dev questions, from all over the file; none where it cannot be read."""
+    try:
+        questions = [example.question for example in instantiate(task).examples("dev")]
+    except Exception:  # the page does without: the files of a run may be on another machine
+        return []
+    return questions[:: max(1, len(questions) // count)][:count]
+
+
+class Page:
+    """What stands on the page and what its buttons do; nothing of a visitor is kept here."""
+
+    def __init__(
+        self,
+        session: Any,
+        choice: Any,
+        indexes: dict[str, Path],
+        decoding: Callable[[str], Any],
+        closed_book: Callable[[list[str]], list[Any]] | None,
+        examples: list[str],
+    ):
+        from rag.ask import reply_html
+        from rag.ask import session as sessions
+
+        self.session = session
+        self.choice = choice
+        self.indexes = indexes
+        self.decoding = decoding
+        self.closed_book = closed_book
+        self.examples = examples
+        self.html = reply_html
+        self.name = sessions.describe(session.model)
+
+    def chosen(self, index: str, n_docs: int, decoding: str) -> Any:
+        """What the visitor chose, or UserError."""
+        how = self.decoding(decoding)
+        if self.session.closed_book:
+            return type(self.choice)(None, 1, how)
+        if index not in self.indexes:
+            raise UserError(f"there is no index {index}")
+        return type(self.choice)(self.indexes[index], int(n_docs), how)
+
+    def ask(self, question: str, index: str, n_docs: int, decoding: str) -> tuple[str, str, str, str]:
+        """Answer, closed-book answer, heat map and cards, as HTML."""
+        question = question.strip()
+        if not question:
+            raise UserError("the question is empty: type one")
+        reply = self.session.answer([question], self.chosen(index, n_docs, decoding))[0]
+        beside = "" if self.closed_book is None else self.closed_book([question])[0]
+        return (
+            self.html.answer_html(reply, self.name),
+            beside and self.html.answer_html(beside, "closed book, without any passage"),
+            self.html.heat_map_html(reply),
+            self.html.cards_html(reply.sources, reply.answer),
+        )
+
+    def say(
+        self, text: str, turns: list[str], index: str, n_docs: int, decoding: str
+    ) -> tuple[str, list[str], list[dict[str, str]], str]:
+        """An emptied box, the conversation with one more question and answer, for the chat as well, and cards."""
+        text = text.strip()
+        if not text:
+            raise UserError("there is nothing to answer: type something")
+        context = self.session.in_context(turns, text)
+        reply = self.session.answer([context], self.chosen(index, n_docs, decoding))[0]
+        turns = [*turns, text, reply.answer]
+        roles = ("user", "assistant")
+        messages = [{"role": roles[place % 2], "content": each} for place, each in enumerate(turns)]
+        return "", turns, messages, self.html.cards_html(reply.sources, reply.answer)
+
+    def blocks(self, gr: Any) -> Any:
+        """The page itself."""
+
+        def told(function: Callable[..., Any]) -> Callable[..., Any]:
+            """A mistake is a note on the page."""
+
+            def call(*given: Any) -> Any:
+                try:
+                    return function(*given)
+                except UserError as error:
+                    raise gr.Error(
+                        str(error), title="This cannot be answered", print_exception=False
+                    ) from error
+
+            return call
+
+        with gr.Blocks(title=f"Ask {self.name}", analytics_enabled=False) as blocks:
+            gr.Markdown(
+                f"## Ask {self.name}\nRetrieval-augmented generation: what it answers, and where it read it."
+            )
+            settings = self.settings(gr)
+            with gr.Tab("Question"):
+                with gr.Row(equal_height=True):
+                    question = gr.Textbox(
+                        label="Question", placeholder="Ask something", elem_id="question", scale=8, lines=1
+                    )
+                    button = gr.Button("Ask", variant="primary", elem_id="ask", scale=1, min_width=100)
+                if self.examples:
+                    gr.Examples([[each] for each in self.examples], [question], label="For instance")
+                with gr.Row():
+                    answer = gr.HTML(elem_id="answer", min_height=90)
+                    closed = gr.HTML(elem_id="closed_book", visible=self.closed_book is not None)
+                heat = gr.HTML(elem_id="heat_map")
+                cards = gr.HTML(elem_id="passages")
+                shown = [answer, closed, heat, cards]
+                for event in (question.submit, button.click):
+                    event(told(self.ask), [question, *settings], shown, api_visibility="private")
+            with gr.Tab("Conversation"):
+                gr.Markdown(
+                    "Earlier questions and answers are the context of the next, as many as the model can read."
+                )
+                turns = gr.State([])
+                chat = gr.Chatbot(
+                    elem_id="chat",
+                    height=320,
+                    render_markdown=False,
+                    show_label=False,
+                    buttons=[],
+                    layout="bubble",
+                )
+                with gr.Row(equal_height=True):
+                    said = gr.Textbox(
+                        show_label=False, placeholder="Say something", elem_id="say", scale=8, lines=1
+                    )
+                    reset = gr.Button("Reset", elem_id="reset", scale=1, min_width=100)
+                read = gr.HTML(elem_id="read")
+                said.submit(
+                    told(self.say),
+                    [said, turns, *settings],
+                    [said, turns, chat, read],
+                    api_visibility="private",
+                )
+                reset.click(lambda: ([], [], ""), None, [turns, chat, read], api_visibility="private")
+                chat.clear(lambda: ([], ""), None, [turns, read], api_visibility="private")
+        return blocks
+
+    def settings(self, gr: Any) -> list[Any]:
+        """Index, K and decoding of whatever is asked next."""
+        own = next((name for name, folder in self.indexes.items() if folder == self.choice.index), None)
+        retrieves = not self.session.closed_book
+        most = MOST_PASSAGES
+        if retrieves:
+            most = max(self.choice.n_docs, min(most, len(self.session.model.retriever.index)))
+        with gr.Row():
+            index = gr.Dropdown(
+                list(self.indexes),
+                value=own,
+                label="Index",
+                elem_id="index",
+                visible=retrieves,
+                interactive=True,
+            )
+            n_docs = gr.Slider(
+                1, most, self.choice.n_docs, step=1, label="Passages, K", elem_id="n_docs", visible=retrieves
+            )
+            decoding = gr.Dropdown(
+                [AS_TRAINED, *choices("decoding")], value=AS_TRAINED, label="Decoding", elem_id="decoding"
+            )
+        return [index, n_docs, decoding]
+
+
+class Policy:
+    """ASGI middleware that adds the Content-Security-Policy to every answer."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
+    """Start serving in the background; the address. Raises UserError where host or port cannot be had."""
+    from starlette.middleware import Middleware  # type: ignore[import-not-found]
+
+    from rag.ask.reply_html import CSS
+
+    theme = gr.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    try:
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=theme,
+            css=CSS,
+            app_kwargs={"middleware": [Middleware(Policy)], "docs_url": None, "redoc_url": None},
+        )
+    except OSError as error:
+        raise UserError(
+            f"host={host} port={port} cannot be served ({error}): give another port=…, or port=null for a free one"
+        ) from error
+    return address
+
+
+def main(arguments: list[str]) -> None:
+    run_script("demo_page", USAGE, partial(demo_page, overrides=arguments), arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,166 @@
+"""Hydra configurations composed, and what is wrong in one told with the nearest names that exist."""
+
+import difflib
+import re
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from rag.errors import UserError, one_line
+from rag.runs import PROJECT
+
+CONFIGS = PROJECT / "configs"
+GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if folder.is_dir()}
+
+
+def compose_config(name: str, overrides: list[str]) -> DictConfig:
+    """The resolved-on-demand configuration of a script, or UserError in one sentence."""
+    for override in overrides:
+        if not re.match(r"~\w[^=]*$|(~|\+{0,2})\w[^=]*=", override):
+            raise UserError(f"{override} is not an override: write key=value, or --help for examples")
+    # Hydra's way of choosing nothing from a group is ~group; group=null is what one would type.
+    nothing = {f"{group}=null": f"~{group}" for group in GROUPS}
+    overrides = [nothing.get(override, override) for override in overrides]
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            cfg = compose(name, overrides)
+            groups = [each for each in overrides if key_of(each) in GROUPS]
+            default = compose(name, groups) if len(groups) < len(overrides) else cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, name, overrides)) from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
+        raise UserError(f"{place} is not valid YAML ({error.problem})") from error
+    for override in {key_of(each): each for each in overrides}.values():  # the last of each key
+        check_kind(override, cfg, default)
+    return cfg
+
+
+def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
+    """UserError for text where the default is a number or a truth value, and for a fraction where it is whole."""
+    key = key_of(override)
+    if override[0] in "~+" or key in GROUPS or key in ("overwrite", "trainer.devices"):
+        return  # the last two have names for values as well
+    try:
+        value, before = OmegaConf.select(cfg, key), OmegaConf.select(default, key)
+    except OmegaConfBaseException:
+        return  # an interpolation that leads nowhere is told where it is used
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    allowed = (int, float) if type(before) is float else type(before)
+    if (
+        type(before) in kinds
+        and value is not None
+        and (not isinstance(value, allowed) or isinstance(value, bool) is not (type(before) is bool))
+    ):
+        raise UserError(f"{override}: {kinds[type(before)]} is expected, as in {key}={str(before).lower()}")
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+~").split("=")[0]
+
+
+def explain(error: Exception, name: str, overrides: list[str]) -> str:
+    """One sentence for what Hydra found wrong, with the names that exist."""
+    text = one_line(str(error))
+    if isinstance(error, OverrideParseException) or "Ambiguous value" in text:
+        given = error.override if isinstance(error, OverrideParseException) else None
+        wrong = given or next(each for each in overrides if each in text)
+        value = wrong.partition("=")[2]
+        return (
+            f"{wrong} cannot be read: a value with =, commas, brackets or spaces needs quotes, as in "
+            f"""'{key_of(wrong)}="{value}"', and a list brackets, as in {key_of(wrong)}=[1,2]"""
+        )
+    missing = re.search(r"Could not find '([^']+)'", text)
+    if missing:
+        for override in overrides:
+            group, _, choice = override.lstrip("+").partition("=")
+            if f"{group}/{choice}" == missing[1]:
+                return f"{override} does not exist: {nearest(choice, choices(group))}"
+        return f"a config names {missing[1]}, which does not exist under {CONFIGS}"
+    key = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"override '?\+?([\w./@]+)'?", text)
+    for override in overrides:
+        path = key_of(override)
+        if key and key[1] in (path, *path.split(".")):
+            known = settings(
+                name, [each for each in overrides if each != override and key_of(each) in GROUPS]
+            )
+            if path not in known and not override.startswith("+"):
+                return f"the setting {path} does not exist: {nearest_setting(path, known)}"
+    return text
+
+
+def choices(group: str) -> list[str]:
+    """The configs of a group."""
+    folder = CONFIGS / group
+    return sorted(
+        str(file.relative_to(folder).with_suffix(""))
+        for file in folder.rglob("*.yaml")
+        if not file.name.startswith("_")
+    )
+
+
+def settings(name: str, overrides: list[str]) -> list[str]:
+    """All dotted names of a script's configuration."""
+    names: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            names.append(f"{prefix}{key}")
+            walk(value, f"{prefix}{key}.")
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        walk(OmegaConf.to_container(compose(name, overrides), resolve=False), "")
+    return names
+
+
+def nearest_setting(path: str, known: list[str]) -> str:
+    """The settings beside a misspelt one that are like it, those of the same name elsewhere, or all beside it."""
+    parent, _, last = path.rpartition(".")
+    while parent and parent not in known:
+        parent, _, last = parent.rpartition(".")
+    beside = [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == parent]
+    elsewhere = [each for each in known if each.rpartition(".")[2] == path.rpartition(".")[2]]
+    if elsewhere and not difflib.get_close_matches(last, beside, cutoff=0.75):
+        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    return nearest(last, beside, f"{parent}." if parent else "")
+
+
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
+    """ "did you mean …?" or the names that exist."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
+    if close:
+        return f"did you mean {' or '.join(prefix + each for each in close)}?"
+    if not known:
+        return f"there is nothing under {prefix.removesuffix('.')}"
+    shown = [prefix + each for each in sorted(known) if not each.startswith("_")]
+    return f"there is {', '.join(shown[:20])}{', …' if len(shown) > 20 else ''}"
+
+
+def reading(corpus: DictConfig) -> tuple[str | None, int | None]:
+    """How a corpus is read: corpus.encoding and corpus.split_words, which configs of earlier runs may lack."""
+    return corpus.get("encoding"), corpus.get("split_words")
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as plain containers, resolved; UserError names a value that is missing."""
+    if not OmegaConf.is_config(node):
+        return node
+    try:
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain_value(error)) from error
+
+
+def explain_value(error: OmegaConfBaseException) -> str:
+    """One sentence for a value that cannot be resolved; one that has to be given is named as it is typed."""
+    missing = re.search(r"Missing mandatory value: (\S+)", str(error))
+    if missing is None:
+        return one_line(str(error).split("\n")[0])
+    key = re.search(r"full_key: (\S+)", str(error))
+    name = key[1] if key and key[1].endswith(f".{missing[1]}") else missing[1]
+    return f"{name} has no value and this run needs it: give {name}=…"

@@ -1,0 +1,1 @@
+"""python -m rag.download: the data of the tasks and corpora, from where it is published."""

@@ -1,0 +1,191 @@
+"""Section 4: a whole set of questions answered, each batch kept as it comes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from rag.decoding.answers import Answer
+from rag.decoding.generation import generate_for_each
+from rag.decoding.settings import Decoding
+from rag.errors import UserError
+from rag.files import write_aside
+from rag.model import Batch, RagModel
+from rag.progress import progress_bar
+from rag.retrievers.protocol import Retrieved
+from rag.tasks.example import Example
+from rag.tasks.records import read_records
+
+CONTEXTS_AT_ONCE = 160  # passages read together where nobody says how many questions to answer at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model answered to N questions, for each K that was asked for, and what was retrieved."""
+
+    examples: list[Example]
+    answers: dict[int, list[Answer]]  # K → the best answer to each question
+    rows: (
+        Int64[np.ndarray, "questions docs"] | None
+    )  # the most passages retrieved for any purpose; None: closed book
+
+    def texts(self, n_docs: int) -> list[str]:
+        return [answer.text for answer in self.answers[n_docs]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What is kept of one question."""
+
+    number: int  # its place among the questions, from 0
+    texts: dict[int, str]  # K → the best answer
+    logprob: float  # log p(y|x) of the answer for the K that is reported, in nats
+    rows: list[int]  # everything that was retrieved, best first, −1 for none; [] in closed book
+    prior: list[float]  # p(z|x) and
+    posterior: list[float]  # p(z|x,y) of the K passages that were read for that answer, the first of `rows`
+
+
+def questions_at_once(n_docs: int) -> int:
+    """How many questions are answered together with K = `n_docs`, unless somebody says."""
+    return max(1, CONTEXTS_AT_ONCE // n_docs)
+
+
+@torch.inference_mode()
+def answer_questions(
+    model: RagModel,
+    examples: Sequence[Example],
+    decoding: Decoding,
+    n_docs: Sequence[int],
+    batch_size: int,
+    retrieve: int = 0,
+    description: str = "answering",
+) -> Evaluation:
+    """Answer every question with each K of `n_docs`.
+
+    retrieve: this many passages are retrieved if that is more, for recall beyond the largest K.
+    """
+    model.eval()
+    wide = max(*n_docs, retrieve)
+    answers: dict[int, list[Answer]] = {k: [] for k in n_docs}
+    found: list[np.ndarray] = []
+    with progress_bar(description, len(examples), "questions") as advance:
+        for start in range(0, len(examples), batch_size):
+            chunk = examples[start : start + batch_size]
+            by_k, rows = _answer(model, [example.question for example in chunk], decoding, n_docs, wide)
+            for k, best in by_k.items():
+                answers[k] += best
+            if rows is not None:
+                found.append(rows)
+            advance(len(chunk))
+    return Evaluation(list(examples), answers, np.concatenate(found) if found else None)
+
+
+def _answer(
+    model: RagModel, questions: list[str], decoding: Decoding, n_docs: Sequence[int], wide: int
+) -> tuple[dict[int, list[Answer]], Int64[np.ndarray, "questions docs"] | None]:
+    """The best answers of one batch for each K, and the rows of the `wide` best passages."""
+    batch: Batch = model.prepare(questions).to(model.generator.model.device)
+    if model.retriever is None:
+        found = generate_for_each(model, model.read(batch), decoding, [1])
+        return {1: [each[0] for each in found[1]]}, None
+    if wide > len(model.retriever.index):
+        raise UserError(
+            f"{wide} passages are to be retrieved but the index holds {len(model.retriever.index)}: lower n_docs"
+        )
+    retrieved = model.retriever(batch.questions, wide)
+    null = [wide] if retrieved.rows.shape[1] > wide else []  # a null document stands after all others
+    found = {}
+    # without one, what was read for the largest K serves the smaller ones too
+    for ks in [[k] for k in n_docs] if null else [list(n_docs)]:
+        places = [*range(max(ks)), *null]
+        contexts = model.read_retrieved(
+            batch, Retrieved(retrieved.rows[:, places], retrieved.scores[:, places])
+        )
+        made = generate_for_each(model, contexts, decoding, [k + len(null) for k in ks])
+        found |= {k: [each[0] for each in made[k + len(null)]] for k in ks}
+    return found, retrieved.rows[:, :wide]
+
+
+@torch.inference_mode()
+def answer_in_parts(
+    model: RagModel,
+    examples: Sequence[Example],
+    decoding: Decoding,
+    ks: Sequence[int],
+    n_docs: int,
+    batch_size: int,
+    retrieve: int,
+    folder: Path,
+    process: int = 0,
+    processes: int = 1,
+) -> None:
+    """Answer the questions that `folder` has no answers to yet, and keep each batch there.
+
+    ks: every K to be answered with; n_docs: the one of them that is reported with its passages. Of the batches that
+    are left, this process takes its share.
+    """
+    model.eval()
+    there = {each.number for each in read_parts(folder)}
+    left = [number for number in range(len(examples)) if number not in there]
+    batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)][process::processes]
+    share = "" if processes == 1 else f", process 1 of {processes}"
+    total, done = (len(examples), len(there)) if processes == 1 else (sum(map(len, batches)), 0)
+    with progress_bar(f"answering{share}", total, "questions", done, show=process == 0) as advance:
+        for numbers in batches:
+            questions = [examples[number].question for number in numbers]
+            by_k, rows = _answer(model, questions, decoding, ks, max(*ks, retrieve))
+            part = [
+                Answered(
+                    number,
+                    {k: best[i].text for k, best in by_k.items()},
+                    by_k[n_docs][i].logprob,
+                    [] if rows is None else rows[i].tolist(),
+                    by_k[n_docs][i].doc_logprobs.exp().tolist(),
+                    by_k[n_docs][i].posterior.tolist(),
+                )
+                for i, number in enumerate(numbers)
+            ]
+            with (
+                write_aside(folder / f"{numbers[0]:09d}.jsonl") as aside,
+                aside.open("w", encoding="utf-8") as file,
+            ):
+                for each in part:
+                    file.write(json.dumps(asdict(each), ensure_ascii=False) + "\n")
+            advance(len(numbers))
+
+
+def read_parts(folder: Path) -> list[Answered]:
+    """What `answer_in_parts` has kept so far, in the questions' order."""
+    found = []
+    for file in sorted(folder.glob("[0-9]*.jsonl")):
+        for _, record in read_records(file):
+            record["texts"] = {int(k): text for k, text in record["texts"].items()}
+            found.append(Answered(**record))
+    return sorted(found, key=lambda each: each.number)
+
+
+@torch.inference_mode()
+def find_passages(
+    retriever: Any,
+    questions: Sequence[str],
+    depth: int,
+    batch_size: int | None = None,
+    description: str = "searching",
+    device: torch.device | str = "cpu",
+) -> Int64[np.ndarray, "questions docs"]:
+    """The rows of the `depth` best passages of each question. device: that of the question encoder."""
+    if depth > len(retriever.index):
+        raise UserError(f"{depth} passages asked for, the index holds {len(retriever.index)}: ask for fewer")
+    retriever.eval()
+    rows, at_once = [], batch_size or 32
+    with progress_bar(description, len(questions), "questions") as advance:
+        for start in range(0, len(questions), at_once):
+            part = list(questions[start : start + at_once])
+            rows.append(retriever(retriever.prepare(part).to(device), depth).rows[:, :depth])
+            advance(len(part))
+    return np.concatenate(rows)

@@ -1,0 +1,23 @@
+"""Section 2.3: p_θ(y_i | x, z, y_<i), contexts in, log-probabilities of tokens out."""
+
+from typing import TYPE_CHECKING
+
+from rag.lazy import face
+
+if TYPE_CHECKING:
+    from rag.generators.context import Ragged as Ragged
+    from rag.generators.lstm import LstmForConditionalGeneration as LstmForConditionalGeneration
+    from rag.generators.output_layer import OutputLayer as OutputLayer
+    from rag.generators.output_layer import PlainOutputLayer as PlainOutputLayer
+    from rag.generators.seq2seq import Generator as Generator
+
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "Generator": "seq2seq",
+        "OutputLayer": "output_layer",
+        "PlainOutputLayer": "output_layer",
+        "Ragged": "context",
+        "LstmForConditionalGeneration": "lstm",
+    },
+)

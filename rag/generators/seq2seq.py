@@ -1,0 +1,311 @@
+"""Section 2.3: the generator, log p_θ(y_i | x, z, y_<i), any sequence-to-sequence model; BART in the paper.
+
+It reads "title / text // question". The passage's part was tokenised when the index was built and the
+question's part when the batch was made, so a context is put together from arrays of tokens. Where it would be
+too long the passage is cut, never the question.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import rag.generators.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
+from rag.errors import UserError
+from rag.files import read_json, write_json
+from rag.generators.context import Ragged, positions, special_tokens, token_rows
+from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
+from rag.parts import TrainedPart, describe
+from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
+from rag.runs import FOLDER
+
+log = logging.getLogger(__name__)
+
+SETTINGS = "rag_generator.json"
+
+# How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
+# in its caches, on an accelerator enough to keep it busy.
+ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
+# How many numbers a training step keeps of the encoder, and half as many of the decoder, for its backward pass; what
+# goes beyond is computed again there. 256 MiB in float32; on an accelerator an eighth as many as it has bytes.
+KEPT_ON_CPU = 1 << 26
+# A layer keeps about so many numbers for each one of a token's state: 4 of the feed-forward part twice, queries, keys,
+# values, what was read, norms and sums.
+KEPT_IN_A_LAYER = 18
+
+
+class Generator(nn.Module):
+    """A sequence-to-sequence model with its tokenizer, and how a passage and a question become its input.
+
+    max_context_length: tokens of title, text, question and separators together (300 in the released models).
+    max_target_length: tokens of an answer in training, end-of-sequence included; longer ones are cut, with
+        one warning.
+    prefix: stands before the title; a space in the released models.
+    lowercase_questions: the generator reads questions in lower case, as the released models were trained to.
+
+    Raises UserError where the tokenizer and the model do not belong together or lack a special token.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_context_length: int = 300,
+        max_target_length: int = 25,
+        title_separator: str = " / ",
+        passage_separator: str = " // ",
+        prefix: str = "",
+        lowercase_questions: bool = False,
+    ):
+        super().__init__()
+        self.model: Any = plain_outputs(model)
+        self.tokenizer = tokenizer
+        limit = getattr(model.config, "max_position_embeddings", None) or max(
+            max_context_length, max_target_length
+        )
+        self.max_context_length = min(max_context_length, limit)
+        self.max_target_length = min(max_target_length, limit)
+        self.title_separator = title_separator
+        self.passage_separator = passage_separator
+        self.prefix = prefix
+        self.lowercase_questions = lowercase_questions
+        check_vocabulary(tokenizer, self.model, "generator")
+        if not isinstance(tokenizer.eos_token_id, int) or not isinstance(tokenizer.pad_token_id, int):
+            raise UserError("the generator's tokenizer has no end-of-sequence or no padding token: set both")
+        if not isinstance(model.config.decoder_start_token_id, int):
+            raise UserError("the generator's config has no decoder_start_token_id: set it")
+        self.end_token: int = tokenizer.eos_token_id
+        self.pad_token: int = tokenizer.pad_token_id
+        self._prefix, self._suffix = special_tokens(tokenizer)
+        self._warned = False
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: str = FLOAT32, **settings: Any) -> Self:
+        """Load a folder or hub id, such as facebook/bart-large.
+
+        dtype: of the weights, whatever they were saved as. `settings` are the constructor's; those
+        not given are as they were when the folder was written here.
+        """
+        model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model", dtype)
+        saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
+        generator = cls(model, tokenizer, **(saved | settings))
+        check_output_layer(model, generator.start_token)
+        return generator
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model, tokenizer and settings; transformers reads the first two."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        write_json(Path(folder) / SETTINGS, self.settings)
+
+    def recompute_layers(self) -> None:
+        """Keep only each layer's input for the backward pass; UserError where the model cannot."""
+        checkpoint_layers(self.model)
+
+    def trained_parts(self) -> list[TrainedPart]:
+        return [TrainedPart("generator", self, "generator", self.save_pretrained)]
+
+    def description(self) -> dict[str, Any]:
+        return describe(type(self).from_pretrained, path=f"{FOLDER}/generator")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the constructor was given, beside model and tokenizer."""
+        names = ("max_context_length", "max_target_length", "title_separator", "passage_separator", "prefix")
+        return {name: getattr(self, name) for name in (*names, "lowercase_questions")}
+
+    @property
+    def start_token(self) -> int:
+        """What the decoder sees before the first token, the same in training and in generation."""
+        return self.model.config.decoder_start_token_id
+
+    @property
+    def first_token(self) -> int | None:
+        """A token that is given, like the start token, and never scored: <s> for facebook/bart-large.
+
+        It is the `forced_bos_token_id` of the model's generation_config; most models have none.
+        """
+        return getattr(getattr(self.model, "generation_config", None), "forced_bos_token_id", None)
+
+    # -- text to tokens ---------------------------------------------------------------------------
+
+    def tokenize_questions(self, questions: Sequence[str], separator: bool = True) -> Ragged:
+        """The tokens that follow a passage, " // question"; those of "question" if not `separator`."""
+        start = self.passage_separator if separator else ""
+        if self.lowercase_questions:
+            questions = [question.lower() for question in questions]
+        return Ragged.of(token_rows(self.tokenizer, [start + question for question in questions]))
+
+    def tokenize_targets(
+        self, targets: Sequence[str]
+    ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+        """Labels with end-of-sequence and without a start token, padded, and the mask of real tokens."""
+        rows = token_rows(self.tokenizer, targets)
+        longest = max(map(len, rows), default=0) + 1
+        if longest > self.max_target_length and not self._warned:
+            self._warned = True
+            log.warning(
+                "a target of %d tokens was cut to generator.max_target_length = %d; later ones are cut "
+                "without a word",
+                longest,
+                self.max_target_length,
+            )
+        return self.pad(Ragged.of([[*row[: self.max_target_length - 1], self.end_token] for row in rows]))
+
+    def assemble(
+        self, questions: Ragged, passages: Ragged | None = None
+    ) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
+        """Contexts "<s> title / text // question </s>", padded to the longest, and the mask of real tokens.
+
+        questions, passages: one row of tokens for each context. A passage is cut to what the question leaves
+        free of `max_context_length`. Raises UserError where a question alone is too long for that.
+        """
+        free = self.max_context_length - len(self._prefix) - len(self._suffix) - questions.lengths
+        if free.size and free.min() < 0:
+            raise UserError(
+                f"a question of {int(questions.lengths.max())} tokens, its separator included, does not fit "
+                f"the generator's context of {self.max_context_length}: shorten it or raise "
+                "generator.max_context_length"
+            )
+        rows = len(questions.lengths)
+        parts = [(np.tile(self._prefix, rows), np.full(rows, len(self._prefix)))]
+        if passages is not None:
+            kept = np.minimum(passages.lengths, free)
+            parts.append((passages.tokens[positions(passages.starts, kept)], kept))
+        parts += [
+            (questions.tokens, questions.lengths),
+            (np.tile(self._suffix, rows), np.full(rows, len(self._suffix))),
+        ]
+        lengths = np.sum([length for _, length in parts], axis=0)
+        tokens = np.empty(int(lengths.sum()), np.int64)
+        start = np.cumsum(lengths) - lengths
+        for part, length in parts:
+            tokens[positions(start, length)] = part
+            start = start + length
+        return self.pad(Ragged(tokens, lengths))
+
+    def pad(self, rows: Ragged) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
+        """Rows of tokens padded to the longest, and the mask of real tokens."""
+        mask = np.arange(rows.lengths.max(initial=0)) < rows.lengths[:, None]
+        ids = np.full(mask.shape, self.pad_token, np.int64)
+        ids[mask] = rows.tokens
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    # -- tokens to probabilities ------------------------------------------------------------------
+
+    def encode(
+        self, input_ids: Int[Tensor, "rows length"], mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length width"]:
+        """The encoder's states of each context; whatever stands at padding is not to be read.
+
+        On the CPU, and wherever no gradient is wanted, contexts of like length are encoded together, so that little
+        padding is. A training step on a GPU is faster in one piece. Where a step would keep more than it may for its
+        backward pass, the rest of the contexts are encoded again there.
+        """
+        on_cpu = input_ids.device.type == "cpu"
+        at_once = ENCODED_AT_ONCE_ON_CPU if on_cpu else ENCODED_AT_ONCE
+        rows_at_once = max(1, at_once // max(1, input_ids.shape[1] * self.model.config.hidden_size))
+        kept = self._kept_by(input_ids.numel()) if torch.is_grad_enabled() else 0
+        in_one_piece = len(input_ids) <= rows_at_once or (torch.is_grad_enabled() and not on_cpu)
+        if in_one_piece and kept <= self._may_keep:
+            return self._encode(self._embedded("encoder", input_ids), mask)
+        ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).clamp(min=1)
+        ends, order = ends.sort()
+        inputs, mask = self._embedded("encoder", input_ids[order]), mask[order]
+        pieces, kept = [], 0
+        for some, own in zip(_slices(len(order), rows_at_once), ends.split(rows_at_once), strict=True):
+            longest = int(own[-1])
+            piece = inputs[some, :longest], mask[some, :longest]
+            kept += self._kept_by(piece[1].numel())
+            if torch.is_grad_enabled() and kept > self._may_keep:
+                encoded = checkpoint(self._encode, *piece, use_reentrant=False)
+            else:
+                encoded = self._encode(*piece)
+            pieces.append(nn.functional.pad(encoded, (0, 0, 0, mask.shape[1] - longest)))
+        return torch.cat(pieces)[order.argsort()]
+
+    def _encode(
+        self, inputs: Tensor, mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows length width"]:
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        return self.model.get_encoder()(**{name: inputs}, attention_mask=mask.long()).last_hidden_state
+
+    def _embedded(self, part: str, tokens: Int[Tensor, "rows tokens"]) -> Tensor:
+        """The tokens' embeddings where a model takes them, else the tokens.
+
+        Each look-up has a gradient of the size of the whole vocabulary: one for all pieces of a batch is enough.
+        """
+        embeddings = getattr(getattr(self.model, f"get_{part}")(), "embed_tokens", None)
+        return tokens if embeddings is None else embeddings(tokens)
+
+    def _kept_by(self, tokens: int) -> int:
+        """How many numbers the encoder, or the decoder, keeps of so many tokens for the backward pass, about."""
+        config = self.model.config
+        return tokens * config.num_hidden_layers * config.hidden_size * KEPT_IN_A_LAYER
+
+    @property
+    def _may_keep(self) -> int:
+        device = self.model.device
+        if device.type != "cuda":
+            return KEPT_ON_CPU
+        return torch.cuda.get_device_properties(device).total_memory // 8
+
+    def token_logprobs(
+        self,
+        states: Float[Tensor, "rows length width"],
+        mask: Bool[Tensor, "rows length"],
+        labels: Int[Tensor, "rows tokens"],
+        want_mean: bool = False,
+    ) -> tuple[Float[Tensor, "rows tokens"], Float[Tensor, "rows tokens"] | None]:
+        """log p_θ(y_i | context, y_<i) of each label, in nats; if wanted, also the mean of log p_θ over V.
+
+        The log-probabilities of the whole vocabulary are never held at once but for a chunk of rows at a
+        time, computed again in the backward pass.
+        """
+        tokens = labels.roll(1, dims=1)
+        tokens[:, 0] = self.start_token
+        inputs = self._embedded("decoder", tokens)
+        # Cross-attention keeps a key and a value of each token of the context.
+        per_row = self._kept_by(labels.shape[1]) + self._kept_by(mask.shape[1]) * 2 // KEPT_IN_A_LAYER
+        may_keep = self._may_keep // 2
+        if not torch.is_grad_enabled() or len(labels) * per_row <= may_keep:
+            hidden = self._decode(inputs, states, mask)
+        else:
+            rows, pieces = max(1, may_keep // (4 * per_row)), []
+            for some in _slices(len(labels), rows):
+                piece = inputs[some], states[some], mask[some]
+                if some.stop * per_row > may_keep:
+                    pieces.append(checkpoint(self._decode, *piece, use_reentrant=False))
+                else:
+                    pieces.append(self._decode(*piece))
+            hidden = torch.cat(pieces)
+        targets, means = self.output_layer.target_logprobs(hidden.flatten(0, 1), labels.flatten(), want_mean)
+        return targets.view(labels.shape), None if means is None else means.view(labels.shape)
+
+    def _decode(
+        self, inputs: Tensor, states: Float[Tensor, "rows length width"], mask: Bool[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows tokens width"]:
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        return self.model.get_decoder()(
+            **{name: inputs},
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+
+    @property
+    def output_layer(self) -> OutputLayer:
+        """What makes scores over the vocabulary of the decoder's states, as the model is now."""
+        return output_layer(self.model)
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]

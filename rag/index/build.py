@@ -1,0 +1,182 @@
+"""Sections 2.2 and 3: index.faiss from the vectors of a folder, its recall measured, its manifest written last."""
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32
+
+from rag.errors import UserError
+from rag.files import hash_file, write_aside
+from rag.index import lazy_faiss as faiss
+from rag.index.embed import lock_folder
+from rag.index.faiss_types import IndexType, add_rest, fill, new_index, train
+from rag.index.folder import DECODED, CorpusInfo, Index, Manifest
+from rag.index.passages import PassageStore
+from rag.index.tuning import RECALL_AT, Trial, tune, untuned
+from rag.index.vectors import DecodedVectors, EncoderInfo, Vectors, open_vectors, shard_file
+from rag.progress import progress_bar
+
+
+def build(
+    folder: Path | str,
+    kind: IndexType | str = "Flat",
+    queries: Float32[np.ndarray, "Q D"] | None = None,
+    recall_queries: int = 200,
+    seed: int = 0,
+    show_progress: bool = True,
+    begun: Any = None,
+    encoder: EncoderInfo | None = None,
+) -> "Index":
+    """Make index.faiss from the vectors that `embed` wrote, measure its recall, write the manifest and open it.
+
+    kind: an IndexType, or a factory string for one whose parameters are all chosen from the corpus.
+    queries: vectors of held-out questions to measure recall and to choose search parameters with; the first
+        `recall_queries` are used. None: vectors of that many sampled passages, each moved by Gaussian noise of
+        half its own length (the manifest says which).
+    begun: a FAISS index that holds the vectors of the first rows already, or of all; it is completed instead of
+        training one, and `kind` names its filled factory string.
+    encoder: whose vectors `begun` holds, where it holds all and there are no true ones.
+
+    An index that is already in the folder stays until the new one is complete. Raises UserError if vectors
+    are missing, if the type cannot work for so many passages of so many dimensions, if another build is at
+    work in the folder, or if it cannot be written.
+    """
+    folder = Path(folder)
+    kind = IndexType(kind) if isinstance(kind, str) else kind
+    with lock_folder(folder):
+        _remove_leftovers(folder)
+        store = PassageStore.open(folder / "passages")
+        seconds: dict[str, float] = {}
+        add = (
+            _timed(seconds, "add"),
+            progress_bar("building the index", len(store), "vectors", show=show_progress),
+        )
+        if begun is None:
+            plan, vectors = open_vectors(folder, store)
+            factory, index = new_index(kind, len(vectors), vectors.dim)
+            with _timed(seconds, "train"):
+                train(index, kind, vectors, seed)
+            with add[0], add[1] as bar:
+                fill(index, vectors, bar)
+        else:
+            factory, index = kind.factory, begun
+            if encoder is not None and not (folder / "vectors" / "plan.json").exists():
+                plan, vectors = {"encoder": asdict(encoder)}, DecodedVectors(begun)
+            else:
+                plan, vectors = open_vectors(folder, store)
+            with add[0], add[1] as bar:
+                add_rest(index, vectors, bar)
+
+        _finish(folder, store, plan, vectors, kind, factory, index, queries, recall_queries, seed, seconds)
+    return Index.open(folder)
+
+
+def _finish(
+    folder: Path,
+    store: PassageStore,
+    plan: dict[str, Any],
+    vectors: Vectors | DecodedVectors,
+    kind: IndexType,
+    factory: str,
+    index: Any,
+    queries: Float32[np.ndarray, "Q D"] | None,
+    recall_queries: int,
+    seed: int,
+    seconds: dict[str, float],
+) -> None:
+    """Measure an index that holds all vectors, choose its search parameters, write it and its manifest."""
+    with _timed(seconds, "measure"):
+        described = "{n} held-out questions"
+        if queries is None:
+            described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
+            queries = _perturbed(vectors, recall_queries, seed)
+        queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
+        if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
+            raise UserError(
+                f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
+                "embed them with the question encoder that belongs to the passages' encoder"
+            )
+        if isinstance(vectors, Vectors):
+            trial = Trial(index, vectors, queries)
+            search = tune(kind, trial)
+            ks = [k for k in RECALL_AT if k <= len(vectors)]
+            recall = {str(k): round(float(trial.recall(k, search).mean()), 4) for k in ks}
+            ms_per_query = round(trial.milliseconds(search), 3)
+        else:
+            described = "unknown: there are no true vectors to search exactly"
+            search, recall, ms_per_query = untuned(index, kind), {}, 0.0
+
+    with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
+        _write_faiss(index, aside)
+        names = ["passages/passages.arrow", "passages/store.json"]
+        if isinstance(vectors, Vectors):
+            shards = range(-(-len(store) // vectors.shard_size))
+            names += [f"vectors/{shard_file(Path(), number)}" for number in shards]
+        files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
+    Manifest(
+        encoder=EncoderInfo(**plan["encoder"]),
+        corpus=CorpusInfo(str((store.source or {}).get("path", "")), store.sha256, len(store)),
+        dim=vectors.dim,
+        shard_size=vectors.shard_size,
+        factory=factory,
+        metric="inner product",
+        search=search,
+        recall=recall,
+        recall_queries=described.format(n=len(queries)),
+        ms_per_query=ms_per_query,
+        threads=faiss.omp_get_max_threads(),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        versions={
+            "python": platform.python_version(),
+            "faiss": faiss.__version__,
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+        },
+        files=files,
+        vectors=plan.get("origin", "encoded") if isinstance(vectors, Vectors) else DECODED,
+        type=asdict(kind),
+    ).write(folder / "manifest.json")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Files that builds which were killed left half-written; nobody else is writing while the lock is
+    held."""
+    for pattern in ("vectors/.*.partial", ".index.faiss.*.partial", ".manifest.json.*.partial"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def _write_faiss(index: Any, path: Path) -> None:
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise UserError(
+            f"{path.parent / 'index.faiss'} cannot be written (FAISS: {str(error).splitlines()[0]}): "
+            "choose a place that can be written and has room"
+        ) from error
+
+
+def _perturbed(vectors: Vectors | DecodedVectors, count: int, seed: int) -> Float32[np.ndarray, "Q D"]:
+    random = np.random.default_rng(seed)
+    rows = random.choice(len(vectors), min(count, len(vectors)), replace=False)
+    sample = vectors.gather(np.sort(rows))
+    noise = random.standard_normal(sample.shape, np.float32) / vectors.dim**0.5
+    return sample + 0.5 * np.linalg.norm(sample, axis=1, keepdims=True) * noise

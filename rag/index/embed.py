@@ -1,0 +1,253 @@
+"""Section 2.2: every passage embedded once, d(z), in shards that can be made in parallel and resumed."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from filelock import Timeout
+from jaxtyping import Bool, Float32, Int64
+
+from rag.errors import UserError
+from rag.files import lock_file, read_json, write_aside, write_json
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.readers import FORMATS
+from rag.index.vectors import BLOCK_ROWS, PLAN_FORMAT, EncoderInfo, shard_file, shard_shape
+from rag.progress import progress_bar
+
+_LOCK_HOLDER = ".lock-holder"  # the process that builds in a folder
+
+
+def prepare(
+    corpus: Path | str,
+    folder: Path | str,
+    show_progress: bool = True,
+    encoding: str | None = None,
+    words: int | None = None,
+) -> PassageStore:
+    """The first step: the passages of `corpus`, a file or folder that `read_passages` reads, in
+    `folder`/passages. encoding, words: as in `read_passages`.
+
+    A store that is already there is opened. One process calls this, before all of them embed. Raises
+    UserError if the corpus is malformed or is not the one that the folder was begun with, or if another build
+    is at work in the folder.
+    """
+    folder = Path(folder)
+    if not Path(corpus).exists():
+        raise UserError(f"{corpus} does not exist: give the path of a corpus ({FORMATS})")
+    with lock_folder(folder):
+        return PassageStore.prepare(corpus, folder / "passages", show_progress, encoding, words)
+
+
+class Known(Protocol):
+    """Vectors that exist already, of all passages or of some: a file's, or those of an earlier edition.
+
+    origin: where they are from, for the manifest.
+    """
+
+    dim: int
+    origin: str
+
+    def fill(self, start: int, vectors: Float32[np.ndarray, "rows D"]) -> Bool[np.ndarray, " rows"]:
+        """Put the vectors of the passages from row `start` on into `vectors`, and say of which there are some."""
+        ...
+
+
+Encode = Callable[[list[Passage]], Float32[np.ndarray, "N D"]]
+
+
+def embed(
+    store: PassageStore,
+    encode: Encode | None,
+    folder: Path | str,
+    encoder: EncoderInfo,
+    shard_size: int = 50_000,
+    batch_size: int = 64,
+    process_index: int = 0,
+    process_count: int = 1,
+    show_progress: bool = True,
+    known: Known | None = None,
+) -> int:
+    """Write the vectors of all passages as shards of `shard_size` rows into `folder`/vectors; return how many
+    now.
+
+    encode: may be None where all vectors are known. known: vectors that are taken as they are; what it lacks is
+    encoded.
+
+    Passages of like length are encoded together, so that little is padding. A shard appears when it is
+    complete; a second run goes on at the first missing one and gives the same bytes. Of `process_count`
+    processes, on one machine or several with a common disk, number `process_index` takes every
+    `process_count`-th shard.
+
+    Raises UserError if the folder was begun with another corpus, encoder or shard size, if another build is
+    at work in it, if it cannot be written, or if `encode` or `known` gives something else than one finite
+    vector a passage.
+    """
+    folder = Path(folder)
+    plan = {
+        "format": PLAN_FORMAT,
+        "encoder": asdict(encoder),
+        "origin": "encoded" if known is None else known.origin,
+        "corpus_sha256": store.sha256,
+        "passages": len(store),
+        "shard_size": shard_size,
+    }
+    with lock_folder(folder, process_index, process_count):
+        _agree(folder, plan)
+        starts = {
+            n: n * shard_size for n in range(process_index, -(-len(store) // shard_size), process_count)
+        }
+        sizes = {n: min(shard_size, len(store) - start) for n, start in starts.items()}
+        missing = [
+            n for n in starts if (shard_shape(shard_file(folder / "vectors", n)) or (0,))[0] != sizes[n]
+        ]
+        done = sum(sizes[n] for n in starts if n not in missing)
+        with progress_bar("embedding passages", sum(sizes.values()), "passages", done, show_progress) as bar:
+            for number in missing:
+                shard = _shard(store, encode, known, starts[number], sizes[number], batch_size, bar)
+                with write_aside(shard_file(folder / "vectors", number)) as aside, open(aside, "wb") as file:
+                    np.save(file, shard, allow_pickle=False)
+                del shard  # or the next one would be made beside it
+    return sum(sizes[n] for n in missing)
+
+
+def _agree(folder: Path, plan: dict[str, Any]) -> None:
+    """Write down whose vectors these will be; refuse to mix them with those of an earlier, other plan."""
+    path = folder / "vectors" / "plan.json"
+    if not path.is_file():
+        write_json(path, plan)
+        return
+    begun = read_json(path)
+    instead = f"choose another index.path, or delete {path.parent} to begin again"
+    if begun.get("corpus_sha256") != plan["corpus_sha256"]:
+        raise UserError(
+            f"{folder} was begun with another corpus ({begun.get('passages', 0):,} passages, hash "
+            f"{str(begun.get('corpus_sha256'))[:12]}; now {plan['passages']:,}, "
+            f"{plan['corpus_sha256'][:12]}): {instead}"
+        )
+    was, now = EncoderInfo(**begun["encoder"]), EncoderInfo(**plan["encoder"])
+    if not was.may_be(now):
+        raise UserError(
+            f"{folder} was begun with the passage encoder {was.name} (weights {was.weights}), not with "
+            f"{now.name} (weights {now.weights}): {instead}"
+        )
+    if begun.get("shard_size") != plan["shard_size"]:
+        raise UserError(
+            f"{folder} was begun with shard_size={begun.get('shard_size')}, not {plan['shard_size']}: "
+            "give that one, or "
+            f"delete {path.parent} to begin again"
+        )
+
+
+def _shard(
+    store: PassageStore,
+    encode: Encode | None,
+    known: Known | None,
+    start: int,
+    count: int,
+    batch_size: int,
+    bar: Callable[[int], None],
+) -> Float32[np.ndarray, "count D"]:
+    """The vectors of `count` passages from row `start` on."""
+    shard = None if known is None else np.empty((count, known.dim), np.float32)
+    for begin in range(start, start + count, BLOCK_ROWS):
+        rows = np.arange(begin, min(begin + BLOCK_ROWS, start + count))
+        if shard is not None and known is not None:
+            part = shard[begin - start : begin - start + len(rows)]
+            have = known.fill(begin, part)
+            broken = have & ~np.isfinite(part).all(axis=1)
+            if broken.any():
+                raise UserError(
+                    f"the vector of passage {store[rows[broken][0]].id!r} {known.origin} is not finite: "
+                    "fetch the vectors again"
+                )
+            bar(int(have.sum()))
+            rows = rows[~have]
+        if not len(rows):
+            continue
+        if encode is None:
+            raise UserError(
+                f"passage {store[rows[0]].id!r} has no vector, and there is no encoder to make one"
+            )
+        for chosen, vectors in _encoded(store, encode, rows, batch_size):
+            if shard is None:
+                shard = np.empty((count, vectors.shape[1]), np.float32)
+            if vectors.shape[1] != shard.shape[1]:
+                raise UserError(
+                    f"the encoder makes vectors of {vectors.shape[1]} dimensions and the others have "
+                    f"{shard.shape[1]}: give the encoder that made them"
+                )
+            shard[chosen - start] = vectors
+            bar(len(chosen))
+    assert shard is not None
+    return shard
+
+
+def _encoded(
+    store: PassageStore, encode: Encode, rows: Int64[np.ndarray, " N"], batch_size: int
+) -> Iterator[tuple[Int64[np.ndarray, " B"], Float32[np.ndarray, "B D"]]]:
+    """The vectors of `rows`, batch by batch, passages of like length together."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        passages = store.slice(int(rows[0]), int(rows[-1]) + 1)
+    else:
+        passages = [store[row] for row in rows]
+    # the longest first: a batch that does not fit into memory fails at once
+    by_length = sorted(range(len(rows)), key=lambda i: -len(passages[i].title) - len(passages[i].text))
+    for first in range(0, len(rows), batch_size):
+        chosen = by_length[first : first + batch_size]
+        vectors = np.asarray(encode([passages[i] for i in chosen]), dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(chosen):
+            raise UserError(f"the encoder gave an array of shape {vectors.shape} for {len(chosen)} passages")
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            bad = passages[chosen[int(np.flatnonzero(~finite)[0])]]
+            raise UserError(
+                f"the encoder gave a vector that is not finite for passage {bad.id!r}: use a higher precision"
+            )
+        yield rows[chosen], vectors
+
+
+@contextmanager
+def lock_folder(folder: Path, process_index: int = 0, process_count: int = 1) -> Iterator[None]:
+    """Keep a second build out of `folder`, apart from the other processes of this one.
+
+    The system drops the lock when the process ends, however it ends; a file beside it only names the process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _taken(folder / f".lock-{process_index}-of-{process_count}", folder):
+            for path in folder.glob(
+                ".lock-*-of-*"
+            ):  # of a build by another number of processes: nobody may hold one
+                if not path.name.endswith(f"-of-{process_count}"):
+                    with _taken(path, folder):
+                        pass
+            (folder / _LOCK_HOLDER).write_text(str(os.getpid()))
+            yield
+    except PermissionError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): choose another index.path"
+        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is not a folder: choose another index.path") from error
+
+
+@contextmanager
+def _taken(path: Path, folder: Path) -> Iterator[None]:
+    lock = lock_file(path, wait=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = folder / _LOCK_HOLDER
+        raise UserError(
+            f"another build (process {holder.read_text() if holder.is_file() else 'unknown'}) is at work in {folder}: "
+            "wait until it has ended, or choose another index.path"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,318 @@
+"""The corpus (section 3): N passages in a memory-mapped store.
+
+The paper's non-parametric memory is English Wikipedia cut into 21 million disjoint passages of 100 words.
+Nothing here holds a corpus in memory: `read_passages` (passage_readers.py) streams any of the usual file formats,
+`PassageStore` keeps ids, titles and texts in an Arrow file, `TokenStore` (passage_tokens.py) keeps the generator's
+tokens of "title / text" in one flat array. Both stores are opened by mapping their files, so that all processes of a
+machine share one copy.
+
+A passage is known by its `id` (the corpus's own, a string) and by its `row` (0 … N-1, its place in the store,
+which is also its number in the index). N is the number of passages.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+
+from rag.errors import UserError
+from rag.files import hash_file, read_json, write_aside, write_json
+from rag.index.passage import Passage, has_half_pair
+from rag.index.readers import FORMATS, SeenIds, corpus_files, read_passages
+from rag.progress import progress_bar
+
+_STORE_FORMAT = 1
+_ROWS_PER_BATCH = 4096
+
+
+def describe_corpus(
+    path: Path | str, encoding: str | None = None, words: int | None = None
+) -> dict[str, Any]:
+    """What a corpus file (or folder of files) is now: path, bytes, time of change in ns, SHA-256 of its bytes, a hash
+    of its files' names, sizes and times of change (`state`), and how it is read, where that is not the usual way (see
+    `read_passages`)."""
+    path = Path(path)
+    files, _ = corpus_files(path)
+    digest = hashlib.sha256()
+    size = changed = 0
+    for file in files:
+        digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode())
+        stat = file.stat()
+        size, changed = size + stat.st_size, max(changed, stat.st_mtime_ns)
+    found = {
+        "path": str(path),
+        "bytes": size,
+        "changed_ns": changed,
+        "sha256": digest.hexdigest(),
+        "state": corpus_state(path),
+    }
+    return found | {
+        name: value for name, value in (("encoding", encoding), ("words", words)) if value is not None
+    }
+
+
+def corpus_state(path: Path) -> str:
+    """A hash of the names, sizes and times of change of a corpus's files: the same one, the same bytes, and none read.
+
+    wiki_dpr has 85 GB, which every process of a run would otherwise read to be sure.
+    """
+    found = [
+        (str(file.relative_to(path)), (stat := file.stat()).st_size, stat.st_mtime_ns)
+        for file in corpus_files(path)[0]
+    ]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _or_null(value: Any) -> Any:
+    return "null" if value is None else value
+
+
+class PassageStore:
+    """N passages in a memory-mapped Arrow file, read by row.
+
+    `len(store)` is N, `store[row]` a Passage, iteration streams all of them. `sha256` is a hash of every id,
+    title and text in order: two stores with the same hash hold the same corpus. `source` says which file it
+    was made from.
+    """
+
+    def __init__(self, folder: Path, reader: Any, meta: dict[str, Any]):
+        self.folder = folder
+        self.sha256: str = meta["sha256"]
+        self.source: dict[str, Any] | None = meta["source"]
+        self._length: int = meta["passages"]
+        self._rows_per_batch: int = meta["rows_per_batch"]
+        self._reader = reader
+        self._batches: dict[int, tuple[Any, Any, Any]] = {}
+        self._rows_by_hash: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def write(
+        cls,
+        passages: Iterable[Passage],
+        folder: Path | str,
+        source: dict[str, Any] | None = None,
+        show_progress: bool = False,
+        unique: bool = False,
+    ) -> "PassageStore":
+        """Write `passages`, streaming, into `folder`, which appears when it is complete, and open it.
+
+        `source` is kept as it is (see `describe_corpus`). unique: the ids are known to be, as those of
+        `read_passages`, and are not looked at again. Raises UserError for an id that comes twice, no
+        passages at all, or a place that cannot be written.
+        """
+        folder = Path(folder)
+        schema = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+        digest = hashlib.sha256()
+        seen = SeenIds()
+        count = 0
+        with (
+            write_aside(folder) as aside,
+            progress_bar("reading passages", None, "passages", show=show_progress) as bar,
+        ):
+            aside.mkdir()
+            file = aside / "passages.arrow"
+            with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                stream = iter(passages)
+                while block := list(islice(stream, _ROWS_PER_BATCH)):
+                    columns = [p.id for p in block], [p.title for p in block], [p.text for p in block]
+                    for id in () if unique else columns[0]:
+                        if not seen.add(id):
+                            raise UserError(f"the passage id {id!r} comes twice: ids must be unique")
+                    framed = (
+                        f"{len(p.id)} {len(p.title)} {len(p.text)} {p.id}{p.title}{p.text}" for p in block
+                    )
+                    try:
+                        digest.update("".join(framed).encode())
+                    except UnicodeEncodeError:
+                        bad = next(p.id for p in block if has_half_pair(f"{p.id}{p.title}{p.text}"))
+                        raise UserError(
+                            f"passage {bad!r} holds half a surrogate pair (a character that was cut), which no file "
+                            "can hold: replace it"
+                        ) from None
+                    writer.write_batch(pa.record_batch([pa.array(c, pa.string()) for c in columns], schema))
+                    count += len(block)
+                    bar(len(block))
+            if not count:
+                raise UserError(f"{folder}: there are no passages to write")
+            if seen.repeated():
+                raise UserError("a passage id comes twice: ids must be unique")
+            meta = {
+                "format": _STORE_FORMAT,
+                "passages": count,
+                "sha256": digest.hexdigest(),
+                "bytes": file.stat().st_size,
+                "rows_per_batch": _ROWS_PER_BATCH,
+                "source": source,
+            }
+            write_json(aside / "store.json", meta)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "PassageStore":
+        """Map a store that `write` made. Raises UserError if it is missing, cut short or of another
+        format."""
+        folder = Path(folder)
+        if not (folder / "store.json").is_file():
+            raise UserError(
+                f"{folder} holds no passages (store.json is missing): build them with build_index.py"
+            )
+        meta = read_json(folder / "store.json")
+        file = folder / "passages.arrow"
+        try:
+            if meta["format"] != _STORE_FORMAT:
+                raise UserError(
+                    f"{folder} is of format {meta['format']}, not {_STORE_FORMAT}: build it again"
+                )
+            found = file.stat().st_size if file.is_file() else 0
+            if found != meta["bytes"]:
+                raise UserError(
+                    f"{file} has {found:,} bytes instead of {meta['bytes']:,}: it was cut short or altered; "
+                    "build it again"
+                )
+            reader = pa.ipc.open_file(pa.memory_map(str(file)))
+            expected = -(-meta["passages"] // meta["rows_per_batch"])
+            if reader.num_record_batches != expected:
+                raise UserError(
+                    f"{file} has {reader.num_record_batches} blocks instead of {expected}: build it again"
+                )
+            return cls(folder, reader, meta)
+        except (KeyError, TypeError, pa.ArrowInvalid) as error:
+            raise UserError(f"{folder} is damaged or was edited ({error!r}): build it again") from error
+
+    @classmethod
+    def prepare(
+        cls,
+        corpus: Path | str,
+        folder: Path | str,
+        show_progress: bool = False,
+        encoding: str | None = None,
+        words: int | None = None,
+    ) -> "PassageStore":
+        """The store of `corpus` (anything `read_passages` reads) in `folder`: opened if it is there, else
+        written. encoding, words: as in `read_passages`.
+
+        Raises UserError if `folder` holds the passages of another corpus, or of this one before it was
+        changed, or read in another way.
+        """
+        folder = Path(folder)
+        if not (folder / "store.json").is_file():
+            passages = read_passages(corpus, encoding, words)
+            source = describe_corpus(corpus, encoding, words)
+            return cls.write(passages, folder, source, show_progress, unique=True)
+        store = cls.open(folder)
+        was = store.source or {}
+        path = Path(corpus)
+        for setting, mine, asked in (
+            ("encoding", was.get("encoding"), encoding),
+            ("split_words", was.get("words"), words),
+        ):
+            if mine != asked:
+                raise UserError(
+                    f"{folder} holds passages read with corpus.{setting}={_or_null(mine)}, not {_or_null(asked)}: "
+                    f"give corpus.{setting}={_or_null(mine)}, choose another index.path, or delete that folder to "
+                    "build it again"
+                )
+        if path.is_file():  # the same size and time of change: the same file, without reading it all
+            stat = path.stat()
+            if (stat.st_size, stat.st_mtime_ns) == (was.get("bytes"), was.get("changed_ns")):
+                return store
+        elif not path.exists():
+            raise UserError(f"{path} does not exist: give the path of a corpus ({FORMATS})")
+        elif corpus_state(path) == was.get("state"):
+            return store
+        if (now := describe_corpus(path, encoding, words))["sha256"] != was.get("sha256"):
+            raise UserError(
+                f"{folder} holds the {len(store):,} passages of {was.get('path', 'another source')} "
+                f"({was.get('bytes', 0):,} bytes), not those of {path} as it is now "
+                f"({now['bytes']:,} bytes): choose another index.path, or delete that folder to build it "
+                "again"
+            )
+        return store
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __reduce__(self):  # another process maps the same files
+        return PassageStore.open, (self.folder,)
+
+    def _batch(self, number: int) -> tuple[Any, Any, Any]:
+        if number not in self._batches:
+            batch = self._reader.get_batch(number)
+            self._batches[number] = (batch.column(0), batch.column(1), batch.column(2))
+        return self._batches[number]
+
+    def _locate(self, row: int) -> tuple[tuple[Any, Any, Any], int]:
+        if not 0 <= row < self._length:  # never let -1, "nothing found", mean the last passage
+            raise IndexError(f"row {row} of {self._length} passages")
+        number, place = divmod(int(row), self._rows_per_batch)
+        return self._batch(number), place
+
+    def __getitem__(self, row: int) -> Passage:
+        (ids, titles, texts), place = self._locate(row)
+        return Passage(ids[place].as_py(), titles[place].as_py(), texts[place].as_py())
+
+    def __iter__(self) -> Iterator[Passage]:
+        for number in range(self._reader.num_record_batches):
+            batch = self._reader.get_batch(number)
+            yield from map(Passage, *(column.to_pylist() for column in batch.columns))
+
+    def slice(self, start: int, stop: int) -> list[Passage]:
+        """The passages of rows `start` to `stop` - 1, quicker than one by one."""
+        passages: list[Passage] = []
+        stop = min(stop, self._length)
+        while start < stop:
+            number, place = divmod(start, self._rows_per_batch)
+            count = min(stop - start, self._rows_per_batch - place)
+            columns = (column.slice(place, count).to_pylist() for column in self._batch(number))
+            passages.extend(map(Passage, *columns))
+            start += count
+        return passages
+
+    def ids(self, rows: Iterable[int] | Int64[np.ndarray, " N"]) -> list[str]:
+        """The ids of `rows`; "" for a row of -1 (nothing found)."""
+        ids = []
+        for row in np.asarray(rows, dtype=np.int64).tolist():
+            if row == -1:
+                ids.append("")
+            else:
+                (column, _, _), place = self._locate(row)
+                ids.append(column[place].as_py())
+        return ids
+
+    def ids_from(self, row: int, count: int) -> list[str]:
+        """The ids of at most `count` passages from `row` on, quicker than by `ids`."""
+        found: list[str] = []
+        stop = min(row + count, self._length)
+        while row < stop:
+            number, place = divmod(row, self._rows_per_batch)
+            part = self._batch(number)[0].slice(place, min(stop - row, self._rows_per_batch - place))
+            found += part.to_pylist()
+            row += len(part)
+        return found
+
+    def row_of(self, id: str) -> int:
+        """The row of the passage `id`. Raises KeyError if there is none."""
+        if id.isdecimal():  # running numbers, as in psgs_w100, need no table
+            first = self.ids([0])[0]
+            row = int(id) - int(first) if first.isdecimal() else -1
+            if 0 <= row < self._length and self.ids([row])[0] == id:
+                return row
+        if self._rows_by_hash is None:
+            batches = (self._reader.get_batch(n).column(0) for n in range(self._reader.num_record_batches))
+            hashes = np.fromiter((hash(i) for b in batches for i in b.to_pylist()), np.int64, self._length)
+            order = np.argsort(hashes, kind="stable")
+            self._rows_by_hash = hashes[order], order
+        hashes, order = self._rows_by_hash
+        place = int(np.searchsorted(hashes, hash(id)))
+        while place < self._length and hashes[place] == hash(id):
+            row = int(order[place])
+            if self.ids([row])[0] == id:
+                return row
+            place += 1
+        raise KeyError(id)

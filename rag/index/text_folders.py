@@ -1,0 +1,130 @@
+"""Corpora of text and Markdown files, one file or a folder of them, split into passages of 100 words."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import regex
+
+from rag.index.splitting import WORDS_PER_PASSAGE, pieces
+from rag.text_files import LONGEST_LINE, plain_name, text_parts
+
+_LIGATURES = str.maketrans(
+    {
+        "ﬀ": "ff",
+        "ﬁ": "fi",
+        "ﬂ": "fl",
+        "ﬃ": "ffi",
+        "ﬄ": "ffl",
+        "ﬅ": "st",
+        "ﬆ": "st",
+    }  # what PDF leaves of letters
+)
+_BROKEN_WORD = regex.compile(r"\p{L}-\r?\n$")
+_FRONT_MATTER_TITLE = regex.compile(r"title:\s*(.+?)\s*$")
+_LONGEST_FRONT_MATTER = 200  # lines
+
+
+def is_text(path: Path) -> bool:
+    return path.suffix.lower() in (".txt", ".md")
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder and those in it, by name, without a list of them all; hidden ones are left out."""
+    with os.scandir(folder) as entries:
+        inside = sorted(
+            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_file())
+            for entry in entries
+            if not entry.name.startswith(".")
+        )
+    for name, is_folder, is_file in inside:
+        if is_folder:
+            yield from files_below(folder / name)
+        elif is_file:
+            yield folder / name
+
+
+def kinds_of(files: list[Path]) -> str:
+    """How many files of which kind, and the first of each: "2 .pdf (a.pdf, …), 1 .html (b.html)"."""
+    counts = Counter(file.suffix.lower() or "without an ending" for file in files)
+    first = {file.suffix.lower() or "without an ending": file.name for file in reversed(files)}
+    return ", ".join(
+        f"{count} {kind} ({first[kind]}{', …' if count > 1 else ''})" for kind, count in counts.most_common(8)
+    )
+
+
+def read_text(file: Path, encoding: str | None = None, words: int | None = None) -> Iterator[tuple[str, str]]:
+    """(title, text) of the passages of a file: disjoint pieces of `words` words (None: 100) in constant memory.
+
+    The title is that of the front matter, or the first Markdown heading, or the file's name. Neither front matter nor
+    that heading is part of the text. Ligatures become letters, and a word that was broken at the end of a line of a
+    .txt file is joined, as text out of PDF needs it.
+    """
+    title, left_out = _title(file, encoding)
+    for piece in pieces(_words(file, encoding, left_out), words or WORDS_PER_PASSAGE):
+        yield title, piece
+
+
+def _words(file: Path, encoding: str | None, left_out: set[int]) -> Iterator[str]:
+    """The words of a file, without those of the lines `left_out`."""
+    cut = ""  # what may be the first half of a word
+    for line, text in text_parts(file, encoding):
+        if line in left_out:
+            continue
+        if not text.isascii():
+            text = text.translate(_LIGATURES)
+        text = cut + text
+        if plain_name(file).endswith(".txt") and _BROKEN_WORD.search(text):
+            *words, cut = text.rstrip().split()
+            if len(cut) < LONGEST_LINE:
+                cut += "\n"  # its second half is on the next line
+                yield from words
+                continue
+            words.append(cut)
+            cut = ""
+        else:
+            text = _joined(text)
+            words = text.split()
+            cut = "" if text[-1].isspace() or not words or len(words[-1]) > LONGEST_LINE else words.pop()
+        yield from words
+    yield from _joined(cut).split()
+
+
+def _joined(text: str) -> str:
+    """A text that begins with the first half of a word and a line end, with the halves joined where the second begins
+    with a small letter ("guaran-", "tee"), and as they are elsewhere ("X-", "Ray")."""
+    before, end, after = text.partition("-\n")
+    if end and " " not in before and after[:1].islower():
+        return before + after
+    return text
+
+
+def _title(file: Path, encoding: str | None) -> tuple[str, set[int]]:
+    """The title of a file and the lines that are no text: the front matter's or the first Markdown heading."""
+    lines = text_parts(file, encoding)
+    matter, title, ended = 0, "", False
+    looked_at = []
+    if first := next(lines, None):
+        looked_at.append(first)
+        if first[1].rstrip() == "---":
+            for number, line in lines:
+                looked_at.append((number, line))
+                if number > _LONGEST_FRONT_MATTER:
+                    break
+                if line.rstrip() in ("---", "..."):
+                    matter, ended = number, True
+                    break
+                if found := _FRONT_MATTER_TITLE.match(line):
+                    title = found[1].strip("\"'")
+    if ended and title:
+        return title, set(range(1, matter + 1))
+    begun = 0  # the line whose beginning was seen
+    for number, line in lines if ended else chain(looked_at, lines):
+        marks = len(line) - len(line.lstrip("#"))
+        if number > begun and 1 <= marks <= 6 and line[marks : marks + 1] in (" ", "\t"):
+            if title := line.strip("# \t\r\n"):
+                return title, {number, *range(1, matter + 1)}
+        begun = number
+    return Path(file.name.removesuffix(".gz").removesuffix(".xz")).stem, set(range(1, matter + 1))

@@ -1,0 +1,255 @@
+"""Section 4.5: another edition of a memory, by adding passages to an index and removing some.
+
+What is known is not made again: the vectors of the passages that stay are taken over, and only new passages are
+encoded. The new edition is built beside the old one, which stays as it is until the new one is complete; rows are
+numbered anew, so that the tokens of "title / text" are dropped, to be written again when a generator asks for them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from rag.errors import UserError
+from rag.files import replace_folder
+from rag.index.build import build
+from rag.index.embed import Encode, embed, lock_folder
+from rag.index.faiss_types import IndexType
+from rag.index.folder import Index
+from rag.index.passage import Passage, whole_id
+from rag.index.passages import PassageStore, describe_corpus
+from rag.index.readers import FORMATS, read_passages
+from rag.index.vectors import UNKNOWN, EncoderInfo, Vectors, shard_file
+
+LARGEST_EDIT = 0.2  # share of the passages; with more, a trained index is trained anew on the new edition
+LEAST_COSINE = 0.99
+_SAMPLED = 64
+
+
+def update(
+    folder: Path | str,
+    added: Path | str | None = None,
+    removed: Sequence[str] = (),
+    encode: Encode | None = None,
+    encoder: EncoderInfo | None = None,
+    queries: Float32[np.ndarray, "Q D"] | None = None,
+    batch_size: int = 64,
+    show_progress: bool = True,
+    reading: tuple[str | None, int | None] = (None, None),
+) -> Index:
+    """Add the passages of a corpus to the index in `folder`, and remove those with the ids `removed`.
+
+    An id in both is a passage that is replaced. New passages come after the old ones. encode, encoder: the passage
+    encoder of the index, needed to add. FAISS's index is edited where its type allows that and a fifth of the
+    passages at most change, otherwise it is built anew from the vectors; its recall is measured again. queries: as in
+    `build`. reading: encoding and words of a piece of `added`, as in `read_passages`; passages without ids are numbered
+    after those that are there. A killed update goes on where it was, when it is asked for again.
+
+    Raises UserError, and leaves the index as it was, for an id that is not there, one that would come twice, a
+    malformed corpus, another encoder than the index's, or where nothing would be left.
+    """
+    folder = Path(folder)
+    old = Index.open(folder)
+    if not isinstance(old.true_vectors, Vectors):
+        raise UserError(
+            f"{folder} holds no true vectors, only what {old.manifest.factory} left of them: build an index with "
+            "vectors (corpus.vectors=…) to add passages or remove some"
+        )
+    kept = _kept(old, removed)
+    if added is not None:
+        if not Path(added).exists():
+            raise UserError(f"{added} does not exist: give the path of a corpus ({FORMATS})")
+        if encode is None or encoder is None:
+            raise UserError(
+                "passages cannot be added without the passage encoder that made the others' vectors"
+            )
+        _check_encoder(old, encode, encoder)
+    if not kept.any() and added is None:
+        raise UserError(f"no passage of {folder} would be left: delete the folder instead")
+    work = folder.with_name(f".{folder.name}.new")
+    with lock_folder(folder):
+        store = _new_store(old, kept, added, removed, work, show_progress, reading)
+        rows = np.full(len(store), -1)
+        rows[: kept.sum()] = np.flatnonzero(kept)
+        known = _Kept(old.true_vectors, rows, old.manifest.vectors)
+        _link_shards(known, work)
+        size = old.manifest.shard_size
+        info = old.manifest.encoder
+        embed(store, encode, work, info, size, batch_size, show_progress=show_progress, known=known)
+        kind = IndexType(**old.manifest.type) if old.manifest.type else IndexType(old.manifest.factory)
+        begun = None
+        if (~kept).sum() + (rows < 0).sum() <= LARGEST_EDIT * len(old):
+            begun = _edited(folder / "index.faiss", kept)
+            kind = kind if begun is None else replace(kind, factory=old.manifest.factory)
+        build(work, kind, queries, show_progress=show_progress, begun=begun)
+        replace_folder(work, folder)
+    return Index.open(folder)
+
+
+def read_ids(path: Path | str) -> list[str]:
+    """The ids in a text file, one a line. Raises UserError if it is missing, empty or not UTF-8."""
+    try:
+        ids = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a file with an id a line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 ({error.reason}): give a text file with an id a line"
+        ) from error
+    if not any(ids):
+        raise UserError(f"{path} holds no ids: give one a line")
+    return [id for id in ids if id]
+
+
+def _kept(old: Index, removed: Sequence[str]) -> Bool[np.ndarray, " N"]:
+    kept = np.ones(len(old), bool)
+    unknown = []
+    for id in removed:
+        try:
+            kept[old.passages.row_of(id)] = False
+        except KeyError:
+            unknown.append(id)
+    if unknown:
+        raise UserError(
+            f"{old.folder} holds no passage {' or '.join(map(repr, unknown[:3]))}{', …' if unknown[3:] else ''} "
+            f"({len(unknown)} of the {len(removed)} ids to remove are not there): give ids that it holds"
+        )
+    return kept
+
+
+def _check_encoder(old: Index, encode: Encode, encoder: EncoderInfo) -> None:
+    mine = old.manifest.encoder
+    if mine.weights == encoder.weights:
+        return
+    same = False
+    if mine.weights == UNKNOWN:  # taken over from elsewhere: encode some passages again
+        rows = np.random.default_rng(0).choice(len(old), min(_SAMPLED, len(old)), replace=False)
+        ours, theirs = np.asarray(encode([old.passages[row] for row in rows])), old.vectors(rows)
+        if ours.shape == theirs.shape:
+            norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+            same = bool(np.median((ours * theirs).sum(axis=1) / np.maximum(norms, 1e-12)) >= LEAST_COSINE)
+    if not same:
+        raise UserError(
+            f"{old.folder} was embedded by {mine.name} (weights {mine.weights}), not by {encoder.name} (weights "
+            f"{encoder.weights}): give passage_encoder=… the encoder that made the others' vectors"
+        )
+
+
+def _new_store(
+    old: Index,
+    kept: Bool[np.ndarray, " N"],
+    added: Path | str | None,
+    removed: Sequence[str],
+    work: Path,
+    show_progress: bool,
+    reading: tuple[str | None, int | None],
+) -> PassageStore:
+    """The passages of the new edition in `work`; what an earlier update left there is used if it was the same one."""
+    corpus = None if added is None else describe_corpus(added, *reading)
+    asked = [old.passages.sha256, sorted(removed), corpus and corpus["sha256"], *filter(None, reading)]
+    request = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    try:
+        store = PassageStore.open(work / "passages")
+        if (store.source or {}).get("request") == request:
+            return store
+    except UserError:
+        pass
+    shutil.rmtree(work, ignore_errors=True)
+    staying: Iterator[Passage] = (p for row, p in enumerate(old.passages) if kept[row])
+    new: Iterable[Passage] = () if added is None else _new_passages(added, old, kept, reading)
+    was = old.passages.source or {}
+    source: dict[str, Any] = {
+        "path": was.get("path", ""),
+        "request": request,
+        "changes": [
+            *was.get("changes", []),
+            {"removed": int((~kept).sum()), "added": None if added is None else str(added)},
+        ],
+    }
+    return PassageStore.write(chain(staying, new), work / "passages", source, show_progress)
+
+
+def _new_passages(
+    added: Path | str,
+    old: Index,
+    kept: Bool[np.ndarray, " N"],
+    reading: tuple[str | None, int | None],
+) -> Iterator[Passage]:
+    for passage in read_passages(added, *reading, first_id=_largest_number(old.passages) + 1):
+        try:
+            row = old.passages.row_of(passage.id)
+        except KeyError:
+            row = -1
+        if row >= 0 and kept[row]:
+            raise UserError(
+                f"{added} holds the passage {passage.id!r}, which is in {old.folder} already: give it another id, or "
+                "name it under remove= as well to replace it"
+            )
+        yield passage
+
+
+def _largest_number(store: PassageStore) -> int:
+    """The largest id that is a whole number, or 0."""
+    blocks = (store.ids_from(row, 4096) for row in range(0, len(store), 4096))
+    numbers = (int(whole_id(id)) for block in blocks for id in block if whole_id(id).isdecimal())
+    return max(numbers, default=0)
+
+
+class _Kept:
+    """The vectors of the passages that stay, by their rows in the new edition; −1 for a new passage."""
+
+    def __init__(self, vectors: Vectors, rows: Int64[np.ndarray, " N"], origin: str):
+        self.vectors = vectors
+        self.rows = rows
+        self.dim = vectors.dim
+        self.origin = origin
+
+    def fill(self, start: int, vectors: Float32[np.ndarray, "rows D"]) -> Bool[np.ndarray, " rows"]:
+        rows = self.rows[start : start + len(vectors)]
+        vectors[:] = self.vectors.gather(rows)
+        return rows >= 0
+
+
+def _link_shards(known: _Kept, work: Path) -> None:
+    """Shards that stay as they are become links, which take no room: those before the first change."""
+    size, folder = known.vectors.shard_size, work / "vectors"
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(known.rows), size):
+        number = first // size
+        own = known.rows[first : first + size]
+        whole = len(own) == min(size, len(known.vectors) - first)
+        if not whole or not np.array_equal(own, np.arange(first, first + len(own))):
+            return
+        if not (new := shard_file(folder, number)).exists():
+            try:
+                os.link(shard_file(known.vectors.folder, number), new)
+            except OSError:  # another file system, or one without links: they are copied
+                return
+
+
+def _edited(file: Path, kept: Bool[np.ndarray, " N"]) -> Any:
+    """FAISS's index without what was removed, its rows numbered anew; None where its type cannot do that."""
+    index: Any = faiss.read_index(str(file))
+    if kept.all():
+        return index
+    try:
+        index.remove_ids(np.flatnonzero(~kept))
+    except RuntimeError:
+        return None
+    ivf: Any = faiss.try_extract_index_ivf(index)
+    if ivf is not None:  # which leaves the others' numbers as they were
+        numbers = np.cumsum(kept) - 1
+        for cell in range(ivf.nlist):
+            if count := ivf.invlists.list_size(cell):
+                ids = faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), count)
+                ids[:] = numbers[ids]
+    return index

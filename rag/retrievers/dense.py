@@ -1,0 +1,149 @@
+"""Section 2.2: p_η(z|x), the top-K passages of a question and their scores.
+
+A retriever answers a batch of questions with row numbers of passages and scores that are logits of p_η(z|x).
+Dense retrieval searches the index with q(x) and then computes q(x)ᵀd(z) from the passages' true vectors, so
+that the loss sees exact scores, whatever the index's compression, and the question encoder is trained through
+them.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from rag import marginalize
+from rag.encoders.dpr import QuestionEncoder
+from rag.errors import UserError
+from rag.index.folder import Index
+from rag.index.vectors import UNKNOWN
+from rag.parts import TrainedPart, describe
+from rag.retrievers.null_document import NullDocument
+from rag.retrievers.protocol import Questions, Retrieved, Retriever
+from rag.runs import FOLDER, INDEX, fingerprint
+
+
+def _check_fit(question_encoder: QuestionEncoder, index: Index) -> None:
+    """UserError unless an index's vectors are those of the question encoder's passage encoder, as far as is known."""
+    if question_encoder.dim != index.dim:
+        raise UserError(
+            f"the index holds vectors of {index.dim} dimensions but the question encoder makes "
+            f"{question_encoder.dim}: give the index that was built with this encoder's passage encoder"
+        )
+    partner = getattr(question_encoder.model.config, "passage_encoder", None)
+    if partner is not None:
+        index.check_encoder(partner)
+
+
+class DenseRetriever(nn.Module, Retriever):
+    """Maximum inner product search with a question encoder over an index of passage vectors.
+
+    trainable: False freezes the question encoder ("frozen" in Table 6) and spends nothing on its gradient.
+    null_document: an empty passage that stands after the K of each question, row −1 with a score (appendix F).
+    """
+
+    def __init__(
+        self,
+        question_encoder: QuestionEncoder,
+        index: Index,
+        trainable: bool = True,
+        null_document: NullDocument | None = None,
+    ):
+        super().__init__()
+        _check_fit(question_encoder, index)
+        self.question_encoder = question_encoder
+        self.index = index
+        self.trainable = trainable
+        self.null_document = null_document
+        self.question_encoder.requires_grad_(trainable)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        question_encoder: str | Path,
+        index: str | Path,
+        trainable: bool = True,
+        null_document: NullDocument | None = None,
+    ) -> Self:
+        """Load the question encoder from a folder or the hub and open the index folder."""
+        encoder = QuestionEncoder.from_pretrained(question_encoder)
+        return cls(encoder, Index.open(Path(index)), trainable, null_document)
+
+    def check_fit(self, index: Index) -> None:
+        """UserError if the vectors are of another dimension or another passage encoder."""
+        _check_fit(self.question_encoder, index)
+        index.check_same_encoder(self.index)
+
+    def find(self, questions: Questions, n_docs: int) -> Int64[np.ndarray, "batch docs"]:
+        with torch.no_grad():
+            return self.search(self.question_encoder(**questions.tokens).float(), n_docs)
+
+    def reads_whole(self, question: str) -> bool:
+        tokens = self.question_encoder.tokenizer(question, verbose=False).input_ids
+        return len(tokens) <= self.question_encoder.max_length
+
+    def identity(self) -> Any:
+        return [self.question_encoder.fingerprint(), fingerprint(self.index.folder)]
+
+    def trained_parts(self) -> list[TrainedPart]:
+        parts = [
+            TrainedPart("question_encoder", self.question_encoder, "retriever", self._save_question_encoder)
+        ]
+        if self.null_document is not None:
+            parts.append(
+                TrainedPart(
+                    "null_document.safetensors",
+                    self.null_document,
+                    "retriever",
+                    self.null_document.save_pretrained,
+                )
+            )
+        return parts
+
+    def description(self) -> dict[str, Any]:
+        null = {} if self.null_document is None else {"null_document": self.null_document.description()}
+        return describe(
+            type(self).from_pretrained,
+            question_encoder=f"{FOLDER}/question_encoder",
+            index=INDEX,
+            trainable=False,
+            **null,
+        )
+
+    def _save_question_encoder(self, folder: Path) -> None:
+        """With the name of the encoder whose vectors it was trained over in its config, so that it refuses others."""
+        config, partner = self.question_encoder.model.config, self.index.manifest.encoder.weights
+        if getattr(config, "passage_encoder", None) is None and partner != UNKNOWN:
+            config.passage_encoder = partner
+        self.question_encoder.save_pretrained(folder)
+
+    def prepare(self, questions: list[str]) -> Questions:
+        return Questions(questions, self.question_encoder.tokenize(questions))
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and self.trainable)  # a frozen encoder has no dropout either
+
+    def search(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Int64[np.ndarray, "batch docs"]:
+        """The rows of the `n_docs` passages with the largest q(x)ᵀd(z); −1 where fewer were found."""
+        return self.index.search(queries.detach().cpu().numpy(), n_docs)[1]
+
+    def forward(self, questions: Questions, n_docs: int) -> Retrieved:
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            queries = self.question_encoder(**questions.tokens).float()
+        return self.retrieve(queries, n_docs)
+
+    def retrieve(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Retrieved:
+        """The top `n_docs` passages for q(x), with scores that are differentiable in q(x)."""
+        rows = self.search(queries, n_docs)
+        vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
+        with marginalize.without_autocast(queries):
+            scores = torch.einsum("bd,bkd->bk", queries, vectors)
+        missed = torch.from_numpy(rows < 0).to(scores.device)
+        # A q(x) of NaN finds nothing, and is no question that nothing was found for.
+        scores = scores.masked_fill(missed & ~scores.isnan(), -torch.inf)
+        if self.null_document is not None:
+            scores = torch.cat([scores, self.null_document(queries).unsqueeze(1)], dim=1)
+            rows = np.pad(rows, ((0, 0), (0, 1)), constant_values=-1)
+        return Retrieved(rows, scores)

@@ -1,0 +1,31 @@
+"""Section 2.4: training end to end, and the bi-encoder before that."""
+
+from typing import TYPE_CHECKING
+
+from rag.lazy import face
+
+if TYPE_CHECKING:
+    from rag.training.datamodule import RagDataModule as RagDataModule
+    from rag.training.dpr import BiEncoder as BiEncoder
+    from rag.training.dpr import DprModule as DprModule
+    from rag.training.dpr import bert_encoders as bert_encoders
+    from rag.training.dpr_data import DprData as DprData
+    from rag.training.hard_negatives import MinedNegatives as MinedNegatives
+    from rag.training.loggers import wandb_logger as wandb_logger
+    from rag.training.module import RagModule as RagModule
+    from rag.training.optimization import Optimization as Optimization
+
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "RagModule": "module",
+        "RagDataModule": "datamodule",
+        "Optimization": "optimization",
+        "BiEncoder": "dpr",
+        "DprModule": "dpr",
+        "bert_encoders": "dpr",
+        "DprData": "dpr_data",
+        "MinedNegatives": "hard_negatives",
+        "wandb_logger": "loggers",
+    },
+)

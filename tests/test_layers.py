@@ -1,0 +1,101 @@
+"""rag/ is built in layers: a module imports from its own package and from layers below it, and there are no cycles."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from rag.runs import PROJECT
+
+# From the bottom: a package or a file of rag/, several of one height in one line.
+LAYERS = [
+    {"errors", "lazy", "marginalize"},
+    {"files", "words", "processes", "progress"},
+    {"hub", "finite", "text_files", "metrics"},
+    {"runs"},
+    {"parts", "saved_model", "index", "compose", "miniwiki"},
+    {"tasks", "pretrained", "cli"},
+    {"encoders", "download"},
+    {"retrievers", "generators"},
+    {"checkpoint"},
+    {"model"},
+    {"classify"},
+    {"decoding", "reopen"},
+    {"training", "evaluation"},
+    {"scratch", "reports"},
+    {"checkpoint_config"},
+    {"analysis", "ask", "demo"},
+]
+LONGEST = 450  # lines; what is longer holds two subjects
+PROSE = {"miniwiki/facts.py", "miniwiki/world.py"}  # the built-in world's own text and tables
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for file in sorted((PROJECT / "rag").rglob("*.py")):
+        parts = list(file.relative_to(PROJECT).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports(file: Path, known: dict[str, Path]) -> set[str]:
+    """Every module of rag/ that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rag":
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                found.add(whole if whole in known else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.split(".")[0] == "rag"}
+    return found
+
+
+def room(module: str) -> str:
+    """ "retrievers" of "rag.retrievers.dense"; "" of rag itself."""
+    return (module.split(".") + [""])[1]
+
+
+def test_every_module_imports_from_below_alone():
+    known = modules()
+    height = {name: number for number, names in enumerate(LAYERS) for name in names}
+    assert not {room(module) for module in known} - {""} - set(height), "a new room: give it its layer"
+    climbs = [
+        f"{module} imports {other}"
+        for module, file in known.items()
+        for other in imports(file, known)
+        if room(module) and room(other) != room(module) and height[room(other)] >= height[room(module)]
+    ]
+    assert not climbs
+
+
+def test_no_two_modules_import_one_another_however_long_the_way():
+    known = modules()
+    edges = defaultdict(
+        set, {m: imports(file, known) - {m} for m, file in known.items() if "__init__" not in file.name}
+    )
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " → ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for other in sorted(edges[module]):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in sorted(edges):
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_file_has_one_subject(module):
+    file = modules()[module]
+    if str(file.relative_to(PROJECT / "rag")) not in PROSE:
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("folder", sorted(f.parent.name for f in (PROJECT / "rag").glob("*/__init__.py")))
+def test_a_room_has_a_face_that_says_what_it_is_for(folder):
+    text = (PROJECT / "rag" / folder / "__init__.py").read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text))
