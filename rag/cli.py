@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -83,32 +84,37 @@ def run_script(
     name: str, usage: str, body: Callable[[DictConfig], None], arguments: list[str] | None = None
 ) -> None:
     """Compose configs/<name>.yaml with the command line's overrides and call `body` with it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     quieten_logs()
     with mistakes_in_one_sentence():
-        cfg = read_command(name, usage, sys.argv[1:] if arguments is None else arguments)
-        if cfg is not None:
+        if not answered_at_once(name, usage, arguments):
             quieten_models()
-            body(cfg)
+            body(compose_command(name, arguments))
 
 
-def check_command(name: str, usage: str) -> None:
-    """Answer --help and tell a mistake in the command line: before a script's imports, which take seconds."""
+def run_command(name: str, usage: str, command: Callable[..., Any]) -> None:
+    """Call a function of overrides with those of the command line; see `run_script`."""
     quieten_logs()
     with mistakes_in_one_sentence():
-        if read_command(name, usage, sys.argv[1:]) is None:
-            sys.exit()
+        if not answered_at_once(name, usage, sys.argv[1:]):
+            command(*sys.argv[1:])
 
 
-def read_command(name: str, usage: str, arguments: list[str]) -> DictConfig | None:
-    """The configuration that a command line asks for; None where it asked for something else, which was answered."""
+def answered_at_once(name: str, usage: str, arguments: list[str]) -> bool:
+    """Whether a command line asked for help or for shell completion, which it got."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(usage.strip())
-        return None
+        return True
     if arguments[:1] == ["-sc"]:
         complete_in_shell(name, arguments[1:])
-        return None
-    cfg = compose_config(name, arguments)
-    check_script(cfg, name, arguments)
+        return True
+    return False
+
+
+def compose_command(name: str, overrides: list[str]) -> DictConfig:
+    """The configuration that a script's overrides ask for; UserError for a mistake in them."""
+    cfg = compose_config(name, overrides)
+    check_script(cfg, name, overrides)
     return cfg
 
 

@@ -328,10 +328,9 @@ def test_a_disk_without_room(good, encoder, tmp_path, room):
 import resource, signal, sys
 sys.path.insert(0, {str(PROJECT)!r})
 import build_index
-from rag.cli import run_script
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-run_script("build_index", build_index.USAGE, build_index.build_index, sys.argv[1:])
+build_index.main()
 """
     for place, more in (("index", ["overwrite=true"]), ("fresh", [])):
         command = [*common, f"index.path={tmp_path / place}", *more]

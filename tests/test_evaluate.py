@@ -14,7 +14,7 @@ from conftest import QUESTIONS
 from omegaconf import OmegaConf
 from tiny_runs import write_run
 
-from evaluate import paper_cells
+from rag.commands.evaluating import paper_cells
 from rag.compose import compose_config
 from rag.decoding.settings import Decoding
 from rag.evaluation.answering import answer_in_parts, read_parts

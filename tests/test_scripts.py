@@ -5,7 +5,6 @@ sent by a logger that the command line asks for.
 """
 
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -24,7 +23,6 @@ from pytorch_lightning.loggers.logger import Logger
 from safetensors.torch import load_file, save_file
 
 from rag.ask.__main__ import main as ask
-from rag.cli import run_script
 from rag.encoders.dpr import QuestionEncoder
 from rag.files import write_json
 from rag.index.folder import Index
@@ -221,11 +219,10 @@ def test_info_shows_the_experiment_and_leaves_nothing(demo, tmp_path, capsys):
 def test_info_does_without_data_and_index(tmp_path, capsys):
     """By the configuration alone, and nothing is made first."""
     command = ["info=true", f"paths.outputs={tmp_path}/out", f"paths.data={tmp_path}/data"]
-    train = importlib.import_module("train")
-    run_script("train", train.USAGE, train.train, command)
+    assert run("train", *command) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "RagSequence" in shown and "not there yet" in shown and not any(tmp_path.iterdir())
-    run_script("train", train.USAGE, train.train, ["experiment=table1/nq_rag_sequence", *command])
+    assert run("train", "experiment=table1/nq_rag_sequence", *command) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "facebook/bart-large, float32" in shown and "5 passages a question, 50 in evaluation" in shown
     assert "8.2 GB a device" in shown and "the paper: em" in shown and not any(tmp_path.iterdir())
@@ -274,7 +271,9 @@ def test_training_that_diverges_is_stopped_in_one_sentence(demo, tmp_path, capsy
 @pytest.fixture
 def broken(demo, tmp_path) -> Path:
     """The finished run with one NaN among the weights of its generator."""
-    shutil.copytree(demo.run("rag_sequence"), tmp_path / "broken")
+    shutil.copytree(
+        demo.run("rag_sequence"), tmp_path / "broken", ignore=shutil.ignore_patterns("evaluation")
+    )
     file = tmp_path / "broken" / "model" / "generator" / "model.safetensors"
     held = load_file(file)
     next(iter(held.values())).view(-1)[3] = torch.nan

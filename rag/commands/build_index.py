@@ -1,0 +1,38 @@
+"""Build the index of a corpus, offline and once: python build_index.py corpus.path=… passage_encoder=… key=value …"""
+
+from pathlib import Path
+
+from rag.cli import compose_command, quieten_models, run_command
+
+USAGE = """
+python build_index.py [experiment=NAME] [key=value …]
+
+Reads a corpus, embeds its passages and builds a FAISS index over them, in the folder index.path. The same command
+goes on after an interruption and does nothing when the index is already there.
+
+  python build_index.py experiment=miniwiki/index_a
+  python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
+  python build_index.py … estimate=true                      disk, memory and hours, before anything is done
+  python build_index.py experiment=null corpus=wiki_dpr      the hub's vectors, taken over instead of encoded
+  python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and the hub's FAISS file
+  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          another edition of an index
+  python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
+  torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
+"""
+
+
+def build_index(*overrides: str) -> Path:
+    """`python build_index.py` with these overrides, from Python; the index's folder.
+
+    Raises UserError for what the command would tell as a mistake.
+    """
+    cfg = compose_command("build_index", list(overrides))
+    from rag.commands import indexing  # what takes seconds to import, after what is told at once
+
+    quieten_models()
+    return indexing.build_index(cfg, list(overrides))
+
+
+def main() -> None:
+    """The command itself: a mistake is one sentence and exit code 2."""
+    run_command("build_index", USAGE, build_index)

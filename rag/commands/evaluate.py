@@ -1,0 +1,48 @@
+"""Evaluate a trained model: python evaluate.py checkpoint=RUN key=value …"""
+
+from pathlib import Path
+
+from rag.checkpoint_config import from_checkpoint
+from rag.cli import compose_command, quieten_models, run_command
+
+USAGE = """
+python evaluate.py checkpoint=RUN [key=value …]
+
+Answers the questions of a split with a model that train.py left in the folder RUN, with that run's own settings,
+and writes predictions.jsonl and result.json into RUN/evaluation/. The same command goes on after an interruption.
+
+  python evaluate.py checkpoint=outputs/demo/rag_sequence
+  python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev, drawn at random
+  python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
+  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          figures against K (figure 3)
+  python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
+  python evaluate.py checkpoint=… task.test=my.jsonl           other questions
+  python evaluate.py checkpoint=outputs/demo/dpr               a bi-encoder: recall alone, beside BM25's with bm25=true
+  python evaluate.py checkpoint=facebook/rag-sequence-nq experiment=table1/nq_rag_sequence
+  torchrun --nproc-per-node=2 evaluate.py checkpoint=…         two processes share the questions
+  python evaluate.py report=table1                             finished runs beside the paper's table
+"""
+
+
+def evaluate(*overrides: str) -> Path | None:
+    """`python evaluate.py` with these overrides, from Python; the results' folder, None for a report.
+
+    Raises UserError for what the command would tell as a mistake.
+    """
+    cfg = compose_command("evaluate", list(overrides))
+    if cfg.report is not None:
+        from rag.reports.paper_tables import write_table
+
+        outputs = Path(cfg.paths.outputs)
+        write_table(cfg.report, outputs, outputs / "reports")
+        return None
+    cfg = from_checkpoint(cfg, list(overrides))
+    from rag.commands import evaluating  # what takes seconds to import, after what is told at once
+
+    quieten_models()
+    return evaluating.evaluate(cfg, list(overrides))
+
+
+def main() -> None:
+    """The command itself: a mistake is one sentence and exit code 2."""
+    run_command("evaluate", USAGE, evaluate)

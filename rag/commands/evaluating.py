@@ -1,0 +1,348 @@
+"""What `rag.commands.evaluate` does once it is known what to evaluate: answer, judge, write the results."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from rag.checkpoint_config import in_transformers_format
+from rag.compose import CONFIGS, compose_config, key_of, plain
+from rag.errors import UserError
+from rag.evaluation.answering import answer_in_parts, find_passages, questions_at_once, read_parts
+from rag.evaluation.as_read import AsRead
+from rag.evaluation.hot_swap import hot_swap
+from rag.evaluation.judging import Figures, judge, judge_passages, write_predictions
+from rag.files import read_json, write_aside
+from rag.index.folder import Index
+from rag.processes import local_device, processes, wait_for_all
+from rag.reopen import open_model
+from rag.reports.paper_tables import Cell, cells_of
+from rag.reports.run_report import write_run_report
+from rag.retrievers.protocol import check_depth
+from rag.runs import Run, digest, git_commit, portable
+from rag.tasks.qa import read_examples
+from rag.training.datamodule import check_questions, sample
+
+LEAST_INDEX_RECALL = 0.95  # below this, what the generator reads is noticeably not what the scores ask for
+DECISIVE = (
+    "task",
+    "index",
+    "decoding",
+    "n_docs",
+    "split",
+    "limit",
+    "k_sweep",
+    "recall_at",
+    "bm25",
+    "hot_swap",
+)
+
+
+def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
+    """Evaluate what the configuration of a run, with overrides on top, asks for; the folder of the results.
+
+    cfg: as `from_checkpoint` gives it. By each process of its own share where several were started.
+    """
+    check_numbers(cfg)
+    if not cfg.module.answers:
+        return evaluate_retrieval(cfg, overrides)
+    settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(cfg.module.model)}
+    closed_book = not cfg.module.reads
+    ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
+    n_docs = 1 if closed_book else cfg.n_docs
+    swap = None if closed_book else cfg.hot_swap
+    with processes() as (number, count):
+        run = open_run(cfg, settings, closed_book, swap, say=number == 0)
+        if not run.finished:
+            task = instantiate(cfg.task)
+            everything = task.examples(cfg.split)
+            examples = sample(everything, cfg.limit)
+            if number == 0:
+                print(first_line(cfg, len(examples), len(everything), n_docs, count, run))
+            model = open_model(cfg.module).to(local_device())
+            check_questions(model, examples, task.source(cfg.split))
+            decoding = instantiate(cfg.decoding)
+            store = None if model.retriever is None else model.retriever.index.passages
+            if model.retriever is not None:
+                check_depth(model.retriever.index, min(ks))
+                check_depth(model.retriever.index, max(ks))
+            as_read = None if model.retriever is None else AsRead(model.generator, model.retriever.index)
+            cut = None if as_read is None else as_read.describe_cut([one.question for one in examples])
+            if number == 0 and cut:
+                print(cut)
+            deepest = 0 if store is None else min(max(cfg.recall_at, default=0), len(store))
+            indexes, asked = open_editions(swap)
+            for questions in asked.values():
+                check_questions(model, questions, str(cfg.hot_swap.questions))
+            wait_for_all()
+            if number == 0:
+                run.begin()
+            wait_for_all()
+            parts = run.folder / "parts"
+            at_once = cfg.batch_size or questions_at_once(max(ks))
+            answer_in_parts(model, examples, decoding, ks, n_docs, at_once, deepest, parts, number, count)
+            wait_for_all()
+            if number == 0:
+                answered = read_parts(parts)
+                sweep = [] if closed_book else list(cfg.k_sweep)
+                wanted = (list(cfg.recall_at), cfg.bm25, as_read)
+                figures = judge(task, examples, answered, n_docs, sweep, store, *wanted)
+                for cell, metric in (
+                    hot_swap(model, indexes, asked, decoding, n_docs, at_once).items() if swap else ()
+                ):
+                    figures.add("hot_swap", metric, cell)
+                write_predictions(
+                    run.folder / "predictions.jsonl", task, examples, answered, n_docs, store, as_read=as_read
+                )
+                texts = [each.texts[n_docs] for each in answered]
+                for name, content in task.submission(texts, examples).items():
+                    with write_aside(run.folder / name) as aside:
+                        aside.write_text(content, encoding="utf-8")
+                    print(f"the answers are not public: {run.folder / name} is what is sent in")
+                run.finish(described(cfg, overrides, examples, n_docs, model.retriever) | figures.result())
+                shutil.rmtree(parts, ignore_errors=True)
+                write_run_report(run.folder)
+        if number == 0:
+            show_result(cfg, run)
+            print(f"predictions, figures and report.md in {run.folder}")
+        return run.folder
+
+
+def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
+    """A bi-encoder answers nothing: what it finds is judged (section 2.2). DPR's top-K accuracy is answer_recall@K.
+
+    By the first process alone, where several were started: it takes seconds.
+    """
+    settings = {key: plain(cfg[key]) for key in ("task", "index", "split", "limit", "recall_at", "bm25")}
+    settings["model"] = plain(cfg.module.model)
+    with processes() as (number, _):
+        run = open_run(cfg, settings, say=number == 0)
+        if number > 0:
+            return run.folder
+        if not run.finished:
+            task = instantiate(cfg.task)
+            everything = task.examples(cfg.split)
+            examples = sample(everything, cfg.limit)
+            retriever = open_model(cfg.module).to(local_device())
+            ks = sorted({k for k in cfg.recall_at if k <= len(retriever.index)})
+            if not ks:
+                raise UserError(
+                    f"recall_at={list(cfg.recall_at)} asks for no passage, or for more than the "
+                    f"{len(retriever.index):,} of the index: give some, as in recall_at=[1,5,20,100]"
+                )
+            print(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
+            run.begin()
+            questions = [example.question for example in examples]
+            rows = find_passages(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
+            figures = Figures()
+            judge_passages(figures, task, examples, rows, retriever.index.passages, ks, ks[-1], cfg.bm25)
+            run.finish(described(cfg, overrides, examples, ks[-1], retriever) | figures.result())
+            write_run_report(run.folder)
+        show_result(cfg, run)
+        print(f"figures and report.md in {run.folder}")
+        return run.folder
+
+
+def open_run(
+    cfg: DictConfig,
+    settings: dict[str, Any],
+    closed_book: bool = False,
+    swap: DictConfig | None = None,
+    say: bool = True,
+) -> Run:
+    """The folder of the results; says so where they are there already."""
+    run = Run.open(
+        cfg.results or place(cfg, settings),
+        settings,
+        OmegaConf.to_yaml(cfg, resolve=True),
+        inputs(cfg, settings, closed_book, swap),
+        cfg.overwrite,
+        setting="results",
+    )
+    if run.finished and say:
+        print(f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)")
+    return run
+
+
+def show_result(cfg: DictConfig, run: Run) -> None:
+    """The table of a finished evaluation, beside the paper's figures."""
+    cells = paper_cells(cfg)
+    show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cells)
+
+
+def paper_cells(cfg: DictConfig) -> list[Cell]:
+    """The paper's figures for what was evaluated; none where the questions are not the experiment's but one's own.
+
+    Those are another kind of task, or a file of another name: the experiment's may lie anywhere.
+    """
+    cells = cells_of(plain(cfg.get("paper") or []), cfg.name)
+    files = (file for file in sorted((CONFIGS / "experiment").rglob("*.yaml")) if cells)
+    named = (
+        file for file in files if re.search(rf"(?m)^name: {re.escape(cfg.name)}\s*$", file.read_text("utf-8"))
+    )
+    if (file := next(named, None)) is None:
+        return cells
+    experiment = file.relative_to(CONFIGS / "experiment").with_suffix("")
+    own = compose_config("train", [f"experiment={experiment}"])
+    asked, of_paper = ((each.task._target_, Path(str(each.task.get(cfg.split))).name) for each in (cfg, own))
+    return cells if asked == of_paper else []
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """UserError for a limit or batch size that is none."""
+    if cfg.limit is not None and cfg.limit < 1:
+        raise UserError(f"limit={cfg.limit} leaves no question: give 1 or more")
+    if cfg.batch_size is not None and (type(cfg.batch_size) is not int or cfg.batch_size < 1):
+        raise UserError(
+            f"batch_size={cfg.batch_size}: a whole number from 1 is expected, as in batch_size=32"
+        )
+
+
+def place(cfg: DictConfig, settings: dict[str, Any]) -> Path:
+    """The folder of the results: inside the run's, or under outputs/ for a checkpoint that is none."""
+    name = f"{cfg.split}-{digest(portable(settings))[:6]}"
+    if in_transformers_format(cfg.checkpoint):
+        return Path(cfg.paths.outputs) / "evaluation" / cfg.checkpoint.strip("/").replace("/", "--") / name
+    return Path(cfg.checkpoint) / "evaluation" / name
+
+
+def inputs(
+    cfg: DictConfig, settings: dict[str, Any], closed_book: bool, swap: DictConfig | None
+) -> list[str]:
+    """What decides the result beside the settings: weights, questions, indexes."""
+    model = str(Path(cfg.checkpoint) / "model")
+    if in_transformers_format(cfg.checkpoint):
+        model = cfg.checkpoint if Path(cfg.checkpoint).exists() else f"hub://{cfg.checkpoint}"
+    found = [model, settings["task"].get(cfg.split)]
+    if not closed_book:
+        found.append(cfg.index.path)
+    if swap is not None:
+        found += [swap.questions, *(each.index for each in swap.editions.values())]
+    return [each for each in found if each]
+
+
+def open_editions(swap: DictConfig | None) -> tuple[dict[str, Index], dict[str, list]]:
+    """The indexes of a hot-swap and its questions with the answers of each edition."""
+    if swap is None:
+        return {}, {}
+    editions = {str(name): each for name, each in swap.editions.items()}
+    asked = {name: read_examples(swap.questions, each.answers) for name, each in editions.items()}
+    return {name: Index.open(Path(each.index)) for name, each in editions.items()}, asked
+
+
+def first_line(cfg: DictConfig, chosen: int, there: int, n_docs: int, processes: int, run: Run) -> str:
+    """What will happen, and where its results go."""
+    part = f"{chosen:,} of {there:,} questions of {cfg.split}, drawn at random," if chosen < there else ""
+    there_already = len(read_parts(run.folder / "parts"))
+    return (
+        f"{'going on with' if there_already else 'evaluating'} {cfg.checkpoint} on "
+        f"{part or f'{chosen:,} questions of {cfg.split},'} K = {n_docs}"
+        f"{f', {there_already:,} of them answered before' if there_already else ''}"
+        f"{f', {processes} processes' if processes > 1 else ''}; results in {run.folder}"
+    )
+
+
+def described(
+    cfg: DictConfig, overrides: list[str], examples: list, n_docs: int, retriever: Any
+) -> dict[str, Any]:
+    """What a result says of itself beside its figures: enough to find its place in a table of the paper."""
+    changed = [
+        each for each in overrides if key_of(each).split(".")[0] in ("task", "corpus", "index", "decoding")
+    ]
+    result: dict[str, Any] = {
+        "name": cfg.name,
+        "checkpoint": str(cfg.checkpoint),
+        "split": cfg.split,
+        "limit": cfg.limit,
+        "questions": len(examples),
+        "n_docs": n_docs,
+        "seed": cfg.seed,
+        "commit": git_commit(),
+        "changed": changed + [each for each in overrides if key_of(each) == "n_docs"],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    }
+    trained = Path(cfg.checkpoint) / "result.json"
+    if trained.exists():
+        result["training_seconds"] = read_json(trained).get("training_seconds")
+    if retriever is not None:
+        manifest = retriever.index.manifest
+        other_way = retriever.kind  # than the index's FAISS file
+        result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
+        if other_way is None:
+            result["index"]["recall"] = manifest.recall
+    return result
+
+
+def show(result: dict, checkpoint: str, cells: list[Cell]) -> None:
+    n_docs, index, intervals = (
+        result["n_docs"],
+        result.get("index"),
+        result["intervals"] | result["intervals_at"],
+    )
+    bm25 = result.get("bm25", {})
+    beside = {cell.metric: cell for cell in sorted(cells, key=lambda cell: cell.split == result["split"])}
+    table = Table("figure", "ours", "95 % interval", title=f"{checkpoint} on {result['split']}, K = {n_docs}")
+    if beside:
+        table.add_column("paper")
+        table.add_column("difference")
+    if bm25:
+        table.add_column("BM25")
+
+    def row(name: str, value: float | None, key: str, other: float | None = None, label: str = "") -> None:
+        low, high = intervals.get(key, (None, None))
+        line = [
+            label or name,
+            "–" if value is None else f"{value:.3f}",
+            "–" if low is None else f"{low:.3f} – {high:.3f}",
+        ]
+        if beside:
+            cell = beside.get(key)
+            of_other = f" ({cell.split})" if cell is not None and cell.split != result["split"] else ""
+            line += ["", ""] if cell is None else [f"{cell.value / 100:.3f}{of_other}", ""]
+            if cell is not None and value is not None:
+                line[-1] = f"{value - cell.value / 100:+.3f}"
+        if bm25:
+            line.append("" if other is None else f"{other:.3f}")
+        table.add_row(*line)
+
+    for key in intervals:
+        name, _, k = key.partition("@")
+        if name.startswith("bm25."):
+            continue
+        values = result[name]
+        if not k:
+            row(key, values, key)
+        elif name == "hot_swap":
+            row(key, values[k], key, label=f"hot-swap, asked and indexed: {k}")
+        elif name.endswith("_by_k"):
+            row(key, values[k], key, label=f"{name.removesuffix('_by_k')} at K = {k}")
+        else:
+            row(key, values[k], key, bm25.get(name, {}).get(k))
+    if index:
+        table.add_row("index", f"{index['type']}, {index['passages']:,} passages")
+    found = index_recall(result)
+    if index and index.get("recall") == {}:
+        table.add_row("index against exact search", "unknown")
+    if found is not None:
+        table.add_row("index against exact search", f"{found:.3f}")
+    Console().print(table)
+    if found is not None and found < LEAST_INDEX_RECALL:
+        print(
+            f"warning: the index finds {found:.0%} of the passages that exact search finds, which costs exact match: "
+            "build it again with index.type.target_recall=0.99 or as index=flat",
+            file=sys.stderr,
+        )
+
+
+def index_recall(result: dict) -> float | None:
+    """How much of what exact search finds the index finds, measured when it was built, at the K that covers n_docs."""
+    recall = {int(k): value for k, value in result.get("index", {}).get("recall", {}).items()}
+    deep_enough = [k for k in sorted(recall) if k >= result["n_docs"]] or sorted(recall)[-1:]
+    return recall[deep_enough[0]] if deep_enough else None

@@ -1,0 +1,40 @@
+"""Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
+
+from pathlib import Path
+
+from rag.cli import compose_command, quieten_models, run_command
+
+USAGE = """
+python train.py [experiment=NAME] [key=value …]
+
+Trains what the experiment describes and writes the run folder (model/, metrics, config) under outputs/.
+The same command goes on after an interruption and does nothing when its result is already there.
+
+  python train.py                                            RAG-Sequence end to end on the built-in mini-wiki
+  python train.py experiment=miniwiki/rag_token              one of configs/experiment/
+  python train.py experiment=local/rag_sequence task.train=my.jsonl corpus.path=my.tsv
+  python train.py optimization.lr=1e-4 trainer.max_steps=500 n_docs=10 seed=2
+  python train.py paths.run=outputs/mine                     where the result goes
+  python train.py overwrite=true                             replace a run made with other settings
+  python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
+  python train.py experiment=… info=true                     show sizes, batch, memory and stop
+  python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit learns one batch
+  python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
+"""
+
+
+def train(*overrides: str) -> Path:
+    """`python train.py` with these overrides, from Python; the run's folder.
+
+    Raises UserError for what the command would tell as a mistake.
+    """
+    cfg = compose_command("train", list(overrides))
+    from rag.commands import training  # what takes seconds to import, after what is told at once
+
+    quieten_models()
+    return training.train(cfg, list(overrides))
+
+
+def main() -> None:
+    """The command itself: a mistake is one sentence and exit code 2."""
+    run_command("train", USAGE, train)

@@ -1,0 +1,139 @@
+"""What `rag.commands.train` does once its configuration is composed: train, keep the best, write the run folder."""
+
+import re
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from rag.compose import plain, reading
+from rag.demo import ensure
+from rag.errors import UserError
+from rag.evaluation.as_read import AsRead
+from rag.files import write_aside
+from rag.hub import names_in
+from rag.index.passages import PassageStore
+from rag.model import RagModel
+from rag.reports.run_report import write_run_report
+from rag.retrievers.protocol import check_depth
+from rag.runs import Run
+from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
+from rag.training.loggers import WandbPredictions, send_report
+from rag.training.resume import check_checkpoint, check_place_of_checkpoint
+from rag.training.summary import describe, describe_unopened, first_line, show
+
+
+def train(cfg: DictConfig, overrides: list[str]) -> Path:
+    """Train what the configuration describes; the run's folder. overrides: those it was composed with."""
+    folder = Path(cfg.paths.run)
+    check_place_of_checkpoint(cfg.ckpt_path)
+    inputs = [path for path in plain(cfg.inputs) if path is not None]  # a setting that was set to null
+    missing = [Path(path) for path in inputs if "://" not in path and not Path(path).exists()]
+    if cfg.info and missing:
+        show(describe_unopened(plain(cfg), missing))
+        return folder
+    made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
+    if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
+        ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
+    keys = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
+    decisive = {key: plain(cfg[key]) for key in keys}
+    yaml = OmegaConf.to_yaml(cfg, resolve=True)
+    models = [f"hub://{name}" for name in dict.fromkeys(names_in(decisive["module"]))]
+    run = Run.open(cfg.paths.run, decisive, yaml, [*inputs, *models], cfg.overwrite)
+    if run.finished and not cfg.info:
+        print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
+        return folder
+    pl.seed_everything(cfg.seed, verbose=False)
+    module = instantiate(cfg.module)
+    module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds
+    datamodule = instantiate(cfg.datamodule, model=module.model)
+    measures = getattr(getattr(datamodule, "task", None), "measures", ())
+    check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_figures))
+    callbacks = [
+        TrainingProgress(cfg.name),
+        StopsBetweenSteps(run.folder / "last.ckpt"),
+        WandbPredictions(),
+        *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
+    ]
+    if cfg.stop_at_loss is not None:
+        callbacks.append(stops_at_loss(module.loss_figure, cfg.stop_at_loss))
+    loggers = [] if cfg.info else [instantiate(logger) for logger in cfg.logger.values()]
+    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
+    if not cfg.info:
+        rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
+    # What is wrong with the data is told before anything is written.
+    datamodule.setup("fit")
+    module.check_data(datamodule, trainer.world_size)
+    retriever = module.model.retriever if isinstance(module.model, RagModel) else None
+    if retriever is not None:
+        check_depth(retriever.index, module.model.n_docs)
+        if Path(cfg.corpus.path).exists():
+            PassageStore.prepare(  # refuses another corpus
+                cfg.corpus.path, retriever.index.folder / "passages", False, *reading(cfg.corpus)
+            )
+    if cfg.info:
+        settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
+        show(describe(cfg.name, settings, module, datamodule, trainer))
+        return folder
+    resume = run.folder / "last.ckpt" if run.resumable else cfg.ckpt_path
+    if resume is not None:
+        check_checkpoint(resume, module, None if run.resumable else trainer.max_steps)
+    if retriever is not None:
+        cut = AsRead(module.model.generator, retriever.index).describe_cut()
+        if trainer.is_global_zero and cut:
+            print(cut)
+    if trainer.is_global_zero:
+        run.begin()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(decisive)
+    start = time.perf_counter()
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    best = run.folder / "best.ckpt"
+    if cfg.monitor and best.exists():
+        module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
+    module.check_weights(module.state_dict())
+    if trainer.is_global_zero:
+        if cfg.monitor and not best.exists() and cfg.monitor in trainer.callback_metrics:
+            print(
+                f"{cfg.monitor} was not a number at any look at dev, which has nothing to judge it by: model/ holds "
+                "the weights of the last step, not of the best"
+            )
+        with write_aside(run.folder / "model") as aside:
+            aside.mkdir()
+            module.save(aside, run.folder)
+        figures = {
+            name: round(float(value), 4) if value.isfinite() else None  # JSON has no NaN
+            for name, value in sorted(trainer.callback_metrics.items())
+        }
+        training = round(time.perf_counter() - start, 1)
+        run.finish({"steps": trainer.global_step, "training_seconds": training, "figures": figures})
+        table = Table(
+            "figure", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s"
+        )
+        for name, value in figures.items():
+            table.add_row(name, "–" if value is None else f"{value:.4f}")
+        Console().print(table)
+        report = write_run_report(run.folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                send_report(logger, report)
+        print(f"model in {run.folder / 'model'}, report in {report}")
+    return folder
+
+
+def check_monitor(monitor: str | None, figures: tuple[str, ...]) -> None:
+    """UserError unless the figure that chooses the best checkpoint is one that this kind of training has."""
+    known = {re.sub(r"@\w+$", "", figure) for figure in figures}
+    if monitor is not None and re.sub(r"@\d+$", "", monitor) not in known:
+        raise UserError(f"monitor={monitor} is no figure of dev here: there are {', '.join(figures)}")
