@@ -121,7 +121,7 @@ def trained(folder: Path, device: str) -> dict[str, float]:
         ids = np.array(retriever.index.passages.ids(found.rows.reshape(-1)), dtype=object)
         gold = [example.positive_ids for example in examples]
         recall = recall_at(ids.reshape(found.rows.shape), gold, [1, docs])
-        em = task.score([answer.text for answer in found.answers[docs]], examples)["em"].value
+        em = task.score([answer.text for answer in found.by_k[docs]], examples)["em"].value
         return {"em": em} | {f"recall@{k}": float(np.nanmean(each)) for k, each in recall.items()}
 
     before = judged()

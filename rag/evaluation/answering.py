@@ -1,7 +1,7 @@
 """Section 4: a whole set of questions answered, each batch kept as it comes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,16 @@ CONTEXTS_AT_ONCE = 160  # passages read together where nobody says how many ques
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Answers:
     """What a model answered to N questions, for each K that was asked for, and what was retrieved."""
 
-    examples: list[Example]
-    answers: dict[int, list[Answer]]  # K → the best answer to each question
+    by_k: dict[int, list[Answer]]  # K → the best answer to each question
     rows: (
         Int64[np.ndarray, "questions docs"] | None
     )  # the most passages retrieved for any purpose; None: closed book
 
     def texts(self, n_docs: int) -> list[str]:
-        return [answer.text for answer in self.answers[n_docs]]
+        return [answer.text for answer in self.by_k[n_docs]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,6 @@ def questions_at_once(n_docs: int) -> int:
     return max(1, CONTEXTS_AT_ONCE // n_docs)
 
 
-@torch.inference_mode()
 def answer_questions(
     model: RagModel,
     examples: Sequence[Example],
@@ -64,25 +62,41 @@ def answer_questions(
     batch_size: int,
     retrieve: int = 0,
     description: str = "answering",
-) -> Evaluation:
-    """Answer every question with each K of `n_docs`.
+) -> Answers:
+    """Answer every question with each K of `n_docs`, in memory.
 
     retrieve: this many passages are retrieved if that is more, for recall beyond the largest K.
     """
-    model.eval()
-    wide = max(*n_docs, retrieve)
-    answers: dict[int, list[Answer]] = {k: [] for k in n_docs}
+    batches = [
+        list(range(start, min(start + batch_size, len(examples))))
+        for start in range(0, len(examples), batch_size)
+    ]
+    by_k: dict[int, list[Answer]] = {k: [] for k in n_docs}
     found: list[np.ndarray] = []
     with progress_bar(description, len(examples), "questions") as advance:
-        for start in range(0, len(examples), batch_size):
-            chunk = examples[start : start + batch_size]
-            by_k, rows = _answer(model, [example.question for example in chunk], decoding, n_docs, wide)
-            for k, best in by_k.items():
-                answers[k] += best
+        for numbers, best_by_k, rows in _answered(model, examples, batches, decoding, n_docs, retrieve):
+            for k, best in best_by_k.items():
+                by_k[k] += best
             if rows is not None:
                 found.append(rows)
-            advance(len(chunk))
-    return Evaluation(list(examples), answers, np.concatenate(found) if found else None)
+            advance(len(numbers))
+    return Answers(by_k, np.concatenate(found) if found else None)
+
+
+@torch.inference_mode()
+def _answered(
+    model: RagModel,
+    examples: Sequence[Example],
+    batches: Iterable[list[int]],
+    decoding: Decoding,
+    n_docs: Sequence[int],
+    retrieve: int,
+) -> Iterator[tuple[list[int], dict[int, list[Answer]], Int64[np.ndarray, "questions docs"] | None]]:
+    """For each batch of numbers of examples: the numbers, the best answer to each for every K, the rows retrieved."""
+    model.eval()
+    for numbers in batches:
+        questions = [examples[number].question for number in numbers]
+        yield numbers, *_answer(model, questions, decoding, n_docs, max(*n_docs, retrieve))
 
 
 def _answer(
@@ -111,7 +125,6 @@ def _answer(
     return found, retrieved.rows[:, :wide]
 
 
-@torch.inference_mode()
 def answer_in_parts(
     model: RagModel,
     examples: Sequence[Example],
@@ -129,16 +142,13 @@ def answer_in_parts(
     ks: every K to be answered with; n_docs: the one of them that is reported with its passages. Of the batches that
     are left, this process takes its share.
     """
-    model.eval()
     there = {each.number for each in read_parts(folder)}
     left = [number for number in range(len(examples)) if number not in there]
     batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)][process::processes]
     share = "" if processes == 1 else f", process 1 of {processes}"
     total, done = (len(examples), len(there)) if processes == 1 else (sum(map(len, batches)), 0)
     with progress_bar(f"answering{share}", total, "questions", done, show=process == 0) as advance:
-        for numbers in batches:
-            questions = [examples[number].question for number in numbers]
-            by_k, rows = _answer(model, questions, decoding, ks, max(*ks, retrieve))
+        for numbers, by_k, rows in _answered(model, examples, batches, decoding, ks, retrieve):
             part = [
                 Answered(
                     number,
