@@ -229,7 +229,7 @@ def test_commands_between_questions(runs, monkeypatch, capsys):
         "RAG-Sequence over first (7 passages), K = 2, greedy, at most 6 tokens",
         "RAG-Sequence over second (5 passages), K = 2, greedy, at most 6 tokens",
         f"error: K = 9 passages cannot be retrieved from the 5 of {runs / 'indexes' / 'second'}: "
-        "give n_docs (and k_sweep) from 1 to 5",
+        "give K from 1 to 5",
         "error: /docs two: a whole number of passages is expected, as in /docs 10",
         "error: there is no index third: there is first, second, or give the folder of one",
         "RAG-Sequence over second (5 passages), K = 2, 4 beams, at most 3 tokens",

@@ -138,7 +138,7 @@ class Session:
             return
         folder = choice.index.resolve()
         index = self._opened.get(folder) or Index.open(folder)
-        check_depth(index, choice.n_docs)
+        check_depth(index, choice.n_docs, "K")
         if index is not self.model.retriever.index:
             self.model.retriever.swap(index)
         self._opened[folder] = index

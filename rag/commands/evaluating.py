@@ -71,8 +71,8 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
             decoding = instantiate(cfg.decoding)
             store = None if model.retriever is None else model.retriever.index.passages
             if model.retriever is not None:
-                check_depth(model.retriever.index, min(ks))
-                check_depth(model.retriever.index, max(ks))
+                for k in ks:
+                    check_depth(model.retriever.index, k, "n_docs" if k == n_docs else "k_sweep")
             as_read = None if model.retriever is None else AsRead(model.generator, model.retriever.index)
             cut = None if as_read is None else as_read.describe_cut([one.question for one in examples])
             if number == 0 and cut:

@@ -94,10 +94,10 @@ class Retriever(Protocol):
         ...
 
 
-def check_depth(index: Index, n_docs: int) -> None:
-    """UserError unless K = `n_docs` passages can be retrieved from the index."""
+def check_depth(index: Index, n_docs: int, setting: str = "n_docs") -> None:
+    """UserError, which names the setting to change, unless K = `n_docs` passages can be retrieved from the index."""
     if not 1 <= n_docs <= len(index):
         raise UserError(
             f"K = {n_docs} passages cannot be retrieved from the {len(index):,} of {index.folder}: "
-            f"give n_docs (and k_sweep) from 1 to {len(index):,}"
+            f"give {setting} from 1 to {len(index):,}"
         )
