@@ -24,6 +24,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from omegaconf import OmegaConf
+
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
 
@@ -31,7 +33,12 @@ MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/par
 # What it says in place of the folder with the weights, of the index and of K.
 FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
 
-PROJECT = Path(__file__).resolve().parents[1]
+_CHECKOUT = Path(__file__).resolve().parents[1]
+INSTALLED = not (_CHECKOUT / "configs" / "base.yaml").is_file()  # from a wheel, which holds the configs in the package
+CONFIGS = Path(__file__).resolve().parent / "configs" if INSTALLED else _CHECKOUT / "configs"
+PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and indexes/ go
+# What configurations, and those that runs saved, say in place of the project's folder.
+OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
 
 
@@ -163,6 +170,8 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the code, with "+" if files were changed since; "unknown" outside a checkout."""
+    if INSTALLED:
+        return "unknown"  # a checkout around the current folder is somebody else's
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
