@@ -1,9 +1,12 @@
 """The console commands of an installed package: rag-ask is python -m rag.ask, and so on (pyproject.toml).
 
-rag-train, rag-evaluate and rag-build-index are rag/commands/.
+rag-train, rag-evaluate and rag-build-index are rag/commands/. `python -m rag.console train …` is rag-train …, by which
+rag/demo.py starts its stages where there is no checkout.
 """
 
 import runpy
+import sys
+from importlib import import_module
 
 
 def _run(module: str) -> None:
@@ -32,3 +35,9 @@ def analysis() -> None:
 
 def miniwiki() -> None:
     _run("rag.miniwiki")
+
+
+if __name__ == "__main__":
+    _, name, *arguments = sys.argv
+    sys.argv = [f"rag-{name.replace('_', '-')}", *arguments]
+    import_module(f"rag.commands.{name}").main()

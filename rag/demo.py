@@ -125,11 +125,11 @@ def _start(stage: Stage, logs: Path, threads: int) -> subprocess.Popen:
         "COLUMNS": "120",
     }
     first, *rest = stage.command
-    if INSTALLED and first.endswith(".py"):  # the scripts stay in the checkout; what they call is in the wheel
-        first, rest = "-m", [f"rag.commands.{first.removesuffix('.py')}", *rest]
+    if INSTALLED and first.endswith(".py"):  # a wheel holds what the scripts call, not the scripts
+        first, rest = "-m", ["rag.console", first.removesuffix(".py"), *rest]
     command = [sys.executable, first, *rest]
     with open(logs / f"{_file(stage)}.log", "w", encoding="utf-8") as log:
-        log.write(f"$ python {' '.join(stage.command)}\n")
+        log.write(f"$ python {' '.join(command[1:])}\n")
         log.flush()
         return subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 

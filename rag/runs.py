@@ -34,12 +34,14 @@ MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/par
 FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
-INSTALLED = not (_CHECKOUT / "configs" / "base.yaml").is_file()  # from a wheel, which holds the configs in the package
+# From a wheel, whose package holds the configs.
+INSTALLED = not (_CHECKOUT / "configs" / "base.yaml").is_file()
 CONFIGS = Path(__file__).resolve().parent / "configs" if INSTALLED else _CHECKOUT / "configs"
 PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and indexes/ go
-# What configurations, and those that runs saved, say in place of the project's folder.
-OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
+
+# What a configuration says in place of the project's folder.
+OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 
 class Run:
@@ -150,8 +152,12 @@ def portable(value: Any) -> Any:
 
 def provenance() -> dict[str, Any]:
     """What a result needs beside its settings to be made again: command, git commit, versions, machine."""
+    program = Path(sys.argv[0]).name
+    typed = (
+        [program] if program.startswith("rag-") else ["python", sys.argv[0]]
+    )  # a console command, or a script
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join([*typed, *sys.argv[1:]]),
         "commit": git_commit(),
         "versions": {"python": platform.python_version(), **versions()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
