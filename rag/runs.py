@@ -153,9 +153,7 @@ def portable(value: Any) -> Any:
 def provenance() -> dict[str, Any]:
     """What a result needs beside its settings to be made again: command, git commit, versions, machine."""
     program = Path(sys.argv[0]).name
-    typed = (
-        [program] if program.startswith("rag-") else ["python", sys.argv[0]]
-    )  # a console command, or a script
+    typed = [program] if program.startswith("rag-") else ["python", sys.argv[0]]
     return {
         "command": " ".join([*typed, *sys.argv[1:]]),
         "commit": git_commit(),
