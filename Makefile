@@ -1,6 +1,7 @@
 # make demo    train and evaluate the whole system on the built-in mini-wiki
 # make test    the quick tests, offline
 # make lint    style, format and types
+# make docs    the site of docs/, into outputs/site; a broken link is an error
 # make clean   remove the environment and caches; what was trained stays
 #
 # Each makes .venv first if it is missing. PYTHON=python3.13 chooses the interpreter it is made with.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python -m rag.demo
@@ -21,6 +22,9 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
@@ -39,4 +43,9 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), with the tools of development, which takes a minute or two"
 	@$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV), with what builds the site"
+	@$(PIP) -e ".[docs]"
 	@touch $@ $(VENV)/installed

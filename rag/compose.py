@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from rag.errors import UserError, one_line
-from rag.runs import PROJECT
+from rag.runs import CONFIGS, know_project
 
-CONFIGS = PROJECT / "configs"
+know_project()
 GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if folder.is_dir()}
 
 

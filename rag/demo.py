@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rag.cli import mistakes_in_one_sentence
 from rag.errors import UserError
 from rag.progress import REPORT_FILE
-from rag.runs import PROJECT
+from rag.runs import INSTALLED, PROJECT
 
 SEED = 2020  # of the mini-wiki and of all training; fixed before any figure was seen, the year of the paper
 VARIANTS = ("rag_sequence", "rag_token", "frozen", "bm25")
@@ -124,9 +124,12 @@ def _start(stage: Stage, logs: Path, threads: int) -> subprocess.Popen:
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "120",
     }
-    command = [sys.executable, *stage.command]
+    first, *rest = stage.command
+    if INSTALLED and first.endswith(".py"):  # a wheel holds what the scripts call, not the scripts
+        first, rest = "-m", ["rag.console", first.removesuffix(".py"), *rest]
+    command = [sys.executable, first, *rest]
     with open(logs / f"{_file(stage)}.log", "w", encoding="utf-8") as log:
-        log.write(f"$ python {' '.join(stage.command)}\n")
+        log.write(f"$ python {' '.join(command[1:])}\n")
         log.flush()
         return subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 

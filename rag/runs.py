@@ -31,8 +31,15 @@ MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/par
 # What it says in place of the folder with the weights, of the index and of K.
 FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
 
-PROJECT = Path(__file__).resolve().parents[1]
+_CHECKOUT = Path(__file__).resolve().parents[1]
+# From a wheel, whose package holds the configs.
+INSTALLED = not (_CHECKOUT / "configs" / "base.yaml").is_file()
+CONFIGS = Path(__file__).resolve().parent / "configs" if INSTALLED else _CHECKOUT / "configs"
+PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and indexes/ go
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
+
+# What a configuration says in place of the project's folder.
+OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 
 class Run:
@@ -132,6 +139,13 @@ def check_place(folder: Path, setting: str) -> None:
         )
 
 
+def know_project() -> None:
+    """Let OmegaConf resolve ${project:}, as configurations name the project's folder."""
+    from omegaconf import OmegaConf  # not needed by a model alone, which comes here for the run's files
+
+    OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+
+
 def portable(value: Any) -> Any:
     """Text, or plain containers of text, with the project's folder written as ${project:}, which configs resolve."""
     if isinstance(value, str):
@@ -143,8 +157,10 @@ def portable(value: Any) -> Any:
 
 def provenance() -> dict[str, Any]:
     """What a result needs beside its settings to be made again: command, git commit, versions, machine."""
+    program = Path(sys.argv[0]).name
+    typed = [program] if program.startswith("rag-") else ["python", sys.argv[0]]
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join([*typed, *sys.argv[1:]]),
         "commit": git_commit(),
         "versions": {"python": platform.python_version(), **versions()},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -163,6 +179,8 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the code, with "+" if files were changed since; "unknown" outside a checkout."""
+    if INSTALLED:
+        return "unknown"  # a checkout around the current folder is somebody else's
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

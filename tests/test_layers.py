@@ -10,7 +10,7 @@ from rag.runs import PROJECT
 
 # From the bottom: a package or a file of rag/, several of one height in one line.
 LAYERS = [
-    {"errors", "lazy", "marginalize"},
+    {"errors", "lazy", "marginalize", "console"},
     {"files", "words", "processes", "progress"},
     {"hub", "finite", "text_files", "metrics"},
     {"runs"},

@@ -1,4 +1,8 @@
-"""`python -m rag.miniwiki output=data/miniwiki seed=1 people=3000 institutions=700`: write the world."""
+"""Write the built-in encyclopedia: python -m rag.miniwiki [output=FOLDER] [seed=N] [people=N] [institutions=N]
+
+python -m rag.miniwiki                                     data/miniwiki, as the demo uses it but for its seed
+python -m rag.miniwiki output=small people=300 institutions=60
+"""
 
 import sys
 from collections.abc import Sequence
@@ -34,6 +38,9 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the world; returns the exit code (2 for a mistake of the user's)."""
+    if {"-h", "--help"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
     console = Console(highlight=False, soft_wrap=True)
     try:
         settings = parse(arguments)

@@ -21,9 +21,9 @@ from matplotlib.transforms import Bbox  # noqa: E402
 
 from rag.errors import UserError  # noqa: E402
 from rag.files import read_json, write_aside  # noqa: E402
-from rag.runs import PROJECT  # noqa: E402
+from rag.runs import CONFIGS  # noqa: E402
 
-EXPERIMENTS = PROJECT / "configs" / "experiment"
+EXPERIMENTS = CONFIGS / "experiment"
 NOT_RUN = "not run"
 
 
