@@ -50,7 +50,6 @@ from rag.index.passages import PassageStore
 from rag.index.readers import FORMATS
 from rag.index.ready_index import ReadyIndex, adopt, factory_of
 from rag.index.ready_vectors import MatchedVectors, ReadyVectors
-from rag.index.tokens import tokenizer_fingerprint
 from rag.index.update import read_ids, update
 from rag.index.vectors import UNKNOWN, EncoderInfo
 from rag.processes import processes, wait_for_all

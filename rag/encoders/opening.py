@@ -86,7 +86,8 @@ def _embedder(path: str | Path, settings: EncoderSettings) -> Embedder | None:
     if settings.pooling is None:
         raise UserError(
             f"{path} holds a model of type {kind} that does not say how its states become one vector: give "
-            f"encoder.pooling={', '.join(POOLINGS[:-1])} or {POOLINGS[-1]}, or a folder in sentence-transformers' format"
+            f"encoder.pooling={', '.join(POOLINGS[:-1])} or {POOLINGS[-1]}, or a folder in sentence-transformers' "
+            "format"
         )
     for side in ("question", "passage"):
         if (name := getattr(settings, f"{side}_prompt_name")) is not None:

@@ -128,8 +128,8 @@ def read_format(folder: Path, settings: EncoderSettings) -> tuple[SentenceFormat
         or "Normalize" in names[2:-1]
     ):
         raise UserError(
-            f"{folder} is made of {', '.join(names) or 'no modules'}: Transformer and Pooling are read, then Dense, and "
-            "Normalize at the end"
+            f"{folder} is made of {', '.join(names) or 'no modules'}: Transformer and Pooling are read, then "
+            "Dense, and Normalize at the end"
         )
     transformer = kinds[0][1]
     read = SentenceFormat(

@@ -64,8 +64,9 @@ class Manifest:
     """What is in an index folder, and how good it is.
 
     metric: what p(z|x) is a softmax of, times the retriever's scale: the "inner product" q(x)ᵀd(z), or the "cosine",
-    which is the same of vectors of unit length. search: the parameters in force (nprobe, ef_search, refine). recall: "1" … "100" → the share of the K best
-    passages by exact search that this index finds, over the queries that `recall_queries` describes.
+    which is the same of vectors of unit length. search: the parameters in force (nprobe, ef_search, refine). recall:
+    "1" … "100" → the share of the K best passages by exact search that this index finds, over the queries that
+    `recall_queries` describes.
     ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of each step of `build`.
     files: name → bytes and SHA-256. vectors: how the true vectors came here: "encoded", or where they were taken
     from and how that was checked, or DECODED where there are none. type: the IndexType as it was asked for.

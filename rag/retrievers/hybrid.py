@@ -32,8 +32,8 @@ from rag.retrievers.scale import Scale, checked, described, parts_of, value_of
 class HybridRetriever(DenseRetriever):
     """DenseRetriever whose scores have a lexical part: retriever=hybrid.
 
-    build: makes the lexical scorer over the passages of an index, such as BM25.build. scale, weight: s and w, numbers or
-    learned. candidates: L.
+    build: makes the lexical scorer over the passages of an index, such as BM25.build. scale, weight: s and w, numbers
+    or learned. candidates: L.
     """
 
     kind = "dense search and BM25"
