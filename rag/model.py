@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rag import checkpoint, marginalize
 from rag.encoders.dpr import QuestionEncoder
+from rag.encoders.opening import open_question_encoder
 from rag.errors import UserError
 from rag.generators.context import Ragged
 from rag.generators.seq2seq import Generator
@@ -155,7 +156,7 @@ class RagModel(nn.Module):
     ) -> Self:
         """Assemble a model that was not fine-tuned yet, as facebook/dpr-question_encoder-single-nq-base and
         facebook/bart-large. `settings` are the Generator's."""
-        encoder = QuestionEncoder.from_pretrained(question_encoder)
+        encoder = open_question_encoder(question_encoder)
         retriever = DenseRetriever(encoder, _opened(index), trainable)
         return cls(retriever, Generator.from_pretrained(generator, **settings), n_docs)
 
@@ -170,10 +171,15 @@ class RagModel(nn.Module):
     def _checkpoint(self) -> checkpoint.Checkpoint:
         parts = {part.file: part.module for part in self.trained_parts() if part.module is not self.generator}
         encoder = parts.pop("question_encoder", None)
-        if not isinstance(encoder, QuestionEncoder):
+        if encoder is None:
             raise UserError(
                 "a model without a question encoder does not fit this format: save its generator alone, with "
                 "generator.save_pretrained"
+            )
+        if not isinstance(encoder, QuestionEncoder) or self.retriever.description().get("scale", 1.0) != 1.0:
+            raise UserError(
+                "this format holds DPR's question encoder alone, and inner products without a scale: save the question "
+                "encoder and the generator apart, each with its own save_pretrained"
             )
         if parts:
             raise UserError(

@@ -55,11 +55,11 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) 
 
 
 def load_pretrained(
-    model_class: Any, path: str | Path, what: str, dtype: str = FLOAT32
+    model_class: Any, path: str | Path, what: str, dtype: str = FLOAT32, **settings: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a Hugging Face model and its tokenizer from a folder or the hub. Raises UserError if it fails."""
     try:
-        model = load_weights(model_class, path, dtype)
+        model = load_weights(model_class, path, dtype, **settings)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise hub.refusal(error, path) or UserError(
@@ -117,7 +117,7 @@ def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **set
             )
         raise UserError(f"{path} lacks {_named(missing)}: restore it, or give another checkpoint")
     # DPR's released encoders bring BERT's pooler, which DPR does not use.
-    if extra := {key for key in report["unexpected_keys"] if ".pooler." not in key}:
+    if extra := {key for key in report["unexpected_keys"] if "pooler" not in key.split(".")}:
         log.warning("%s holds %s, which the model has no place for: left out", path, _named(extra))
     check_finite(model.state_dict(), path)
     return model

@@ -38,9 +38,6 @@ CONFIGS = Path(__file__).resolve().parent / "configs" if INSTALLED else _CHECKOU
 PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and indexes/ go
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
 
-# What a configuration says in place of the project's folder.
-OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
-
 
 class Run:
     """A run folder, opened for one configuration.

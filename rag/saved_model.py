@@ -36,7 +36,7 @@ MOVED = {
     "rag.retriever": "rag.retrievers",
 }
 # Of these settings of a retriever none is the search: they stay where another retriever searches.
-_OF_THE_MODEL = ("question_encoder", "index", "trainable", "null_document")
+_OF_THE_MODEL = ("question_encoder", "index", "trainable", "null_document", "scale", "encoder")
 
 
 @dataclass(frozen=True)

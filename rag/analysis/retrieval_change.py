@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from hydra.utils import instantiate
 from jaxtyping import Int64
 
 from rag.analysis.opened import open_examples, open_model, settings
+from rag.encoders.opening import open_question_encoder
 from rag.errors import UserError
 from rag.evaluation.answering import find_passages
 from rag.evaluation.judging import texts_of
@@ -36,16 +38,19 @@ def retrieval_change(run: Path, before: str = "", depth: int = 20, examples: int
     if not isinstance(trained, DenseRetriever):
         raise UserError(f"{run} has no question encoder to compare: give a run with dense retrieval")
     start = before or str(config.question_encoder)
-    started = DenseRetriever(
-        type(trained.question_encoder).from_pretrained(start), trained.index, trainable=False
-    )
+    settings_of_start = None if before else config.get("encoder")
+    encoders = [
+        open_question_encoder(start, None if settings_of_start is None else instantiate(settings_of_start)),
+        trained.question_encoder,
+    ]
+    started, ended = (DenseRetriever(encoder, trained.index, trainable=False) for encoder in encoders)
     questions = open_examples(config)
     depth = min(depth, len(trained.index))
     store = trained.index.passages
     asked = [example.question for example in questions]
     rows = [
         find_passages(each, asked, depth, config.batch_size, f"retrieving, {when}")
-        for each, when in ((started, "before training"), (trained, "after training"))
+        for each, when in ((started, "before training"), (ended, "after training"))
     ]
     by_id = any(example.positive_ids for example in questions)
     old, new = (ranks(store, own, questions, by_id) for own in rows)

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from rag.compose import plain, reading
 from rag.demo import ensure
-from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.opening import describe_encoder, open_passage_encoder, open_question_encoder
+from rag.encoders.protocol import AnyPassageEncoder
+from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.files import put_back, read_json, replace_folder
 from rag.index.build import build
@@ -26,7 +28,6 @@ from rag.index.passages import PassageStore
 from rag.index.readers import FORMATS
 from rag.index.ready_index import ReadyIndex, adopt, factory_of
 from rag.index.ready_vectors import MatchedVectors, ReadyVectors
-from rag.index.tokens import tokenizer_fingerprint
 from rag.index.update import read_ids, update
 from rag.index.vectors import UNKNOWN, EncoderInfo
 from rag.processes import processes, wait_for_all
@@ -54,7 +55,9 @@ def build_index(cfg: DictConfig, overrides: list[str]) -> Path:
     vectors = None if given is None else ReadyVectors.find(plain(given))
     taken_over = vectors is not None or isinstance(kind, ReadyIndex)
     encoder, info = open_encoder(
-        cfg.passage_encoder, optional=taken_over and not cfg.embed_missing and not cfg.estimate
+        cfg.passage_encoder,
+        optional=taken_over and not cfg.embed_missing and not cfg.estimate,
+        settings=instantiate(cfg.encoder),
     )
     if cfg.estimate:
         if encoder is None or isinstance(kind, ReadyIndex):
@@ -119,20 +122,22 @@ def build_index(cfg: DictConfig, overrides: list[str]) -> Path:
     return folder
 
 
-def open_encoder(name: str, optional: bool = False) -> tuple[PassageEncoder | None, EncoderInfo]:
+def open_encoder(
+    name: str, optional: bool = False, settings: EncoderSettings | None = None
+) -> tuple[AnyPassageEncoder | None, EncoderInfo]:
     """The passage encoder, on a GPU if there is one; where it may be missing and is, only its name."""
     try:
-        encoder = PassageEncoder.from_pretrained(name).eval()
+        encoder = open_passage_encoder(name, settings).eval()
     except UserError:
         if not optional:
             raise
         return None, EncoderInfo(name, UNKNOWN, UNKNOWN)
     if torch.cuda.is_available():
         encoder.cuda(int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")))
-    return encoder, EncoderInfo(name, encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
+    return encoder, describe_encoder(name, encoder)
 
 
-def say_cut(encoder: PassageEncoder) -> None:
+def say_cut(encoder: AnyPassageEncoder) -> None:
     """How many of the passages that were embedded were too long for the encoder."""
     if encoder.cut:
         print(
@@ -148,14 +153,14 @@ def held_out_questions(cfg: DictConfig) -> Any:
     """
     if cfg.recall_questions is None:
         return None
-    asker = QuestionEncoder.from_pretrained(cfg.question_encoder).eval()
+    asker = open_question_encoder(cfg.question_encoder, instantiate(cfg.encoder)).eval()
     questions = [example.question for example in sample(read_examples(cfg.recall_questions), 200)]
     with torch.inference_mode():
         return asker(**asker.tokenize(questions)).float().numpy()
 
 
 def matched(
-    vectors: ReadyVectors, store: PassageStore, encoder: PassageEncoder | None, cfg: DictConfig, say: bool
+    vectors: ReadyVectors, store: PassageStore, encoder: AnyPassageEncoder | None, cfg: DictConfig, say: bool
 ) -> MatchedVectors:
     """Vectors held against the passages, and against the encoder where it is at hand."""
     known = vectors.of(store)
@@ -185,7 +190,7 @@ def change(cfg: DictConfig, folder: Path) -> None:
     encoder, info = None, None
     if cfg.add is not None:
         for name in dict.fromkeys([mine.name, cfg.passage_encoder]):
-            encoder, info = open_encoder(name, optional=True)
+            encoder, info = open_encoder(name, True, instantiate(cfg.encoder))
             if encoder is not None and info.may_be(mine):
                 break
         else:

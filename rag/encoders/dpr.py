@@ -5,14 +5,12 @@
 A question is encoded alone, a passage as the pair (title, text), as DPR does.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
 from transformers import (
@@ -23,6 +21,8 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag.encoders.one_layer import one_layer_state
+from rag.encoders.protocol import encode, hash_weights
+from rag.index.folder import DPR_READING
 from rag.index.passage import Passage
 from rag.pretrained import (
     FLOAT32,
@@ -32,8 +32,6 @@ from rag.pretrained import (
     load_pretrained,
     plain_outputs,
 )
-
-log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -97,17 +95,31 @@ class Encoder(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of the weights: two encoders with the same one give the same vectors."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        return hash_weights(self.model.state_dict())
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """[CLS], as it is."""
+        return dict(DPR_READING)
+
+    @property
+    def partner(self) -> str | None:
+        """The fingerprint of the passage encoder that it was trained with; None where nobody knows."""
+        return getattr(self.model.config, "passage_encoder", None)
+
+    @partner.setter
+    def partner(self, fingerprint: str | None) -> None:
+        self.model.config.passage_encoder = fingerprint
 
 
 class QuestionEncoder(Encoder):
     """q(x). Trained end to end (section 2.4)."""
 
     model_class = DPRQuestionEncoder
+
+    def passage_fingerprint(self) -> None:
+        """DPR's two encoders have weights of their own."""
+        return None
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and attention mask of questions, padded to the longest.
@@ -154,14 +166,6 @@ class PassageEncoder(Encoder):
         self.cut += sum(bool(row.overflowing) for row in tokens.encodings or ())
         return dict(tokens)
 
-    @torch.inference_mode()
     def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
         """The vectors d(z) of some passages, float32 on the CPU, made in one batch on the model's device."""
-        device = self.model.device
-        tokens = {
-            name: value.to(device, non_blocking=True) for name, value in self.tokenize(passages).items()
-        }
-        half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
-        with torch.autocast(device.type, dtype=half, enabled=device.type == "cuda"):
-            vectors = self(**tokens)
-        return vectors.float().cpu().numpy()
+        return encode(self, passages)

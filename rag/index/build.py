@@ -126,7 +126,7 @@ def _finish(
         dim=vectors.dim,
         shard_size=vectors.shard_size,
         factory=factory,
-        metric="inner product",
+        metric="cosine" if (plan["encoder"].get("reading") or {}).get("normalize") else "inner product",
         search=search,
         recall=recall,
         recall_queries=described.format(n=len(queries)),

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 DECODED = "decoded from index.faiss"
+DPR_READING = {"pooling": "cls", "normalize": False, "prompt": ""}  # of indexes that do not say
 
 
 # ---------------------------------------------------------------------------------- what an index is
@@ -62,8 +63,10 @@ class CorpusInfo:
 class Manifest:
     """What is in an index folder, and how good it is.
 
-    search: the parameters in force (nprobe, ef_search, refine). recall: "1" … "100" → the share of the K best
-    passages by exact search that this index finds, over the queries that `recall_queries` describes.
+    metric: what p(z|x) is a softmax of, times the retriever's scale: the "inner product" q(x)ᵀd(z), or the "cosine",
+    which is the same of vectors of unit length. search: the parameters in force (nprobe, ef_search, refine). recall:
+    "1" … "100" → the share of the K best passages by exact search that this index finds, over the queries that
+    `recall_queries` describes.
     ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of each step of `build`.
     files: name → bytes and SHA-256. vectors: how the true vectors came here: "encoded", or where they were taken
     from and how that was checked, or DECODED where there are none. type: the IndexType as it was asked for.
@@ -295,6 +298,20 @@ class Index:
                 "encoder belongs "
                 f"to a passage encoder of weights {passage_encoder}: give index.path of an index of that "
                 "encoder, or "
+                "build one with build_index.py"
+            )
+
+    def check_reading(self, reading: dict[str, Any]) -> None:
+        """Raise UserError unless the passages were pooled, normalised and prompted as a question encoder's are."""
+        mine = self.manifest.encoder
+        if mine.reading is None and mine.weights == UNKNOWN:
+            return
+        found = mine.reading or DPR_READING
+        if found != reading:
+            key = next(each for each in reading if found.get(each) != reading[each])
+            raise UserError(
+                f"{self.folder} was embedded by {mine.name} with {key}={found.get(key)!r}, but the question encoder "
+                f"reads with {key}={reading[key]!r}: give index.path of an index that was built with the same, or "
                 "build one with build_index.py"
             )
 

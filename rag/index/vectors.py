@@ -32,13 +32,15 @@ class EncoderInfo:
     """Whose vectors these are: the passage encoder's name, the hash of its weights, its tokenizer's
     fingerprint; both are UNKNOWN where vectors were taken over and their encoder was not at hand.
 
-    question_encoder: the weights' hash of the question encoder that it was trained with, if known.
+    question_encoder: the weights' hash of the question encoder that it was trained with, if known. reading: its
+    pooling, normalize and prompt; None: DPR's [CLS], or unknown as the weights are.
     """
 
     name: str
     weights: str
     tokenizer: str
     question_encoder: str | None = None
+    reading: dict[str, Any] | None = None
 
     def may_be(self, other: "EncoderInfo") -> bool:
         """Whether both are one encoder, as far as is known."""

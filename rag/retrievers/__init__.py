@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rag.retrievers.dense import DenseRetriever as DenseRetriever
     from rag.retrievers.exact import ExactRetriever as ExactRetriever
     from rag.retrievers.exact import ExactSearch as ExactSearch
+    from rag.retrievers.hybrid import HybridRetriever as HybridRetriever
     from rag.retrievers.lexical import BM25 as BM25
     from rag.retrievers.lexical import Jaccard as Jaccard
     from rag.retrievers.lexical import TfIdf as TfIdf
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rag.retrievers.protocol import Questions as Questions
     from rag.retrievers.protocol import Retrieved as Retrieved
     from rag.retrievers.protocol import Retriever as Retriever
+    from rag.retrievers.scale import LearnedScale as LearnedScale
 
 __getattr__, __dir__ = face(
     __name__,
@@ -29,6 +31,8 @@ __getattr__, __dir__ = face(
         "DenseRetriever": "dense",
         "ExactRetriever": "exact",
         "ExactSearch": "exact",
+        "HybridRetriever": "hybrid",
+        "LearnedScale": "scale",
         "BM25": "lexical",
         "TfIdf": "lexical",
         "Jaccard": "lexical",

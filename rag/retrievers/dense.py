@@ -4,8 +4,13 @@ A retriever answers a batch of questions with row numbers of passages and scores
 Dense retrieval searches the index with q(x) and then computes q(x)ᵀd(z) from the passages' true vectors, so
 that the loss sees exact scores, whatever the index's compression, and the question encoder is trained through
 them.
+
+    p_η(z|x) = softmax over the K passages of s · q(x)ᵀd(z)
+
+s is 1 for inner products, as in the paper, and a temperature for cosines (rag/retrievers/scale.py).
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,41 +20,57 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from rag import marginalize
-from rag.encoders.dpr import QuestionEncoder
+from rag.encoders.opening import open_question_encoder
+from rag.encoders.protocol import AnyQuestionEncoder, default_scale
+from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.folder import Index
 from rag.index.vectors import UNKNOWN
 from rag.parts import TrainedPart, describe
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.protocol import Questions, Retrieved, Retriever
+from rag.retrievers.scale import Scale, checked, described, parts_of, value_of
 from rag.runs import FOLDER, INDEX, fingerprint
 
+log = logging.getLogger(__name__)
 
-def _check_fit(question_encoder: QuestionEncoder, index: Index) -> None:
+
+def _check_fit(question_encoder: AnyQuestionEncoder, index: Index) -> None:
     """UserError unless an index's vectors are those of the question encoder's passage encoder, as far as is known."""
     if question_encoder.dim != index.dim:
         raise UserError(
             f"the index holds vectors of {index.dim} dimensions but the question encoder makes "
             f"{question_encoder.dim}: give the index that was built with this encoder's passage encoder"
         )
-    partner = getattr(question_encoder.model.config, "passage_encoder", None)
-    if partner is not None:
-        index.check_encoder(partner)
+    index.check_reading(question_encoder.reading)
+    if question_encoder.partner is not None:
+        index.check_encoder(question_encoder.partner)
+        return
+    made_by, own = index.manifest.encoder, question_encoder.passage_fingerprint()
+    if own is not None and made_by.weights not in (own, UNKNOWN):
+        log.warning(
+            "%s was embedded by %s, whose weights are others than the question encoder's: that the two were trained "
+            "together is taken for granted",
+            index.folder,
+            made_by.name,
+        )
 
 
 class DenseRetriever(nn.Module, Retriever):
     """Maximum inner product search with a question encoder over an index of passage vectors.
 
     trainable: False freezes the question encoder ("frozen" in Table 6) and spends nothing on its gradient.
-    null_document: an empty passage that stands after the K of each question, row −1 with a score (appendix F).
+    null_document: an empty passage that stands after the K of each question, row −1 with a score (appendix F). scale: s
+    above, a number or learned; None: 1, or 20 where the vectors have unit length.
     """
 
     def __init__(
         self,
-        question_encoder: QuestionEncoder,
+        question_encoder: AnyQuestionEncoder | Any,
         index: Index,
         trainable: bool = True,
         null_document: NullDocument | None = None,
+        scale: Scale | None = None,
     ):
         super().__init__()
         _check_fit(question_encoder, index)
@@ -57,6 +78,7 @@ class DenseRetriever(nn.Module, Retriever):
         self.index = index
         self.trainable = trainable
         self.null_document = null_document
+        self.scale = checked(default_scale(question_encoder.reading) if scale is None else scale, "scale")
         self.question_encoder.requires_grad_(trainable)
 
     @classmethod
@@ -66,10 +88,12 @@ class DenseRetriever(nn.Module, Retriever):
         index: str | Path,
         trainable: bool = True,
         null_document: NullDocument | None = None,
+        scale: Scale | None = None,
+        encoder: EncoderSettings | None = None,
     ) -> Self:
-        """Load the question encoder from a folder or the hub and open the index folder."""
-        encoder = QuestionEncoder.from_pretrained(question_encoder)
-        return cls(encoder, Index.open(Path(index)), trainable, null_document)
+        """Load the question encoder from a folder or the hub and open the index folder. encoder: how it is read."""
+        opened = open_question_encoder(question_encoder, encoder)
+        return cls(opened, Index.open(Path(index)), trainable, null_document, scale)
 
     def check_fit(self, index: Index) -> None:
         """UserError if the vectors are of another dimension or another passage encoder."""
@@ -100,7 +124,7 @@ class DenseRetriever(nn.Module, Retriever):
                     self.null_document.save_pretrained,
                 )
             )
-        return parts
+        return [*parts, *parts_of(self.scale, "scale")]
 
     def description(self) -> dict[str, Any]:
         null = {} if self.null_document is None else {"null_document": self.null_document.description()}
@@ -109,14 +133,15 @@ class DenseRetriever(nn.Module, Retriever):
             question_encoder=f"{FOLDER}/question_encoder",
             index=INDEX,
             trainable=False,
+            scale=described(self.scale),
             **null,
         )
 
     def _save_question_encoder(self, folder: Path) -> None:
         """With the name of the encoder whose vectors it was trained over in its config, so that it refuses others."""
-        config, partner = self.question_encoder.model.config, self.index.manifest.encoder.weights
-        if getattr(config, "passage_encoder", None) is None and partner != UNKNOWN:
-            config.passage_encoder = partner
+        made_by = self.index.manifest.encoder.weights
+        if self.question_encoder.partner is None and made_by != UNKNOWN:
+            self.question_encoder.partner = made_by
         self.question_encoder.save_pretrained(folder)
 
     def prepare(self, questions: list[str]) -> Questions:
@@ -129,20 +154,37 @@ class DenseRetriever(nn.Module, Retriever):
         """The rows of the `n_docs` passages with the largest q(x)ᵀd(z); −1 where fewer were found."""
         return self.index.search(queries.detach().cpu().numpy(), n_docs)[1]
 
-    def forward(self, questions: Questions, n_docs: int) -> Retrieved:
+    def encode(self, questions: Questions) -> Float[Tensor, "batch dim"]:
+        """q(x) in float32, with a gradient where the question encoder is trained."""
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            queries = self.question_encoder(**questions.tokens).float()
-        return self.retrieve(queries, n_docs)
+            return self.question_encoder(**questions.tokens).float()
+
+    def forward(self, questions: Questions, n_docs: int) -> Retrieved:
+        return self.retrieve(self.encode(questions), n_docs)
 
     def retrieve(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Retrieved:
         """The top `n_docs` passages for q(x), with scores that are differentiable in q(x)."""
         rows = self.search(queries, n_docs)
+        return self.with_null_document(queries, rows, self.logits(queries, rows))
+
+    def logits(
+        self, queries: Float[Tensor, "batch dim"], rows: Int64[np.ndarray, "batch docs"]
+    ) -> Float[Tensor, "batch docs"]:
+        """s · q(x)ᵀd(z) of given passages, −inf where a row is −1."""
         vectors = torch.from_numpy(self.index.vectors(rows)).to(queries.device)
         with marginalize.without_autocast(queries):
-            scores = torch.einsum("bd,bkd->bk", queries, vectors)
+            scores = value_of(self.scale) * torch.einsum("bd,bkd->bk", queries, vectors)
         missed = torch.from_numpy(rows < 0).to(scores.device)
         # A q(x) of NaN finds nothing, and is no question that nothing was found for.
-        scores = scores.masked_fill(missed & ~scores.isnan(), -torch.inf)
+        return scores.masked_fill(missed & ~scores.isnan(), -torch.inf)
+
+    def with_null_document(
+        self,
+        queries: Float[Tensor, "batch dim"],
+        rows: Int64[np.ndarray, "batch docs"],
+        scores: Float[Tensor, "batch docs"],
+    ) -> Retrieved:
+        """The passages found and, after them, the null document where there is one; its score is a logit already."""
         if self.null_document is not None:
             scores = torch.cat([scores, self.null_document(queries).unsqueeze(1)], dim=1)
             rows = np.pad(rows, ((0, 0), (0, 1)), constant_values=-1)

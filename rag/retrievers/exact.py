@@ -10,19 +10,22 @@ index, q(x)ᵀd(z) in float32.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rag.encoders.dpr import QuestionEncoder
+from rag.encoders.opening import open_question_encoder
+from rag.encoders.protocol import AnyQuestionEncoder
+from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.folder import Index
 from rag.marginalize import without_autocast
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.null_document import NullDocument
+from rag.retrievers.scale import Scale
 
 SCORES_AT_ONCE = 1 << 24  # float32 scores in memory at a time: 64 MB
 ROWS_AT_ONCE = 1 << 16
@@ -106,29 +109,32 @@ class ExactRetriever(DenseRetriever):
 
     def __init__(
         self,
-        question_encoder: QuestionEncoder,
+        question_encoder: AnyQuestionEncoder | Any,
         index: Index,
         trainable: bool = True,
         null_document: NullDocument | None = None,
         dtype: str | None = None,
+        scale: Scale | None = None,
     ):
-        super().__init__(question_encoder, index, trainable, null_document)
+        super().__init__(question_encoder, index, trainable, null_document, scale)
         if dtype not in (None, "bfloat16", "float32"):
             raise UserError(f"retriever.dtype={dtype} does not exist: there are bfloat16, float32 and null")
         self.dtype = None if dtype is None else getattr(torch, dtype)
         self._searcher: ExactSearch | None = None
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         question_encoder: str | Path,
         index: str | Path,
         trainable: bool = True,
         null_document: NullDocument | None = None,
         dtype: str | None = None,
+        scale: Scale | None = None,
+        encoder: EncoderSettings | None = None,
     ) -> Self:
-        encoder = QuestionEncoder.from_pretrained(question_encoder)
-        return cls(encoder, Index.open(Path(index)), trainable, null_document, dtype)
+        opened = open_question_encoder(question_encoder, encoder)
+        return cls(opened, Index.open(Path(index)), trainable, null_document, dtype, scale)
 
     def search(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Int64[np.ndarray, "batch docs"]:
         searcher = self._searcher

@@ -193,6 +193,21 @@ class _TermMatrix:
                 rows[i, : len(order)] = places[order]
         return scores, rows
 
+    def scores_of(self, questions: list[str], rows: Int64[np.ndarray, "B k"]) -> Float32[np.ndarray, "B k"]:
+        """The scores of given passages, 0 where one shares no term with the question or the row is -1."""
+        scores = np.zeros(rows.shape, np.float32)
+        of_all = np.zeros(self.passages, np.float32)
+        for start in range(0, len(questions), self.questions_at_once):
+            similar = self._similar(questions[start : start + self.questions_at_once])
+            for i, (begin, end) in enumerate(
+                zip(similar.indptr[:-1], similar.indptr[1:], strict=True), start
+            ):
+                places = similar.indices[begin:end]
+                of_all[places] = similar.data[begin:end]
+                scores[i] = np.where(rows[i] < 0, 0, of_all[rows[i]])
+                of_all[places] = 0
+        return scores
+
 
 class BM25(_TermMatrix):
     """BM25 by bm25s, in Lucene's form: Σ_t idf(t) · tf / (tf + k1·(1 − b + b·|z| / mean |z|)).

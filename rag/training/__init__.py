@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rag.training.dpr import BiEncoder as BiEncoder
     from rag.training.dpr import DprModule as DprModule
     from rag.training.dpr import bert_encoders as bert_encoders
+    from rag.training.dpr import sentence_encoders as sentence_encoders
     from rag.training.dpr_data import DprData as DprData
     from rag.training.hard_negatives import MinedNegatives as MinedNegatives
     from rag.training.loggers import wandb_logger as wandb_logger
@@ -24,6 +25,7 @@ __getattr__, __dir__ = face(
         "BiEncoder": "dpr",
         "DprModule": "dpr",
         "bert_encoders": "dpr",
+        "sentence_encoders": "dpr",
         "DprData": "dpr_data",
         "MinedNegatives": "hard_negatives",
         "wandb_logger": "loggers",

@@ -1,6 +1,8 @@
 """Section 2.2: training the bi-encoder itself (Karpukhin et al. 2020, Dense Passage Retrieval).
 
-    loss = −log exp(q(x)ᵀd(z⁺)) / Σ_z exp(q(x)ᵀd(z))   over all passages of the batch
+    loss = −log exp(s·q(x)ᵀd(z⁺)) / Σ_z exp(s·q(x)ᵀd(z))   over all passages of the batch
+
+s is 1, or for vectors of unit length a temperature, a number or learned.
 
 The passages of the other questions in the batch are negatives, and so are each question's hard negatives; with several
 ranks, the passages of all ranks. A passage that is also right for another question of the batch is no negative of it.
@@ -9,6 +11,7 @@ Validation is DPR's average rank: how many passages stand before a question's ow
 all dev questions.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,16 @@ from transformers import AutoTokenizer, BertModel, DPRConfig, DPRContextEncoder,
 
 from rag import hub
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.opening import open_embedder
+from rag.encoders.protocol import AnyPassageEncoder, AnyQuestionEncoder, default_scale
+from rag.encoders.sentence_transformer import SentencePassageEncoder, SentenceQuestionEncoder
+from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.marginalize import at_least_float32, without_autocast
 from rag.parts import TrainedPart, check_parts, describe, recompute_layers, save_model
 from rag.pretrained import load_weights
 from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.scale import Scale, checked, described, parts_of, value_of
 from rag.runs import FOLDER, INDEX
 from rag.training.datamodule import torch_seed
 from rag.training.optimization import Optimization
@@ -170,14 +178,19 @@ def ranks_of_gold(
 class BiEncoder(nn.Module):
     """The two encoders that are trained together.
 
-    gradient_checkpointing: recompute each layer's activations in the backward pass instead of keeping them.
+    gradient_checkpointing: recompute each layer's activations in the backward pass instead of keeping them. scale: s of
+    the loss, and then the retriever's; None: 1, or 20 where the vectors have unit length.
     """
 
     def __init__(
-        self, encoders: tuple[QuestionEncoder, PassageEncoder], gradient_checkpointing: bool = False
+        self,
+        encoders: tuple[AnyQuestionEncoder | Any, AnyPassageEncoder | Any],
+        gradient_checkpointing: bool = False,
+        scale: Scale | None = None,
     ):
         super().__init__()
         self.question_encoder, self.passage_encoder = encoders
+        self.scale = checked(default_scale(self.passage_encoder.reading) if scale is None else scale, "scale")
         if gradient_checkpointing:
             recompute_layers(self.trained_parts())
 
@@ -185,6 +198,7 @@ class BiEncoder(nn.Module):
         return [
             TrainedPart("question_encoder", self.question_encoder, save=self._save_question_encoder),
             TrainedPart("passage_encoder", self.passage_encoder, save=self.passage_encoder.save_pretrained),
+            *parts_of(self.scale, "scale"),
         ]
 
     def description(self) -> dict[str, Any]:
@@ -194,11 +208,12 @@ class BiEncoder(nn.Module):
             question_encoder=f"{FOLDER}/question_encoder",
             index=INDEX,
             trainable=False,
+            scale=described(self.scale),
         )
 
     def _save_question_encoder(self, folder: Path) -> None:
         """It remembers the passage encoder's fingerprint, and refuses vectors of another one."""
-        self.question_encoder.model.config.passage_encoder = self.passage_encoder.fingerprint()
+        self.question_encoder.partner = self.passage_encoder.fingerprint()
         self.question_encoder.save_pretrained(folder)
 
 
@@ -231,6 +246,27 @@ def bert_encoders(
     return QuestionEncoder(question, tokenizer, max_length), PassageEncoder(passage, tokenizer, max_length)
 
 
+def sentence_encoders(
+    path: str | Path,
+    shared: bool = False,
+    dropout: float | None = None,
+    settings: EncoderSettings | None = None,
+) -> tuple[SentenceQuestionEncoder, SentencePassageEncoder]:
+    """Both encoders from one in sentence-transformers' format, or one of AutoModel's with `settings.pooling`.
+
+    shared: one set of weights for both sides; False: a copy each. dropout: of every layer that has some; None: the
+    checkpoint's own. Raises UserError where there is no such encoder.
+    """
+    first = open_embedder(path, settings)
+    second = first if shared else copy.deepcopy(first)
+    for embedder in (first, second):
+        embedder.model.config.passage_encoder = None  # whom an earlier training made it belong to
+        for module in embedder.modules():
+            if dropout is not None and isinstance(module, nn.Dropout):
+                module.p = dropout
+    return SentenceQuestionEncoder(first), SentencePassageEncoder(second)
+
+
 class DprModule(WholeBatchModule):
     """Trains both encoders; judges them on dev by the average rank of the gold passage (lower is better)."""
 
@@ -253,7 +289,7 @@ class DprModule(WholeBatchModule):
         passages, rows, own = gather_passages(self.model.passage_encoder(**batch.passages), batch.rows)
         positive = batch.positive + own
         allowed = passages_allowed(rows, batch.right, positive)
-        losses, scores = contrastive_loss(questions, passages, positive, allowed)
+        losses, scores = contrastive_loss(questions * value_of(self.model.scale), passages, positive, allowed)
         compared = allowed.sum(dim=1) > 1  # the others' loss is zero, whatever the encoders
         count, first = compared.sum(), (scores.argmax(dim=1) == positive) & compared
         sums = {"first": first.sum(), "left_out": (~compared).sum()}

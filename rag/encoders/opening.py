@@ -1,0 +1,113 @@
+"""The one place where an encoder is opened: what a folder or a repository on the hub says of itself decides how.
+
+modules.json                        sentence-transformers' format
+config.json of model_type dpr       DPR's encoders
+config.json of another model_type   a transformer, whose pooling the settings must state
+"""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import PreTrainedConfig
+
+from rag import hub
+from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.pooling import POOLINGS
+from rag.encoders.protocol import AnyPassageEncoder, AnyQuestionEncoder
+from rag.encoders.sentence_format import MODULES, SentenceFormat, local_copy, read_format
+from rag.encoders.sentence_transformer import (
+    Embedder,
+    SentencePassageEncoder,
+    SentenceQuestionEncoder,
+    check_kind,
+)
+from rag.encoders.settings import EncoderSettings
+from rag.errors import UserError
+from rag.index.tokens import tokenizer_fingerprint
+from rag.index.vectors import EncoderInfo
+
+_AS_THEY_ARE = EncoderSettings()
+
+
+def open_question_encoder(
+    path: str | Path, settings: EncoderSettings | None = None
+) -> AnyQuestionEncoder | Any:
+    """q(x) from a folder or hub id. Raises UserError where there is none, or it is of a kind that is not read."""
+    embedder = _embedder(path, settings or _AS_THEY_ARE)
+    return QuestionEncoder.from_pretrained(path) if embedder is None else SentenceQuestionEncoder(embedder)
+
+
+def open_passage_encoder(
+    path: str | Path, settings: EncoderSettings | None = None
+) -> AnyPassageEncoder | Any:
+    """d(z) from a folder or hub id. Raises UserError where there is none, or it is of a kind that is not read."""
+    embedder = _embedder(path, settings or _AS_THEY_ARE)
+    return PassageEncoder.from_pretrained(path) if embedder is None else SentencePassageEncoder(embedder)
+
+
+def describe_encoder(name: str, encoder: AnyPassageEncoder) -> EncoderInfo:
+    """What an index's manifest says of the encoder that made its vectors."""
+    tokenizer = tokenizer_fingerprint(encoder.tokenizer)
+    return EncoderInfo(name, encoder.fingerprint(), tokenizer, reading=encoder.reading)
+
+
+def open_embedder(path: str | Path, settings: EncoderSettings | None = None) -> Embedder:
+    """What both sides can share or copy. Raises UserError for DPR's encoders, of which each is one side alone."""
+    embedder = _embedder(path, settings or _AS_THEY_ARE)
+    if embedder is None:
+        raise UserError(
+            f"{path} holds no encoder for both sides: give a folder in sentence-transformers' format, or a "
+            f"transformer and encoder.pooling={', '.join(POOLINGS[:-1])} or {POOLINGS[-1]}"
+        )
+    return embedder
+
+
+def _embedder(path: str | Path, settings: EncoderSettings) -> Embedder | None:
+    """None where DPR's classes read it, or say why they do not."""
+    if _has_modules(path):
+        folder = local_copy(path)
+        form, transformer = read_format(folder, settings)
+        return Embedder.from_pretrained(transformer, form)
+    try:
+        kind = PreTrainedConfig.get_config_dict(str(path))[0].get("model_type")
+    except (OSError, ValueError):
+        return None
+    if kind in (None, "dpr"):
+        if given := settings.given:
+            name, value = next(iter(given.items()))
+            raise UserError(
+                f"encoder.{name}={value} is given, but {path} holds an encoder of DPR's, which says all by itself: "
+                "leave that setting out"
+            )
+        return None
+    check_kind(kind, path)
+    if settings.pooling is None:
+        raise UserError(
+            f"{path} holds a model of type {kind} that does not say how its states become one vector: give "
+            f"encoder.pooling={', '.join(POOLINGS[:-1])} or {POOLINGS[-1]}, or a folder in sentence-transformers' "
+            "format"
+        )
+    for side in ("question", "passage"):
+        if (name := getattr(settings, f"{side}_prompt_name")) is not None:
+            raise UserError(
+                f"encoder.{side}_prompt_name={name} is given, but {path} holds no prompts: "
+                f"give the text itself as encoder.{side}_prompt"
+            )
+    return Embedder.from_pretrained(path, SentenceFormat(settings.pooling).with_settings(settings))
+
+
+def _has_modules(path: str | Path) -> bool:
+    if not hub.is_name(str(path)):
+        return (Path(path) / MODULES).is_file()
+    hub.commit(str(path))
+    try:
+        hf_hub_download(str(path), MODULES)
+    except EntryNotFoundError:  # not there, or the hub is out of reach and it was not downloaded
+        return False
+    except (*hub.FAILURES, ValueError) as error:
+        if (refusal := hub.refusal(error, path)) is not None:
+            raise refusal from error
+        return False
+    return True

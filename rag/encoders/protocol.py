@@ -1,0 +1,118 @@
+"""Section 2.2: what retrieval, embedding and training need of q(x) and d(z), whatever model makes them.
+
+    p_η(z|x) = softmax over the K passages of scale · q(x)ᵀd(z)
+
+A question encoder belongs to the passage encoder whose vectors fill the index. It knows that one's fingerprint
+(`partner`) once it was trained with it, and always how that one has to read (`reading`): an index of other vectors is
+refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from rag.index.passage import Passage
+
+COSINE, INNER_PRODUCT = "cosine", "inner product"
+SCALE_OF_COSINES = 20.0  # sentence-transformers' own; at 1 a softmax of cosines is all but uniform
+
+
+class AnyEncoder(Protocol):
+    """What both sides share. Each is an nn.Module.
+
+    tokenizer: its fingerprint goes into an index's manifest. max_length: tokens of a text, special ones included.
+    dim: D. reading: how passages become vectors, as plain containers: pooling, normalize, prompt.
+    """
+
+    tokenizer: Any
+    max_length: int
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def reading(self) -> dict[str, Any]: ...
+
+    def __call__(self, **tokens: Tensor) -> Float[Tensor, "batch dim"]:
+        """The vectors of what `tokenize` gives."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of the weights and of all that decides the vectors beside them."""
+        ...
+
+    def recompute_layers(self) -> None:
+        """Keep only each layer's input for the backward pass; UserError where the model cannot."""
+        ...
+
+    def save_pretrained(self, folder: Any) -> None:
+        """Write it in the format it came in."""
+        ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
+
+
+class AnyQuestionEncoder(AnyEncoder, Protocol):
+    """q(x). partner: the fingerprint of the passage encoder that it belongs to; None where nobody knows."""
+
+    partner: str | None
+
+    def passage_fingerprint(self) -> str | None:
+        """The fingerprint of the passage encoder that it would be with the same weights; None where it is none."""
+        ...
+
+    def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """What `__call__` takes, padded to the longest; a longer question is cut at its end, with one warning."""
+        ...
+
+
+class AnyPassageEncoder(AnyEncoder, Protocol):
+    """d(z). cut: passages so far that were longer than `max_length`, and lost their end."""
+
+    cut: int
+
+    def tokenize(self, passages: Sequence[Passage]) -> dict[str, Tensor]:
+        """What `__call__` takes, padded to the longest."""
+        ...
+
+    def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
+        """The vectors of some passages, float32 on the CPU, made in one batch on the model's device."""
+        ...
+
+
+def similarity(reading: Mapping[str, Any] | None) -> str:
+    """What q(x)ᵀd(z) is: the cosine where the vectors have unit length."""
+    return COSINE if (reading or {}).get("normalize") else INNER_PRODUCT
+
+
+def default_scale(reading: Mapping[str, Any] | None) -> float:
+    """The scale of q(x)ᵀd(z) in p(z|x) where none was asked for."""
+    return SCALE_OF_COSINES if similarity(reading) == COSINE else 1.0
+
+
+def hash_weights(weights: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> str:
+    """16 hexadecimal digits of the weights' names and bytes and, where given, of `settings`."""
+    digest = hashlib.sha256()
+    if settings is not None:
+        digest.update(json.dumps(settings, sort_keys=True).encode())
+    for name, weight in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def encode(encoder: Any, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
+    """The vectors of some passages in one batch, in half precision on a GPU, as float32 on the CPU."""
+    device = next(encoder.parameters()).device
+    tokens = {name: value.to(device, non_blocking=True) for name, value in encoder.tokenize(passages).items()}
+    half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
+    with torch.autocast(device.type, dtype=half, enabled=device.type == "cuda"):
+        vectors = encoder(**tokens)
+    return vectors.float().cpu().numpy()
