@@ -125,8 +125,8 @@ def architecture() -> str:
     lines = [
         "# Architecture",
         "",
-        "A module imports from its own package and from the layers below it, which `tests/test_layers.py` enforces. The way "
-        "of a question through the system:",
+        "A module imports from its own package and from the layers below it, which `tests/test_layers.py` enforces. "
+        "The way of a question through the system:",
         "",
         fenced(diagram(), "text"),
         "",
