@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rag.compose import compose_config
 from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.files import read_json
+from rag.metrics.record import Record, records_of
 from rag.model import RagModel
 from rag.saved_model import load_config
 from rag.tasks.example import Example
@@ -28,6 +30,11 @@ class Evaluation:
     config: DictConfig
     result: dict[str, Any]
     predictions: list[dict[str, Any]]
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """What was measured."""
+        return records_of(self.result)
 
     @property
     def name(self) -> str:
