@@ -1,4 +1,4 @@
-"""Which colour a number is written in on a coloured cell, so that it can be read (WCAG 2.1, success criterion 1.4.3)."""
+"""Which colour a number has on a coloured cell, so that it can be read (WCAG 2.1, success criterion 1.4.3)."""
 
 from collections.abc import Sequence
 

@@ -37,8 +37,7 @@ NAMES = {
     "rag_token": "RAG-Token",
     "rag_sequence": "RAG-Sequence",
 }
-# From white to a blue on which white numbers can still be read.
-BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#0072B2"])
+BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#08306B"])
 DPI = 120
 
 
@@ -141,7 +140,7 @@ def against_k(
     if not lines:
         return
     shown = sorted({k for of_one in lines.values() for k in of_one})
-    beside = (shown[-1] / shown[0]) ** 0.012  # by how much the markers of two lines at one K are set apart
+    beside = (shown[-1] / shown[0]) ** 0.008  # by how much the markers of two lines at one K are set apart
     for number, (name, of_one) in enumerate(lines.items()):
         style = style_of(name, number) | _line(number, len(lines))
         places = [k * beside ** (number - (len(lines) - 1) / 2) for k in of_one]

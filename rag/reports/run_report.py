@@ -76,12 +76,12 @@ def _curves(folder: Path) -> tuple[Any, list[str]]:
     if not panels:
         return None, []
     ordered = {label: panels[label] for label in sorted(panels, key=_order)}
-    columns = min(3, len(ordered))
+    columns = 2 if len(ordered) == 4 else min(3, len(ordered))
     rows = -(-len(ordered) // columns)
     figure, axes = plots.new_figure(4.8 * columns, 4.0 * rows, rows, columns)
     for axis, (label, series) in zip(axes.flat, ordered.items(), strict=False):
         single = all(len(values) == 1 for _, values in series.values())
-        if label.startswith("share") and not single:
+        if label == "share" and not single:
             plots.shares(axis, label)
         plots.curves(axis, series)
         axis.set(**{"xlabel" if single else "ylabel": label})
@@ -107,12 +107,11 @@ def _unit(name: str, values: list[float]) -> str:
     for part, unit in _UNITS.items():
         if part in name:
             return unit
-    split = name.split("/")[0]
-    return f"share, {split}" if all(0 <= value <= 1 for value in values) else f"value, {split}"
+    return "share" if all(0 <= value <= 1 for value in values) else "value"
 
 
 def _order(label: str) -> tuple[int, str]:
-    first = ("loss, nats", "share, dev", "share, train")
+    first = ("loss, nats", "share")
     return (first.index(label) if label in first else len(first), label)
 
 
