@@ -205,7 +205,7 @@ class Page:
             )
             settings = self.settings(gr)
             with gr.Tab("Question"):
-                with gr.Row(equal_height=True):
+                with gr.Row():
                     question = gr.Textbox(
                         label="Question", placeholder="Ask something", elem_id="question", scale=8, lines=1
                     )
@@ -241,7 +241,7 @@ class Page:
                     buttons=[],
                     layout="bubble",
                 )
-                with gr.Row(equal_height=True):
+                with gr.Row():
                     said = gr.Textbox(
                         show_label=False, placeholder="Say something", elem_id="say", scale=8, lines=1
                     )
@@ -308,7 +308,7 @@ def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
         primary_hue="blue",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    )
+    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
     try:
         _, address, _ = blocks.launch(
             server_name=host,

@@ -13,6 +13,7 @@ from rag.reports.contrast import text_on
 
 LIGHT, DARK = (239, 246, 252), (8, 48, 107)  # of the heat map, for 0 and 1
 CSS = """
+#ask, #reset {align-self: flex-end; height: 2.9em}
 .rag-answer {padding: 0.2em 0.1em}
 .rag-who {font-size: 0.85em; opacity: 0.75}
 .rag-text {font-size: 1.6em; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere}
