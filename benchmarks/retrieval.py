@@ -29,7 +29,7 @@ from benchmarks.index import index_type
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.errors import UserError
 from rag.evaluation.answering import find_passages
-from rag.evaluation.judging import passage_text, retrieval_figures
+from rag.evaluation.judging import passage_metrics, passage_text
 from rag.files import hash_file, write_json
 from rag.index.build import build
 from rag.index.embed import embed, prepare
@@ -41,7 +41,7 @@ from rag.metrics.retrieval import answer_recall_at
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.lexical import BM25
 from rag.tasks.example import Example
-from rag.tasks.qa import read_examples
+from rag.tasks.qa import QuestionAnswering, read_examples
 from rag.tasks.records import read_records
 from rag.training.datamodule import sample
 
@@ -84,9 +84,10 @@ def recall(
     rows = []
 
     def add(name: str, exact: float, found: np.ndarray) -> None:
-        for figure, values in retrieval_figures(store, found, examples, ks).items():
+        for metric, by_k in passage_metrics(QuestionAnswering(), store, found, examples, ks).items():
+            values = {str(k): measured.value for k, measured in by_k.items()}
             rows.append(
-                {"retriever": name, "exact": exact, "figure": figure, "questions": len(examples), **values}
+                {"retriever": name, "exact": exact, "metric": metric, "questions": len(examples), **values}
             )
 
     add("BM25", 1.0, BM25.build(store).search(asked, max(ks))[1])

@@ -4,7 +4,7 @@
     run.json       the run's identity, command, versions, git commit
     last.ckpt      where an interrupted training goes on
     model/         the result, in Hugging Face's format
-    result.json    figures and seconds; written last, so its presence says that the run is finished
+    result.json    metrics and seconds; written last, so its presence says that the run is finished
 
 A run's identity is a hash of its configuration and of its inputs (files, index folders, other runs). The same command
 given again finds the finished run and stops; after an interruption it goes on; with other settings it refuses to

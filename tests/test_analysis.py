@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from omegaconf import OmegaConf
 
 from rag.analysis.__main__ import ANALYSES, load, main
-from rag.analysis.attention import attention, context_of
+from rag.analysis.attention import attended, attention, context_of
 from rag.analysis.diversity import diversity
 from rag.analysis.document_posterior import document_posterior, posterior
 from rag.analysis.error_breakdown import error_breakdown
@@ -27,8 +31,10 @@ from rag.errors import UserError
 from rag.generators.lstm import new_model
 from rag.generators.seq2seq import Generator
 from rag.index.folder import Index
+from rag.metrics.record import BM25, Record, swapped
 from rag.model import RagModel
 from rag.reports import plots
+from rag.reports.contrast import LEAST, contrast
 from rag.reports.page import cell, excerpt, of_frame
 from rag.runs import PROJECT
 from rag.tasks.example import Example
@@ -72,12 +78,15 @@ class Folders:
         )
         return run
 
-    def evaluated(self, run: Path, predictions: list[str], name: str = "all", **figures: Any) -> Path:
+    def evaluated(
+        self, run: Path, predictions: list[str], name: str = "all", records: Sequence[Record] = ()
+    ) -> Path:
         folder = run / "evaluation" / name
         config = settings(run)
         config.checkpoint, config.batch_size = str(run), 2
-        result = {"questions": len(predictions), "n_docs": 3, "em": 0.5, "intervals": {"em": [0.2, 0.8]}}
-        self.write(folder, OmegaConf.to_container(config), result | figures)
+        metrics = [each.plain() for each in records or [Record("em", 3, "test", 0.5, 0.2, 0.8, 4)]]
+        result = {"questions": len(predictions), "n_docs": 3, "index": {}, "metrics": metrics}
+        self.write(folder, OmegaConf.to_container(config), result)
         rows = [
             {"question": q, "answers": a, "prediction": p, "logprob": -1.0}
             for (q, a, _), p in zip(ASKED, predictions, strict=False)
@@ -103,7 +112,7 @@ class Folders:
             "versions": {"torch": "2"},
         }
         (folder / "run.json").write_text(json.dumps(run))
-        (folder / "result.json").write_text(json.dumps({"figures": {"dev/em": 0.25}, **result}))
+        (folder / "result.json").write_text(json.dumps({"metrics": {"dev/em": 0.25}, **result}))
 
 
 @pytest.fixture
@@ -231,7 +240,7 @@ def test_mistakes_of_reading_and_of_retrieval(folders):
         [1, 0, 1],
         [4, 2, 2],
     ]
-    assert found.table["EM"].tolist() == pytest.approx([2 / 3, 0, 0.5])
+    assert found.table["exact match"].tolist() == pytest.approx([2 / 3, 0, 0.5])
     assert found.examples is not None
     assert found.examples[["mistake of", "answered"]].to_numpy().tolist() == [
         ["reading", "the Seine"],
@@ -249,10 +258,15 @@ def test_another_test_set_is_noticed(folders):
 def test_exact_match_and_recall_against_k(folders):
     runs = [folders.trained("rag_token"), folders.trained("rag_sequence", "RagSequence")]
     for run, em in zip(runs, (0.25, 0.5), strict=True):
-        figures = {"em_by_k": {"1": em, "5": em + 0.25}, "recall": {"1": em, "5": 1.0}}
-        folders.evaluated(run, ["a"] * 4, **figures, bm25={"recall": {"1": 0.1, "5": 0.2}})
-    table = more_passages(runs).table
-    assert table["figure"].tolist() == ["EM", "EM", "recall", "recall", "recall"]
+        values = {("em", 1): em, ("em", 5): em + 0.25, ("recall", 1): em, ("recall", 5): 1.0}
+        records = [Record(metric, k, "test", value, 0.0, 1.0, 4) for (metric, k), value in values.items()]
+        records += [Record("recall", k, "test", v, 0.0, 1.0, 4, BM25) for k, v in ((1, 0.1), (5, 0.2))]
+        folders.evaluated(run, ["a"] * 4, records=records)
+    found = more_passages(runs)
+    assert [axis.get_title() for axis in found.figure.axes] == ["exact match", "What is retrieved"]
+    table = found.table
+    assert table["metric"].tolist() == ["exact match"] * 2 + ["recall"] * 3
+    assert table["n"].tolist() == [4] * 5
     assert table["model"].tolist() == ["RAG-Token", "RAG-Sequence", "RAG-Token", "RAG-Sequence", "BM25"]
     assert table["K = 1"].tolist() == [0.25, 0.5, 0.25, 0.5, 0.1]
     assert table["K = 5"].tolist() == [0.5, 0.75, 1.0, 1.0, 0.2]
@@ -267,12 +281,10 @@ def test_without_several_k_the_command_is_told(folders):
 
 def test_hot_swap_asks_by_row_and_indexes_by_column(folders):
     run = folders.trained()
-    folder = folders.evaluated(run, ["a"], hot_swap={"AA": 0.9, "AB": 0.1, "BA": 0.2, "BB": 0.8})
-    config = OmegaConf.load(folder / "config.yaml")
-    config.hot_swap = {"questions": "q", "editions": {"A": {}, "B": {}}}
-    OmegaConf.save(config, folder / "config.yaml")
-    table = hot_swap_table([folder]).table
-    assert table.to_numpy().tolist() == [["RAG-Token", "A", 0.9, 0.1], ["RAG-Token", "B", 0.2, 0.8]]
+    cells = {"AA": 0.9, "AB": 0.1, "BA": 0.2, "BB": 0.8}
+    records = [Record("em", 3, "q", value, 0.0, 1.0, 7, swapped(*pair)) for pair, value in cells.items()]
+    table = hot_swap_table([folders.evaluated(run, ["a"], records=records)]).table
+    assert table.to_numpy().tolist() == [["RAG-Token", "A", 7, 0.9, 0.1], ["RAG-Token", "B", 7, 0.2, 0.8]]
 
 
 def test_distinct_trigrams(folders):
@@ -289,8 +301,24 @@ def test_different_questions_are_not_compared(folders):
     both = [folders.evaluated(run, ["a b c"] * n, name=str(n)) for n in (3, 4)]
     with pytest.raises(UserError, match="answered different questions"):
         diversity(both)
-    with pytest.raises(UserError, match="several evaluations"):
-        Evaluation.open(run)
+
+
+def test_of_several_evaluations_the_latest_is_taken_and_named(folders, capsys):
+    run = folders.trained()
+    old, new = (folders.evaluated(run, ["a"], name=name) for name in ("z", "a"))
+    os.utime(old / "result.json", (1, 1))
+    assert Evaluation.open(run).folder == new
+    said = capsys.readouterr().out
+    assert f"using {new}" in said and f"run={old}" in said
+    assert Evaluation.open(old).folder == old and not capsys.readouterr().out
+
+
+def test_texts_too_short_for_trigrams_are_named(folders):
+    run = folders.trained()
+    folders.evaluated(run, ["a b c d e", "a b", "a b", "a"])
+    assert "have fewer than three words" in (found := diversity([run])).text
+    assert "The texts of gold and of RAG-Token" in found.text
+    assert found.table["with a trigram"].tolist() == [1, 1]
 
 
 def test_attention_over_a_passage_and_the_question(folders):
@@ -304,12 +332,12 @@ def test_attention_over_a_passage_and_the_question(folders):
         folders.trained(), answer="the Tiber", question="which river runs through Rome", passage=2
     )
     for found in (sharp, even):
-        assert list(found.table.columns) == ["the", "Tiber", "(end)"]
-        words = found.table.index.tolist()
-        assert words[0] == "<s>" and " ".join(words).endswith("// which river runs through Rome (end)")
-        np.testing.assert_allclose(found.table.sum(axis=0), 1, rtol=1e-5)
-    np.testing.assert_allclose(even.table, 1 / len(even.table), rtol=1e-5)
-    assert sharp.table.to_numpy().std() > 0.001
+        assert found.table["token"].tolist() == ["the", "Tiber", "(end)"]
+    length = int(re.findall(r"the (\d+) tokens of the context", even.text)[0])
+    assert set(even.table["1."]) == {f"<s> {1 / length:.3f}"}  # of equals, the first
+    strengths = [float(cell.split()[-1]) for cell in sharp.table["1."]]
+    assert min(strengths) > 1 / length
+    assert all(a >= float(b.split()[-1]) for a, b in zip(strengths, sharp.table["2."], strict=True))
 
 
 def test_attention_of_the_lstm_is_its_own(folders):
@@ -328,8 +356,14 @@ def test_attention_of_the_lstm_is_its_own(folders):
     with torch.no_grad():
         states = lstm.encoder(ids, mask.long()).last_hidden_state
         decoded = lstm.decoder(torch.tensor([start]), states, mask.long(), output_attentions=True)
-    np.testing.assert_allclose(found.table.to_numpy().T, decoded.cross_attentions[0][0, 0], rtol=1e-5)
-    np.testing.assert_allclose(found.table.sum(axis=0), 1, rtol=1e-5)
+    expected = decoded.cross_attentions[0][0, 0].numpy()
+    weights, tokens = attended(model.generator, ids, mask, "the Tiber")
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    assert found.table["token"].tolist() == tokens
+    assert [float(cell.split()[-1]) for cell in found.table["1."]] == pytest.approx(
+        expected.max(axis=1), abs=6e-4
+    )
 
 
 def test_a_run_that_is_none_is_told(folders, tmp_path):
@@ -402,11 +436,32 @@ def test_an_excerpt_shows_the_first_word_that_is_there():
 
 def test_figures_are_drawn_where_the_numbers_are():
     figure, axes = plots.new_figure(4, 3)
-    plots.against_k(axes[0, 0], {"rag_token": {"1": 0.25, "10": 0.5}})
+    plots.against_k(axes[0, 0], {"rag_token": {1: 0.25, 10: 0.5, 20: None}})
     (line,) = axes[0, 0].lines
     assert line.get_xydata().tolist() == [[1, 0.25], [10, 0.5]] and line.get_color() == "#009E73"
     figure, axes = plots.new_figure(4, 3)
     image = plots.grid(axes[0, 0], [[0.0, 1.0]], ["row"], ["left", "right"])
     assert image.get_array().tolist() == [[0.0, 1.0]]
     assert [text.get_text() for text in axes[0, 0].texts] == ["0.00", "1.00"]
-    assert [text.get_color() for text in axes[0, 0].texts] == ["black", "white"]
+    assert [text.get_color() for text in axes[0, 0].texts] == ["#000000", "#ffffff"]
+
+
+def test_lines_at_one_height_are_both_seen_and_no_legend_lies_on_them():
+    figure, axes = plots.new_figure(5, 4)
+    both = {"rag_sequence": {1: 1.0, 10: 1.0}, "rag_token": {1: 1.0, 10: 1.0}}
+    plots.against_k(axes[0, 0], both)
+    first, second = axes[0, 0].lines
+    assert first.get_linewidth() > second.get_linewidth() and first.get_xdata()[0] < second.get_xdata()[0]
+    figure.canvas.draw()
+    assert axes[0, 0].get_legend().get_window_extent().y1 < axes[0, 0].get_window_extent().y0
+    radius = first.get_markersize() / 2 * figure.dpi / 72
+    top = axes[0, 0].transData.transform((1, 1.0))[1] + radius
+    assert top < axes[0, 0].get_window_extent().y1  # the frame cuts no marker
+
+
+@pytest.mark.parametrize("value", [n / 20 for n in range(21)])
+def test_a_number_on_its_colour_can_be_read(value):
+    figure, axes = plots.new_figure(4, 3)
+    image = plots.grid(axes[0, 0], [[value]], ["row"], ["column"])
+    text = to_rgb(axes[0, 0].texts[0].get_color())
+    assert contrast(image.cmap(image.norm(value)), text) >= LEAST

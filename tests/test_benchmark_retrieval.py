@@ -41,7 +41,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def test_bm25s_recall_by_ids_and_by_answers(files, tmp_path, capsys):
     command = ["recall", "--passages", str(files["edition1"]), "--questions", str(files["questions"])]
     retrieval.main([*command, "--folder", str(tmp_path / "work"), "--json", str(tmp_path / "rows.json")])
-    rows = {row["figure"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    rows = {row["metric"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     # each question shares its country with one passage alone; of the old answers the new edition holds one
     assert (rows["recall"]["1"], rows["recall"]["5"]) == (1.0, 1.0)
     assert rows["answer_recall"]["5"] == pytest.approx(1 / 3)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import PASSAGES, QUESTIONS, build_tiny_index
+from matplotlib.colors import to_rgb
 from tiny_runs import write_run
 
 from rag.ask.page import OWN, Page, closed_book_run, example_questions, main
@@ -24,6 +25,7 @@ from rag.compose import compose_config
 from rag.encoders.dpr import PassageEncoder
 from rag.errors import UserError
 from rag.files import write_json
+from rag.reports.contrast import contrast
 from rag.runs import PROJECT
 
 PARIS = Source("1", "Paris <3", "Paris & the Seine", 0.25, 0.875, (1.0, 0.75))
@@ -41,11 +43,23 @@ def test_the_heat_map_holds_each_number_once():
         "0.25",
     ]
     assert re.findall(r'<th class="rag-token">(.*?)</th>', html) == ["the", "&lt;b&gt;"]
-    assert "rgb(8, 48, 107); color: #fff" in html and "rgb(239, 246, 252); color: #111" in html  # of 1 and 0
+    assert "rgb(8, 48, 107); color: #ffffff" in html  # of 1
+    assert "rgb(239, 246, 252); color: #000000" in html  # of 0
     assert "1&ensp;Paris &lt;3<" in html and "2&ensp;passage 2<" in html
     sequence = Reply("who?", "Seine", -1.0, ("Seine",), (Source("1", "T", "t", 1.0, 1.0, None),))
     assert "<table" not in heat_map_html(sequence) and "RAG-Token" in heat_map_html(sequence)
     assert heat_map_html(Reply("who?", "Seine", -1.0, ("Seine",), ())) == ""  # closed book
+
+
+def test_every_number_of_the_heat_map_can_be_read():
+    """White on the blue of .5 had a contrast of 4.0; WCAG asks for 4.5 (success criterion 1.4.3)."""
+    values = tuple(n / 100 for n in range(101))
+    source = Source("1", "T", "t", 0.5, 0.5, values)
+    html = heat_map_html(Reply("who?", "Seine", -1.0, ("x",) * len(values), (source,)))
+    cells = re.findall(r"background: rgb\((\d+), (\d+), (\d+)\); color: (#\w+)", html)
+    assert len(cells) == len(values) + 1
+    for *background, text in cells:
+        assert contrast([int(each) / 255 for each in background], to_rgb(text)) >= 4.5
 
 
 def test_what_others_wrote_is_escaped_and_the_answers_words_are_marked():
@@ -238,6 +252,11 @@ def test_a_question_in_a_browser(runs, address, browser):
     assert "closed book" in seen(browser, "#closed_book")[0].text
     cards = seen(browser, "#passages .rag-card")
     assert [source.text in card.text for source, card in zip(reply.sources, cards, strict=True)] == [True] * 3
+
+    button = seen(browser, "#ask")[0]
+    assert button.size["height"] < 0.7 * seen(browser, "#question")[0].size["height"]
+    colours = [button.value_of_css_property(name) for name in ("background-color", "color")]
+    assert contrast(*([int(n) / 255 for n in re.findall(r"\d+", each)[:3]] for each in colours)) >= 4.5
 
     index = seen(browser, "#index input")[0]  # another edition
     index.click()

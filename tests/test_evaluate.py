@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from rag.decoding.settings import Decoding
 from rag.evaluation.answering import answer_in_parts, read_parts
 from rag.evaluation.judging import passage_metrics
 from rag.files import read_json, write_json
+from rag.metrics.record import BM25, NOT_RETRIEVED, Record, records_of
 from rag.model import RagSequence
 from rag.reports import paper_tables
-from rag.reports.paper_tables import LAYOUTS, Cell, all_cells, lines_of, write_table
+from rag.reports.paper_cells import Cell
+from rag.reports.paper_tables import LAYOUTS, all_cells, lines_of, write_table
 from rag.runs import PROJECT
 from rag.tasks.example import Example
 from rag.tasks.fever import Claim, Fever
@@ -61,18 +64,21 @@ def test_a_sample_is_drawn_at_random_and_the_same_for_every_model(command, tmp_p
     assert asked[0] == asked[1] == sorted(asked[0]) != ["1", "2", "3", "4"]
 
 
-def test_every_figure_has_its_interval(command, tmp_path):
+def test_every_metric_has_its_interval_and_n(command, tmp_path, capsys):
     more = ["k_sweep=[1,3]", "bm25=true", f"results={tmp_path / 'r'}"]
     assert run("evaluate", *command, *more) == 0
     result = read_json(tmp_path / "r" / "result.json")
-    names = {"em", "f1", "em_not_retrieved"} & set(result)
-    assert set(result["intervals"]) == names and {"em", "f1"} <= names
-    for name in ("answer_recall", "em_by_k", "f1_by_k"):
-        for k, value in result[name].items():
-            low, high = result["intervals_at"][f"{name}@{k}"]
-            assert low <= value <= high
-    assert result["em_best_k"] in (1, 3)
-    assert set(result["bm25"]["answer_recall"]) == {"1", "5"}
+    records = records_of(result)
+    measured = {(each.metric, each.k, each.condition) for each in records} - {("em", 3, NOT_RETRIEVED)}
+    expected = {(name, k, None) for name in ("em", "f1") for k in (1, 3)}
+    expected |= {("answer_recall", k, condition) for k in (1, 5) for condition in (None, BM25)}
+    assert measured == expected and len(records) == len(set(records))
+    for each in records:
+        assert each.n and each.low <= each.value <= each.high and each.split == "test"
+    assert {each.n for each in records if each.condition is None} == {9}
+    assert result["questions"] == 9 and result["n_docs"] == 3
+    shown = capsys.readouterr().out
+    assert re.search(r"exact match +│ 0\.\d+ +│ 0\.\d+ – 0\.\d+ +│ 9 +│", shown)
     assert not (tmp_path / "r" / "parts").exists()
 
 
@@ -245,7 +251,7 @@ def test_passages_are_judged_by_what_the_task_calls_right(index):
 # -- reports -------------------------------------------------------------------------------------
 
 
-def result(name: str, split: str = "test", limit: int | None = None, **figures: float) -> dict:
+def result(name: str, split: str = "test", limit: int | None = None, **metrics: float) -> dict:
     described = {
         "name": name,
         "split": split,
@@ -257,8 +263,13 @@ def result(name: str, split: str = "test", limit: int | None = None, **figures: 
     described |= {"commit": "abc", "changed": [], "device": "CPU", "training_seconds": 7200}
     return (
         described
-        | figures
-        | {"intervals": {key: [v - 0.01, v + 0.01] for key, v in figures.items()}, "intervals_at": {}}
+        | {"index": {"type": "Flat", "passages": 7}}
+        | {
+            "metrics": [
+                Record(name, 15, split, v, v - 0.01, v + 0.01, limit or 3610).plain()
+                for name, v in metrics.items()
+            ]
+        }
     )
 
 
@@ -288,15 +299,17 @@ def test_runs_stand_beside_the_papers_figures(tmp_path, capsys):
         write_json(tmp_path / folder / "result.json", content)
     layout, rows, runs = lines_of("table1", tmp_path)
     row = dict(zip(["", *layout.columns], next(row for row in rows if row[0] == "RAG-Token"), strict=True))
-    assert row["NQ"] == "44.1 | 45.0 [44.0–46.0] | +0.9"
-    assert row["WQ"] == "45.5 | 40.0 [39.0–41.0] (dev) | −5.5"
-    assert row["TQA Wikipedia"] == "66.1 | 65.1 [64.1–66.1] (wikipedia_dev) | −1.0"
+    assert row["NQ"] == "44.1 | 45.0 [44.0–46.0], n = 3,610 | +0.9"
+    assert row["WQ"] == "45.5 | 40.0 [39.0–41.0], n = 3,610 (dev) | −5.5"
+    assert row["TQA Wikipedia"] == "66.1 | 65.1 [64.1–66.1], n = 3,610 (wikipedia_dev) | −1.0"
     assert row["TQA open"] == "55.2 | not run"
     assert len(runs) == 3 and "trained in 2.0 h" in runs[0]
     assert dict(zip(["", *layout.columns], rows[3], strict=True))["CT"] == "50.6"  # DPR's own
     write_table("table1", tmp_path, tmp_path / "reports")
     text = (tmp_path / "reports" / "table1.md").read_text()
-    assert "44.1 / 45.0 [44.0–46.0] / +0.9" in text and (tmp_path / "reports" / "table1.png").exists()
+    assert (
+        "44.1 / 45.0 [44.0–46.0], n = 3,610 / +0.9" in text and (tmp_path / "reports" / "table1.png").exists()
+    )
     assert "3 finished runs" in capsys.readouterr().out
 
 

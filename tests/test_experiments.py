@@ -30,7 +30,9 @@ from rag.compose import CONFIGS, choices
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.files import read_json
 from rag.generators.seq2seq import Generator
-from rag.reports.paper_tables import LAYOUTS, Found, cells_of
+from rag.metrics.record import by_k, find, swap_cells
+from rag.reports.paper_cells import cells_of
+from rag.reports.paper_tables import LAYOUTS, Found
 
 pytestmark = [
     pytest.mark.slow,
@@ -201,7 +203,7 @@ def test_a_run_of_a_table_fills_its_cells(stand, name):
             if cell.split == split and not sent or cell.instead == split:
                 if cell.metric in ("distinct_trigrams", "em_not_retrieved"):
                     continue  # what these models say may have no three words, and fifty passages hold every answer
-                assert found.figure(cell.metric) is not None, cell
+                assert cell.ours(found.records) is not None, cell
     assert "dev/" in curves
 
 
@@ -213,17 +215,17 @@ def test_what_only_evaluates(stand, name):
     found = evaluated(stand, name, f"experiment={name}", split)
     assert found.result["name"] == name
     for cell in cells_of(content["paper"], name):
-        assert found.figure(cell.metric) is not None, cell
+        assert cell.ours(found.records) is not None, cell
     if name.startswith("figure3"):
         measure = "rouge_l" if "msmarco" in name else "em"
-        assert list(found.result[f"{measure}_by_k"]) == ["1", "5", "10", "15", "20", "30", "40", "50"]
+        assert list(by_k(found.records, measure)) == [1, 5, 10, 15, 20, 30, 40, 50]
     else:
         # the same passages under both indexes: the same answers, judged by either year's
-        cells = found.result["hot_swap"]
-        assert (
-            cells["20162016"] == cells["20162018"] == found.result["em"]
-            and cells["20182016"] == cells["20182018"]
-        )
+        cells = {
+            a: {i: each.value for i, each in row.items()} for a, row in swap_cells(found.records).items()
+        }
+        assert cells["2016"]["2016"] == cells["2016"]["2018"] == find(found.records, "em").value
+        assert cells["2018"]["2016"] == cells["2018"]["2018"]
 
 
 def test_the_reports_find_the_runs(stand, capsys):

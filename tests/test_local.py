@@ -12,6 +12,7 @@ import pytest
 
 from rag.files import read_json
 from rag.index.folder import Index
+from rag.metrics.record import BM25, by_k, records_of
 from rag.runs import PROJECT
 
 PASSAGES = [
@@ -119,10 +120,13 @@ def test_every_stage_runs_on_files_of_ones_own(run: Command, files: list[str], t
         assert result["questions"] == 8
         assert result["index"] == {"type": "Flat", "passages": 12, "recall": {"1": 1.0, "5": 1.0}}
         # every question shares two words or more with its own passage alone
-        assert result["bm25"]["recall"] == {"1": 1.0, "5": 1.0}
-        assert result["bm25"]["answer_recall"] == {"1": 1.0, "5": 1.0}
+        for metric in ("recall", "answer_recall"):
+            found = by_k(records_of(result), metric, BM25)
+            assert {k: (each.value, each.n) for k, each in found.items()} == {1: (1.0, 8), 5: (1.0, 8)}
     assert "BM25" in shown and "Flat, 12 passages" in shown
-    assert "bm25" not in read_json(tmp_path / "closed_book" / "result.json")
+    closed = read_json(tmp_path / "closed_book" / "result.json")
+    assert closed["n_docs"] is None and {each.condition for each in records_of(closed)} == {None}
+    assert {each.k for each in records_of(closed)} == {None} and "8 questions of dev, closed book" in shown
 
 
 def test_another_type_of_index_keeps_the_vectors(run: Command, files: list[str], tmp_path: Path, capsys):
@@ -186,5 +190,6 @@ def test_real_passages_and_questions(run: Command, tmp_path: Path):
     assert run("evaluate.py", *command, f"results={tmp_path / 'results'}") == 0
     result = read_json(tmp_path / "results" / "result.json")
     assert result["index"]["passages"] == 6940
-    assert result["recall"]["100"] > 5 * 100 / 6940
-    assert result["bm25"]["recall"]["20"] > 0.8
+    records = records_of(result)
+    assert by_k(records, "recall")[100].value > 5 * 100 / 6940
+    assert by_k(records, "recall", BM25)[20].value > 0.8

@@ -26,6 +26,7 @@ from rag.ask.__main__ import main as ask
 from rag.encoders.dpr import QuestionEncoder
 from rag.files import write_json
 from rag.index.folder import Index
+from rag.metrics.record import BM25, by_k, records_of, swap_cells
 from rag.miniwiki.world import write_world
 from rag.runs import PROJECT
 from rag.tasks.qa import read_examples
@@ -162,8 +163,9 @@ def test_the_other_models_train_and_are_evaluated(demo, experiment, capsys):
     ]
     assert demo("evaluate", *arguments) == 0
     result = read_result(demo.run(experiment) / "evaluation")
-    assert result["questions"] == 3 and {"em", "f1"} <= set(result)
-    assert ("recall" in result) is (experiment != "closed_book")
+    metrics = {each.metric for each in records_of(result)}
+    assert result["questions"] == 3 and {"em", "f1"} <= metrics
+    assert ("recall" in metrics) is (experiment != "closed_book")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -176,7 +178,13 @@ def test_evaluation_says_what_was_retrieved_and_swaps_the_index(demo, capsys):
     command = [f"checkpoint={run}", "limit=4", "k_sweep=[1,3]", "n_docs=3", f"results={demo.root / 'found'}"]
     assert demo("evaluate", *command) == 0
     result = json.loads((demo.root / "found" / "result.json").read_text())
-    assert set(result["em_by_k"]) == {"1", "3"} and set(result["hot_swap"]) == {"AA", "AB", "BA", "BB"}
+    records = records_of(result)
+    assert set(by_k(records, "em")) == {1, 3}
+    cells = swap_cells(records)
+    assert {a: set(row) for a, row in cells.items()} == {"A": {"A", "B"}, "B": {"A", "B"}}
+    assert {each.n for row in cells.values() for each in row.values()} == {
+        4
+    }  # the limit is of these questions too
     lines = (demo.root / "found" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 4
     passages = json.loads(lines[0])["passages"]
@@ -234,18 +242,18 @@ def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
     command = ["experiment=miniwiki/rag_sequence", *RAG, "patience=1"]
     assert demo("train", *command, "task.report_sets=null", f"paths.run={run}") == 0
     result = json.loads((run / "result.json").read_text())
-    assert result["figures"]["dev/em"] == 0 and result["steps"] == 4
+    assert result["metrics"]["dev/em"] == 0 and result["steps"] == 4
     assert {"dev/nll_per_token", "dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@2"} <= set(
-        result["figures"]
+        result["metrics"]
     )
 
 
 def test_a_dev_set_that_judges_nothing_is_no_best_step_of_zero(demo, tmp_path, capsys):
-    """The four questions drawn ask about real facts, which no figure counts: the last step's weights are kept."""
+    """The four questions drawn ask about real facts, which no metric counts: the last step's weights are kept."""
     run = tmp_path / "run"
     assert demo("train", "experiment=miniwiki/rag_sequence", *RAG, f"paths.run={run}") == 0
     result = json.loads((run / "result.json").read_text())
-    assert result["figures"]["dev/em"] is None and result["steps"] == 6
+    assert result["metrics"]["dev/em"] is None and result["steps"] == 6
     assert not (run / "best.ckpt").exists()
     assert "dev/em was not a number at any look at dev" in capsys.readouterr().out
     assert "NaN" not in (run / "result.json").read_text() and "nan" not in (run / "report.md").read_text()
@@ -382,7 +390,7 @@ def test_overfit_learns_one_batch_by_heart(demo, capsys):
     command = ["experiment=miniwiki/rag_token", "n_docs=2", "optimization.lr=0.01", "debug=overfit"]
     assert demo("train", *command) == 0
     result = json.loads((demo.root / "out" / "debug" / "demo" / "rag_token" / "result.json").read_text())
-    assert result["figures"]["train/nll_per_example"] < 0.05 and result["steps"] < 1000
+    assert result["metrics"]["train/nll_per_example"] < 0.05 and result["steps"] < 1000
 
 
 @pytest.mark.slow
@@ -438,8 +446,8 @@ def test_two_processes_train_as_one_with_the_double_batch(demo, tmp_path, model)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("3 steps of 4 examples") == 1  # told once
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
-    for figure in {name for name in one["figures"] if name.startswith("dev/") and "distinct" not in name}:
-        assert two["figures"][figure] == pytest.approx(one["figures"][figure], abs=2e-3), figure
+    for metric in {name for name in one["metrics"] if name.startswith("dev/") and "distinct" not in name}:
+        assert two["metrics"][metric] == pytest.approx(one["metrics"][metric], abs=2e-3), metric
     for file in sorted((tmp_path / "one" / "model").rglob("model.safetensors")):
         a, b = (
             load_file(file),
@@ -746,7 +754,7 @@ def test_places_that_cannot_be_written(demo, tmp_path, capsys):
 
 
 COMMANDS = {
-    "monitor=dev/emm": "monitor=dev/emm is no figure of dev here: there are dev/em, dev/f1",
+    "monitor=dev/emm": "monitor=dev/emm is not a dev metric of this training; available: dev/em, dev/f1",
     "monitor_mode=best": "monitor_mode=best does not exist: there are max and min",
     "debug=smok": "debug=smok does not exist: did you mean smoke?",
     "foo": "foo is not an override: write key=value",
@@ -801,9 +809,12 @@ def test_a_bi_encoder_is_evaluated_by_what_it_finds(demo, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "recall@1" in shown and "BM25" in shown and "K = 4" in shown
     result = json.loads((tmp_path / "found" / "result.json").read_text())
-    assert set(result["recall"]) == set(result["answer_recall"]) == {"1", "4"} and "em" not in result
-    assert result["recall"]["1"] <= result["recall"]["4"] and 0 <= result["bm25"]["recall"]["4"] <= 1
-    assert "| 4 |" in (tmp_path / "found" / "report.md").read_text()
+    records = records_of(result)
+    recall = {k: each.value for k, each in by_k(records, "recall").items()}
+    assert set(recall) == set(by_k(records, "answer_recall")) == {1, 4}
+    assert {each.metric for each in records} == {"recall", "answer_recall"}
+    assert recall[1] <= recall[4] and 0 <= by_k(records, "recall", BM25)[4].value <= 1
+    assert "| recall@4 |" in (tmp_path / "found" / "report.md").read_text()
     index = Index.open(demo.run("index_a"))
     asker = QuestionEncoder.from_pretrained(demo.run("dpr") / "model" / "question_encoder").eval()
     examples = sample(read_examples(demo.root / "data" / "miniwiki" / "dev.jsonl"), 12)
@@ -814,8 +825,8 @@ def test_a_bi_encoder_is_evaluated_by_what_it_finds(demo, tmp_path, capsys):
         [index.passages[row].id in example.positive_ids for row in own]
         for example, own in zip(examples, rows.tolist(), strict=True)
     ]
-    assert result["recall"]["4"] == pytest.approx(sum(map(any, gold)) / 12)
-    assert result["recall"]["1"] == pytest.approx(sum(own[0] for own in gold) / 12)
+    assert recall[4] == pytest.approx(sum(map(any, gold)) / 12)
+    assert recall[1] == pytest.approx(sum(own[0] for own in gold) / 12)
     assert demo("evaluate", *command, f"results={tmp_path / 'found'}") == 0
     assert "is there already" in capsys.readouterr().out
     for wrong, sentence in {

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{name} takes {'one or more runs' if several else 'one run'}: give run=FOLDER")
     quieten_models()
     folder = Path(output) if output else runs[0] / "analysis"
-    print(f"{name} of {', '.join(map(str, runs))}, written into {folder}")
+    print(f"{name} of {', '.join(map(str, runs))}")
     found = analysis(runs if several else runs[0], **chosen)
     from rich.console import Console
     from rich.table import Table
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     for row in frame.head(30).itertuples(index=False):
         table.add_row(*map(cell, row))
     Console().print(table)
-    print(f"{page} and {page.with_suffix('.png').name}")
+    print(f"written: {page} and {page.with_suffix('.png').name}")
 
 
 def parse(arguments: Sequence[str], parameters: Any) -> tuple[list[Path], str, dict[str, Any]]:

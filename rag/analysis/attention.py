@@ -23,7 +23,8 @@ from rag.model import RagModel
 from rag.reports import plots
 from rag.reports.page import Analysis
 
-WIDEST = 24  # tokens of the context in a line of the figure
+WIDEST = 24  # tokens of the context in a line of the picture
+MOST = 5  # tokens of the context in the table
 
 
 def attention(run: Path, question: str = "", answer: str = "", passage: int = 1) -> Analysis:
@@ -41,13 +42,27 @@ def attention(run: Path, question: str = "", answer: str = "", passage: int = 1)
     ids, mask = context_of(model, question, passage)
     weights, tokens = attended(model.generator, ids, mask, answer)
     words = [_word(model.generator, token) for token in ids[0].tolist()]
-    names = [t if tokens.count(t) == 1 else f"{t} ({n})" for n, t in enumerate(tokens, start=1)]
-    frame = pd.DataFrame(weights.T, columns=names, index=pd.Index(words, name="context"))
     text = (
-        f"Question: *{question}* Answer: *{answer}*. Each row of the figure is a token of the answer; its weights over "
-        f"the {len(words)} tokens of the context, passage and question, sum to one."
+        f"Question: *{question}* Answer: *{answer}*. Each row is a token of the answer; its weights over the "
+        f"{len(words)} tokens of the context, passage and question, sum to one. The table has the {MOST} tokens that "
+        "each attends to most."
     )
-    return Analysis("Attention over the context", text, frame, draw(weights, words, tokens, question, answer))
+    picture = draw(weights, words, tokens, question, answer)
+    return Analysis("Attention over the context", text, strongest(weights, words, tokens), picture)
+
+
+def strongest(
+    weights: Float[np.ndarray, "tokens length"], words: list[str], tokens: list[str]
+) -> pd.DataFrame:
+    """A row for each token of the answer: the tokens of the context that it attends to most, with their weights."""
+    rows = []
+    for token, row in zip(tokens, weights, strict=True):
+        best = np.argsort(-row, kind="stable")[:MOST]
+        rows.append(
+            {"token": token}
+            | {f"{n}.": f"{words[each]} {row[each]:.3f}" for n, each in enumerate(best, start=1)}
+        )
+    return pd.DataFrame(rows)
 
 
 @torch.inference_mode()

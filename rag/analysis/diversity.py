@@ -31,6 +31,7 @@ def diversity(runs: Sequence[Path]) -> Analysis:
         {
             "model": plots.label_of(name),
             "texts": len(own),
+            "with a trigram": sum(len(text.split()) >= 3 for text in own),
             "words a text": sum(len(text.split()) for text in own) / len(own),
             "distinct trigrams, %": 100 * distinct_trigrams(own),
         }
@@ -41,17 +42,26 @@ def diversity(runs: Sequence[Path]) -> Analysis:
     if np.isnan(shares).all():
         raise UserError(f"no text of {first.folder} has three words: there are no trigrams to count")
 
-    figure, axes = plots.new_figure(6.5, 0.9 + 0.45 * len(frame))
+    short = [str(row["model"]) for row in rows if row["words a text"] < 3]
+    warning = (
+        f" The texts of {' and of '.join(short)} have fewer than three words on average: most have no trigram, and the "
+        "ratio says nothing about them."
+        if short
+        else ""
+    )
+    figure, axes = plots.new_figure(6.5, 1.2 + 0.45 * len(frame))
     only = axes[0, 0]
     colours = [plots.GREY, *(plots.style_of(n, i)["color"] for i, n in enumerate(list(texts)[1:]))]
     only.barh(frame["model"], shares, color=colours, height=0.65)
     for position, share in enumerate(shares):
-        only.text(share + 1, position, f"{share:.1f}", va="center")
+        if np.isfinite(share):
+            only.text(share + 1, position, f"{share:.1f}", va="center")
     only.set(xlim=(0, 108), xlabel="distinct trigrams in % of all trigrams")
     only.invert_yaxis()
     text = (
         f"{len(texts['gold']):,} texts ({first.config.split}), words apart by white space, case counting; texts of "
         "fewer than three words have no trigram. The ratio falls as texts are added: compare equal sets. The paper "
         "(MS-MARCO / Jeopardy): gold 89.6 / 90.0, BART 70.7 / 32.4, RAG-Token 77.8 / 46.8, RAG-Sequence 83.5 / 53.8."
+        f"{warning}"
     )
     return Analysis("Diversity of what is generated", text, frame, figure)

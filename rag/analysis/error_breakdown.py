@@ -51,7 +51,7 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
                 "questions": int(own.sum()),
                 "right": int((own & right).sum()),
                 "wrong": int((own & ~right).sum()),
-                "EM": float(right[own].mean()) if own.any() else None,
+                "exact match": float(right[own].mean()) if own.any() else None,
             }
             for name, own in (*kinds.items(), ("all", np.ones_like(read)))
         ]

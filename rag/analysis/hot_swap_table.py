@@ -8,6 +8,7 @@ import pandas as pd
 from rag.analysis.more_passages import names_of
 from rag.analysis.opened import Evaluation
 from rag.errors import UserError
+from rag.metrics.record import swap_cells
 from rag.reports import plots
 from rag.reports.page import Analysis
 
@@ -15,24 +16,22 @@ from rag.reports.page import Analysis
 def hot_swap_table(runs: Sequence[Path]) -> Analysis:
     """Exact match of one or more runs with the index exchanged: asked about × indexed (section 4.5)."""
     found = [Evaluation.open(run) for run in runs]
-    for each in found:
-        if "hot_swap" not in each.result:
+    tables = {name: swap_cells(each.records) for name, each in zip(names_of(found), found, strict=True)}
+    for each, cells in zip(found, tables.values(), strict=True):
+        if not cells:
             raise UserError(
                 f"{each.folder} was evaluated without a second index: evaluate.py with "
                 "hot_swap={questions: FILE, editions: {A: {answers: KEY, index: FOLDER}, B: …}} does it"
             )
-    tables = {
-        name: plots.cells_of(each.result["hot_swap"], list(each.config.hot_swap.editions))
-        for name, each in zip(names_of(found), found, strict=True)
-    }
     rows = [
-        {"model": plots.label_of(name), "asked about": asked} | {f"{i} indexed": em for i, em in own.items()}
+        {"model": plots.label_of(name), "asked about": asked, "n": next(iter(row.values())).n}
+        | {f"{indexed} indexed": each.value for indexed, each in row.items()}
         for name, cells in tables.items()
-        for asked, own in cells.items()
+        for asked, row in cells.items()
     ]
     figure, axes = plots.new_figure(0.6 + 4.2 * len(tables), 3.4, columns=len(tables))
     for axis, (name, cells) in zip(axes[0], tables.items(), strict=True):
-        plots.swap_grid(axis, cells)
+        plots.swap_grid(axis, {a: {i: each.value for i, each in row.items()} for a, row in cells.items()})
         axis.set_title(f"{plots.label_of(name)}: exact match")
     text = (
         "The same questions with the answers of each edition, over the index of each edition; nothing was trained in "

@@ -7,57 +7,56 @@ import pandas as pd
 
 from rag.analysis.opened import Evaluation
 from rag.errors import UserError
+from rag.metrics.record import BM25, Record, by_k
 from rag.reports import plots
 from rag.reports.page import Analysis
-from rag.reports.run_report import sweeps_of
+from rag.reports.result_table import RETRIEVAL, label_of, sweeps_of
 
 
 def more_passages(runs: Sequence[Path]) -> Analysis:
     """Metrics and recall of one or more runs against K (figure 3)."""
     found = [Evaluation.open(run) for run in runs]
-    for evaluation in found:
-        if not sweeps_of(evaluation.result):
+    swept = [sweeps_of(evaluation.records) for evaluation in found]
+    for evaluation, metrics in zip(found, swept, strict=True):
+        if not metrics:
             raise UserError(
                 f"{evaluation.folder} was evaluated for one K only: "
                 f"python evaluate.py checkpoint={evaluation.config.checkpoint} k_sweep=[1,5,10,20] does it for several"
             )
     names = names_of(found)
-    shared = [m for m in sweeps_of(found[0].result) if all(m in sweeps_of(each.result) for each in found)]
-    panels = {
-        metric: {name: sweeps_of(each.result)[metric] for name, each in zip(names, found, strict=True)}
-        for metric in shared
+    panels: dict[str, dict[str, dict[int, Record]]] = {
+        metric: {name: metrics[metric] for name, metrics in zip(names, swept, strict=True)}
+        for metric in swept[0]
+        if all(metric in metrics for metrics in swept)
     }
-    # One recall a figure: that of gold passages where they are known, else that of answers.
-    kinds = {"recall": "gold passage", "answer_recall": "passage with an answer"}
-    kind = next((kind for kind in kinds if all(kind in each.result for each in found)), None)
+    # One kind of hit a panel: gold passages where they are known, else answers, else gold articles.
+    kind = next((each for each in RETRIEVAL if all(by_k(e.records, each) for e in found)), None)
     if kind is not None:
-        panels[kind] = {name: each.result[kind] for name, each in zip(names, found, strict=True)}
-        bm25 = next((e.result["bm25"][kind] for e in found if kind in e.result.get("bm25", {})), None)
-        panels[kind] |= {} if bm25 is None else {"BM25": bm25}
+        panels[kind] = {name: by_k(each.records, kind) for name, each in zip(names, found, strict=True)}
+        bm25 = next((lines for each in found if (lines := by_k(each.records, kind, BM25))), None)
+        panels[kind] |= {} if bm25 is None else {BM25: bm25}
 
-    figure, axes = plots.new_figure(5 * len(panels), 4, columns=len(panels))
+    figure, axes = plots.new_figure(5 * len(panels), 4.2, columns=len(panels))
     for axis, (metric, models) in zip(axes[0], panels.items(), strict=True):
-        plots.against_k(axis, models)
-        if metric == kind:
-            axis.set(ylabel=f"questions with a {kinds[metric]} among K", title="What is retrieved")
-        else:
-            label = "exact match" if metric == "em" else metric
-            axis.set(ylabel=label, title="More passages at test time")
+        lines = {name: {k: each.value for k, each in of_one.items()} for name, of_one in models.items()}
+        label = f"questions with {RETRIEVAL[metric]} among K" if metric in RETRIEVAL else label_of(metric)
+        plots.against_k(axis, lines, label)
+        axis.set_title("What is retrieved" if metric in RETRIEVAL else label_of(metric))
 
-    ks = sorted({int(k) for models in panels.values() for by_k in models.values() for k in by_k})
+    ks = sorted({k for models in panels.values() for of_one in models.values() for k in of_one})
     frame = pd.DataFrame(
         [
-            {"figure": metric.upper() if metric == "em" else metric, "model": plots.label_of(name)}
-            | {f"K = {k}": by_k.get(str(k)) for k in ks}
+            {"metric": label_of(metric), "model": plots.label_of(name), "n": next(iter(of_one.values())).n}
+            | {f"K = {k}": of_one[k].value if k in of_one else None for k in ks}
             for metric, models in panels.items()
-            for name, by_k in models.items()
+            for name, of_one in models.items()
         ]
     )
     trained = sorted({int(each.result["n_docs"]) for each in found})
     text = (
-        f"{found[0].result['questions']:,} questions ({found[0].config.split}); every K beyond the "
-        f"{' or '.join(map(str, trained))} of this evaluation's own is the same model reading more. In the paper "
-        "RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, and recall only rises."
+        f"{found[0].result['questions']:,} questions ({found[0].config.split}), n of them counting for a metric; "
+        f"every K beyond the {' or '.join(map(str, trained))} of this evaluation's own is the same model reading more. "
+        "In the paper RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, and recall only rises."
     )
     return Analysis("More passages at test time", text, frame, figure)
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rag.compose import compose_config
 from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.files import read_json
+from rag.metrics.record import Record, records_of
 from rag.model import RagModel
 from rag.saved_model import load_config
 from rag.tasks.example import Example
@@ -29,6 +31,11 @@ class Evaluation:
     result: dict[str, Any]
     predictions: list[dict[str, Any]]
 
+    @cached_property
+    def records(self) -> list[Record]:
+        """What was measured."""
+        return records_of(self.result)
+
     @property
     def name(self) -> str:
         """The name of the run that was evaluated."""
@@ -36,9 +43,9 @@ class Evaluation:
 
     @classmethod
     def open(cls, run: str | Path) -> "Evaluation":
-        """The evaluation in the folder `run`, or the one of the trained run in that folder.
+        """The evaluation in the folder `run`, or the latest of the trained run in that folder.
 
-        Raises UserError where there is none, or several to choose from.
+        Says which where there are several. Raises UserError where there is none.
         """
         folder = find_evaluation(Path(run))
         with open(folder / "predictions.jsonl", encoding="utf-8") as file:
@@ -47,17 +54,21 @@ class Evaluation:
 
 
 def find_evaluation(run: Path) -> Path:
-    """`run` itself, the evaluation inside it, or, as the demo has it, the one beside it under evaluation/."""
+    """`run` itself, the latest evaluation inside it or, as the demo has it, beside it under evaluation/."""
     if (run / "predictions.jsonl").exists():
         return run
     beside = run.parent / "evaluation" / run.name
     found = [f.parent for f in sorted(run.glob("evaluation/*/predictions.jsonl"))]
     found += [beside] if (beside / "predictions.jsonl").exists() else []
     finished = [folder for folder in found if (folder / "result.json").exists()]
-    if len(finished) == 1:
-        return finished[0]
     if finished:
-        raise UserError(f"{run} has several evaluations: give one, run={' or run='.join(map(str, finished))}")
+        latest = max(finished, key=lambda folder: (folder / "result.json").stat().st_mtime_ns)
+        if len(finished) > 1:
+            others = " or ".join(f"run={folder}" for folder in finished if folder != latest)
+            print(
+                f"{run} has {len(finished)} evaluations: using {latest}, the latest; for another, give {others}"
+            )
+        return latest
     if not run.is_dir():
         raise UserError(f"run={run} does not exist: give a folder that train.py or evaluate.py left")
     raise UserError(f"{run} has no finished evaluation: python evaluate.py checkpoint={run} makes one")

@@ -205,11 +205,13 @@ class Page:
             )
             settings = self.settings(gr)
             with gr.Tab("Question"):
-                with gr.Row(equal_height=True):
+                with gr.Row():
                     question = gr.Textbox(
                         label="Question", placeholder="Ask something", elem_id="question", scale=8, lines=1
                     )
-                    button = gr.Button("Ask", variant="primary", elem_id="ask", scale=1, min_width=100)
+                    button = gr.Button(
+                        "Ask", variant="primary", size="md", elem_id="ask", scale=0, min_width=100
+                    )
                 if self.examples:
                     gr.Examples([[each] for each in self.examples], [question], label="For instance")
                 with gr.Row():
@@ -219,7 +221,13 @@ class Page:
                 cards = gr.HTML(elem_id="passages")
                 shown = [answer, closed, heat, cards]
                 for event in (question.submit, button.click):
-                    event(told(self.ask), [question, *settings], shown, api_visibility="private")
+                    event(
+                        told(self.ask),
+                        [question, *settings],
+                        shown,
+                        show_progress_on=answer,  # one clock, not one on each part of the reply
+                        api_visibility="private",
+                    )
             with gr.Tab("Conversation"):
                 gr.Markdown(
                     "Earlier questions and answers are the context of the next, as many as the model can read."
@@ -233,16 +241,17 @@ class Page:
                     buttons=[],
                     layout="bubble",
                 )
-                with gr.Row(equal_height=True):
+                with gr.Row():
                     said = gr.Textbox(
                         show_label=False, placeholder="Say something", elem_id="say", scale=8, lines=1
                     )
-                    reset = gr.Button("Reset", elem_id="reset", scale=1, min_width=100)
+                    reset = gr.Button("Reset", size="md", elem_id="reset", scale=0, min_width=100)
                 read = gr.HTML(elem_id="read")
                 said.submit(
                     told(self.say),
                     [said, turns, *settings],
                     [said, turns, chat, read],
+                    show_progress_on=chat,
                     api_visibility="private",
                 )
                 reset.click(lambda: ([], [], ""), None, [turns, chat, read], api_visibility="private")
@@ -299,7 +308,7 @@ def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
         primary_hue="blue",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
-    )
+    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800")
     try:
         _, address, _ = blocks.launch(
             server_name=host,

@@ -9,20 +9,25 @@ from html import escape
 
 from rag.ask.highlight import answer_spans
 from rag.ask.session import Reply, Source
+from rag.reports.contrast import text_on
 
 LIGHT, DARK = (239, 246, 252), (8, 48, 107)  # of the heat map, for 0 and 1
 CSS = """
+#ask, #reset {align-self: flex-end; height: 2.9em}
 .rag-answer {padding: 0.2em 0.1em}
 .rag-who {font-size: 0.85em; opacity: 0.75}
 .rag-text {font-size: 1.6em; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere}
 .rag-note {font-size: 0.85em; opacity: 0.75}
 .rag-title {font-weight: 600}
 .rag-scroll {overflow-x: auto}
+.rag-swipe {display: none}
+@media (max-width: 640px) {.rag-swipe {display: block}}
 .rag-heat {border-collapse: separate !important; border-spacing: 2px !important; border: none !important;
   font-size: 0.9em; width: auto; margin: 0.4em 0}
 .rag-heat th {font-weight: 600; padding: 0.25em 0.5em; text-align: center; border: none; white-space: pre}
-.rag-heat th.rag-passage {font-weight: 400; text-align: left; max-width: 18em; overflow: hidden;
-  text-overflow: ellipsis; white-space: nowrap}
+.rag-heat th.rag-passage {font-weight: 400; text-align: left; max-width: min(18em, 38vw);
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap; position: sticky; left: 0;
+  background: var(--body-background-fill, #fff)}
 .rag-heat td {min-width: 3.6em; padding: 0.35em 0.3em; text-align: center; border: none; border-radius: 3px;
   font-variant-numeric: tabular-nums}
 .rag-heat tr {border: none !important; background: none !important}
@@ -71,6 +76,7 @@ def heat_map_html(reply: Reply) -> str:
         '<div class="rag-title">Which passage each token comes from</div>'
         '<div class="rag-note">p(z<sub>i</sub> | x, y<sub>i</sub>, y<sub>&lt;i</sub>), the posterior of the '
         "passages at each token; on the left, before the answer is known, p(z | x). A column adds up to 1.</div>"
+        '<div class="rag-note rag-swipe">Scroll sideways for the other tokens →</div>'
         '<div class="rag-scroll"><table class="rag-heat"><thead><tr><th class="rag-passage"></th>'
         f'<th class="rag-prior">p(z|x)</th>{gap}{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
@@ -114,7 +120,7 @@ def _cell(value: float, kind: str) -> str:
     red, green, blue = (
         round(light + (dark - light) * value) for light, dark in zip(LIGHT, DARK, strict=True)
     )
-    text = "#fff" if value > 0.45 else "#111"
+    text = text_on((red / 255, green / 255, blue / 255))
     return (
         f'<td class="{kind}" style="background: rgb({red}, {green}, {blue}); color: {text}">{value:.2f}</td>'
     )

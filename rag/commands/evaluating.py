@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from rag.checkpoint_config import in_transformers_format
 from rag.compose import CONFIGS, compose_config, key_of, plain
@@ -18,12 +17,13 @@ from rag.errors import UserError
 from rag.evaluation.answering import answer_in_parts, find_passages, questions_at_once, read_parts
 from rag.evaluation.as_read import AsRead
 from rag.evaluation.hot_swap import hot_swap
-from rag.evaluation.judging import Figures, judge, judge_passages, write_predictions
+from rag.evaluation.judging import judge, judge_passages, write_predictions
 from rag.files import read_json, write_aside
 from rag.index.folder import Index
 from rag.processes import local_device, processes, wait_for_all
 from rag.reopen import open_model
-from rag.reports.paper_tables import Cell, cells_of
+from rag.reports import result_table
+from rag.reports.paper_cells import Cell, cells_of
 from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
 from rag.runs import Run, digest, git_commit, portable
@@ -65,7 +65,8 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
             everything = task.examples(cfg.split)
             examples = sample(everything, cfg.limit)
             if number == 0:
-                print(first_line(cfg, len(examples), len(everything), n_docs, count, run))
+                own = None if closed_book else n_docs
+                print(first_line(cfg, len(examples), len(everything), own, count, run))
             model = open_model(cfg.module).to(local_device())
             check_questions(model, examples, task.source(cfg.split))
             decoding = instantiate(cfg.decoding)
@@ -78,7 +79,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
             if number == 0 and cut:
                 print(cut)
             deepest = 0 if store is None else min(max(cfg.recall_at, default=0), len(store))
-            indexes, asked = open_editions(swap)
+            indexes, asked = open_editions(swap, cfg.limit)
             for questions in asked.values():
                 check_questions(model, questions, str(cfg.hot_swap.questions))
             wait_for_all()
@@ -93,11 +94,10 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                 answered = read_parts(parts)
                 sweep = [] if closed_book else list(cfg.k_sweep)
                 wanted = (list(cfg.recall_at), cfg.bm25, as_read)
-                figures = judge(task, examples, answered, n_docs, sweep, store, *wanted)
-                for cell, metric in (
-                    hot_swap(model, indexes, asked, decoding, n_docs, at_once).items() if swap else ()
-                ):
-                    figures.add("hot_swap", metric, cell)
+                records = judge(task, examples, answered, n_docs, cfg.split, sweep, store, *wanted)
+                if swap is not None:
+                    of = Path(swap.questions).stem
+                    records += hot_swap(model, indexes, asked, decoding, n_docs, at_once, of)
                 write_predictions(
                     run.folder / "predictions.jsonl", task, examples, answered, n_docs, store, as_read=as_read
                 )
@@ -106,12 +106,13 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                     with write_aside(run.folder / name) as aside:
                         aside.write_text(content, encoding="utf-8")
                     print(f"the answers are not public: {run.folder / name} is what is sent in")
-                run.finish(described(cfg, overrides, examples, n_docs, model.retriever) | figures.result())
+                of_run = described(cfg, overrides, examples, n_docs, model.retriever)
+                run.finish(of_run | {"metrics": [record.plain() for record in records]})
                 shutil.rmtree(parts, ignore_errors=True)
                 write_run_report(run.folder)
         if number == 0:
             show_result(cfg, run)
-            print(f"predictions, figures and report.md in {run.folder}")
+            print(f"predictions, metrics and report.md in {run.folder}")
         return run.folder
 
 
@@ -141,12 +142,12 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
             run.begin()
             questions = [example.question for example in examples]
             rows = find_passages(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
-            figures = Figures()
-            judge_passages(figures, task, examples, rows, retriever.index.passages, ks, ks[-1], cfg.bm25)
-            run.finish(described(cfg, overrides, examples, ks[-1], retriever) | figures.result())
+            records = judge_passages(task, examples, rows, cfg.split, retriever.index.passages, ks, cfg.bm25)
+            of_run = described(cfg, overrides, examples, ks[-1], retriever)
+            run.finish(of_run | {"metrics": [record.plain() for record in records]})
             write_run_report(run.folder)
         show_result(cfg, run)
-        print(f"figures and report.md in {run.folder}")
+        print(f"metrics and report.md in {run.folder}")
         return run.folder
 
 
@@ -228,22 +229,24 @@ def inputs(
     return [each for each in found if each]
 
 
-def open_editions(swap: DictConfig | None) -> tuple[dict[str, Index], dict[str, list]]:
-    """The indexes of a hot-swap and its questions with the answers of each edition."""
+def open_editions(swap: DictConfig | None, limit: int | None) -> tuple[dict[str, Index], dict[str, list]]:
+    """The indexes of a hot-swap and its questions, at most `limit`, with the answers of each edition."""
     if swap is None:
         return {}, {}
     editions = {str(name): each for name, each in swap.editions.items()}
-    asked = {name: read_examples(swap.questions, each.answers) for name, each in editions.items()}
+    asked = {
+        name: sample(read_examples(swap.questions, each.answers), limit) for name, each in editions.items()
+    }
     return {name: Index.open(Path(each.index)) for name, each in editions.items()}, asked
 
 
-def first_line(cfg: DictConfig, chosen: int, there: int, n_docs: int, processes: int, run: Run) -> str:
+def first_line(cfg: DictConfig, chosen: int, there: int, n_docs: int | None, processes: int, run: Run) -> str:
     """What will happen, and where its results go."""
     part = f"{chosen:,} of {there:,} questions of {cfg.split}, drawn at random," if chosen < there else ""
     there_already = len(read_parts(run.folder / "parts"))
     return (
         f"{'going on with' if there_already else 'evaluating'} {cfg.checkpoint} on "
-        f"{part or f'{chosen:,} questions of {cfg.split},'} K = {n_docs}"
+        f"{part or f'{chosen:,} questions of {cfg.split},'} {result_table.reads(n_docs)}"
         f"{f', {there_already:,} of them answered before' if there_already else ''}"
         f"{f', {processes} processes' if processes > 1 else ''}; results in {run.folder}"
     )
@@ -252,7 +255,7 @@ def first_line(cfg: DictConfig, chosen: int, there: int, n_docs: int, processes:
 def described(
     cfg: DictConfig, overrides: list[str], examples: list, n_docs: int, retriever: Any
 ) -> dict[str, Any]:
-    """What a result says of itself beside its figures: enough to find its place in a table of the paper."""
+    """What a result says of itself beside its metrics: enough to find its place in a table of the paper."""
     changed = [
         each for each in overrides if key_of(each).split(".")[0] in ("task", "corpus", "index", "decoding")
     ]
@@ -262,7 +265,7 @@ def described(
         "split": cfg.split,
         "limit": cfg.limit,
         "questions": len(examples),
-        "n_docs": n_docs,
+        "n_docs": n_docs if retriever is not None else None,
         "seed": cfg.seed,
         "commit": git_commit(),
         "changed": changed + [each for each in overrides if key_of(each) == "n_docs"],
@@ -281,58 +284,16 @@ def described(
 
 
 def show(result: dict, checkpoint: str, cells: list[Cell]) -> None:
-    n_docs, index, intervals = (
-        result["n_docs"],
-        result.get("index"),
-        result["intervals"] | result["intervals_at"],
-    )
-    bm25 = result.get("bm25", {})
-    beside = {cell.metric: cell for cell in sorted(cells, key=lambda cell: cell.split == result["split"])}
-    table = Table("figure", "ours", "95 % interval", title=f"{checkpoint} on {result['split']}, K = {n_docs}")
-    if beside:
-        table.add_column("paper")
-        table.add_column("difference")
-    if bm25:
-        table.add_column("BM25")
-
-    def row(name: str, value: float | None, key: str, other: float | None = None, label: str = "") -> None:
-        low, high = intervals.get(key, (None, None))
-        line = [
-            label or name,
-            "–" if value is None else f"{value:.3f}",
-            "–" if low is None else f"{low:.3f} – {high:.3f}",
-        ]
-        if beside:
-            cell = beside.get(key)
-            of_other = f" ({cell.split})" if cell is not None and cell.split != result["split"] else ""
-            line += ["", ""] if cell is None else [f"{cell.value / 100:.3f}{of_other}", ""]
-            if cell is not None and value is not None:
-                line[-1] = f"{value - cell.value / 100:+.3f}"
-        if bm25:
-            line.append("" if other is None else f"{other:.3f}")
-        table.add_row(*line)
-
-    for key in intervals:
-        name, _, k = key.partition("@")
-        if name.startswith("bm25."):
-            continue
-        values = result[name]
-        if not k:
-            row(key, values, key)
-        elif name == "hot_swap":
-            row(key, values[k], key, label=f"hot-swap, asked and indexed: {k}")
-        elif name.endswith("_by_k"):
-            row(key, values[k], key, label=f"{name.removesuffix('_by_k')} at K = {k}")
-        else:
-            row(key, values[k], key, bm25.get(name, {}).get(k))
+    index, lines = result.get("index"), []
     if index:
-        table.add_row("index", f"{index['type']}, {index['passages']:,} passages")
+        lines.append(("index", f"{index['type']}, {index['passages']:,} passages"))
     found = index_recall(result)
     if index and index.get("recall") == {}:
-        table.add_row("index against exact search", "unknown")
+        lines.append(("index against exact search", "unknown"))
     if found is not None:
-        table.add_row("index against exact search", f"{found:.3f}")
-    Console().print(table)
+        lines.append(("index against exact search", f"{found:.3f}"))
+    title = f"{checkpoint} on {result['split']}, {result_table.reads(result_table.own_k(result))}"
+    Console().print(result_table.terminal(title, result_table.sections(result, cells), lines))
     if found is not None and found < LEAST_INDEX_RECALL:
         print(
             f"warning: the index finds {found:.0%} of the passages that exact search finds, which costs exact match: "

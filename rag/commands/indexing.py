@@ -283,7 +283,7 @@ def show_estimate(found: Estimate, corpus: str, folder: Path) -> None:
 
 def show(index: Index, title: str) -> None:
     manifest = index.manifest
-    table = Table("figure", "value", title=title)
+    table = Table("what", "value", title=title)
     table.add_row("passages", f"{len(index):,}")
     table.add_row("dimensions", str(index.dim))
     table.add_row("type", manifest.factory)
@@ -294,5 +294,7 @@ def show(index: Index, title: str) -> None:
     for k, value in manifest.recall.items():
         table.add_row(f"recall@{k} against exact search", f"{value:.3f}")
     table.add_row("milliseconds a query", f"{manifest.ms_per_query:.2f}")
+    for name, value in manifest.seconds.items():
+        table.add_row(f"seconds to {name}", f"{value:,.1f}")
     table.add_row("size on disk", f"{sum(f['bytes'] for f in manifest.files.values()) / 1e6:,.1f} MB")
     Console().print(table)

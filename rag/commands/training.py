@@ -55,7 +55,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> Path:
     module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds
     datamodule = instantiate(cfg.datamodule, model=module.model)
     measures = getattr(getattr(datamodule, "task", None), "measures", ())
-    check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_figures))
+    check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_metrics))
     callbacks = [
         TrainingProgress(cfg.name),
         StopsBetweenSteps(run.folder / "last.ckpt"),
@@ -63,7 +63,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> Path:
         *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
     ]
     if cfg.stop_at_loss is not None:
-        callbacks.append(stops_at_loss(module.loss_figure, cfg.stop_at_loss))
+        callbacks.append(stops_at_loss(module.loss_metric, cfg.stop_at_loss))
     loggers = [] if cfg.info else [instantiate(logger) for logger in cfg.logger.values()]
     trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
     if not cfg.info:
@@ -112,16 +112,16 @@ def train(cfg: DictConfig, overrides: list[str]) -> Path:
         with write_aside(run.folder / "model") as aside:
             aside.mkdir()
             module.save(aside, run.folder)
-        figures = {
+        metrics = {
             name: round(float(value), 4) if value.isfinite() else None  # JSON has no NaN
             for name, value in sorted(trainer.callback_metrics.items())
         }
         training = round(time.perf_counter() - start, 1)
-        run.finish({"steps": trainer.global_step, "training_seconds": training, "figures": figures})
+        run.finish({"steps": trainer.global_step, "training_seconds": training, "metrics": metrics})
         table = Table(
-            "figure", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s"
+            "metric", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s"
         )
-        for name, value in figures.items():
+        for name, value in metrics.items():
             table.add_row(name, "–" if value is None else f"{value:.4f}")
         Console().print(table)
         report = write_run_report(run.folder)
@@ -132,8 +132,10 @@ def train(cfg: DictConfig, overrides: list[str]) -> Path:
     return folder
 
 
-def check_monitor(monitor: str | None, figures: tuple[str, ...]) -> None:
-    """UserError unless the figure that chooses the best checkpoint is one that this kind of training has."""
-    known = {re.sub(r"@\w+$", "", figure) for figure in figures}
+def check_monitor(monitor: str | None, metrics: tuple[str, ...]) -> None:
+    """UserError unless the metric that chooses the best checkpoint is one that this kind of training has."""
+    known = {re.sub(r"@\w+$", "", metric) for metric in metrics}
     if monitor is not None and re.sub(r"@\d+$", "", monitor) not in known:
-        raise UserError(f"monitor={monitor} is no figure of dev here: there are {', '.join(figures)}")
+        raise UserError(
+            f"monitor={monitor} is not a dev metric of this training; available: {', '.join(metrics)}"
+        )

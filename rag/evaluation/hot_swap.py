@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from rag.decoding.settings import Decoding
 from rag.evaluation.answering import answer_questions
 from rag.index.folder import Index
-from rag.metrics.bootstrap import Metric, mean_with_interval
+from rag.metrics.bootstrap import mean_with_interval
 from rag.metrics.qa import exact_match
+from rag.metrics.record import Record, swapped
 from rag.model import RagModel
 from rag.tasks.example import Example
 
@@ -22,14 +23,16 @@ def hot_swap(
     decoding: Decoding,
     n_docs: int,
     batch_size: int,
-) -> dict[str, Metric]:
-    """Exact match for each pair of editions, {"AA": …, "AB": …}: first the edition asked about, second the one indexed.
+    split: str,
+) -> list[Record]:
+    """Exact match for each pair of editions, the one asked about and the one indexed (`swapped`).
 
-    examples: the same questions with the answers of each edition. The model's own index is put back afterwards.
+    examples: the same questions with the answers of each edition; split: what the records call them. The model's own
+    index is put back afterwards.
     """
     first = next(iter(examples.values()))
     before = model.retriever.index
-    cells: dict[str, Metric] = {}
+    cells: dict[tuple[str, str], Record] = {}
     try:
         for indexed, index in indexes.items():
             model.retriever.swap(index)
@@ -38,7 +41,8 @@ def hot_swap(
             )
             for asked, own in examples.items():
                 right = exact_match(found.texts(n_docs), [example.answers for example in own])
-                cells[asked + indexed] = mean_with_interval(right)
+                condition = swapped(asked, indexed)
+                cells[asked, indexed] = Record.of("em", mean_with_interval(right), n_docs, split, condition)
     finally:
         model.retriever.swap(before)
-    return dict(sorted(cells.items()))
+    return [cells[pair] for pair in sorted(cells)]

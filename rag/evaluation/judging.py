@@ -1,10 +1,6 @@
-"""Answering a whole set of questions and judging the answers: a task's measures, recall, figures against K (figure 3).
+"""Judging the answers to a whole set of questions: the task's metrics, recall, metrics against K (figure 3).
 
-The questions are encoded and searched for once, with the largest K; smaller K are prefixes of it, and so are the
-encoded contexts. For RAG-Sequence the hypotheses and their scores are made once too.
-
-`answer_in_parts` is for sets that take long: every batch is written as it is answered, so that an interrupted
-evaluation goes on where it was, also with another batch size or number of processes, which share the batches.
+`judge` gives records (rag/metrics/record.py); `write_predictions` writes what was answered, beside them.
 """
 
 import json
@@ -22,15 +18,12 @@ from rag.files import write_aside
 from rag.index.passage import Passage, whole_id
 from rag.index.passages import PassageStore
 from rag.metrics.bootstrap import Metric, mean_with_interval
+from rag.metrics.record import BM25, NOT_RETRIEVED, Record
 from rag.metrics.retrieval import where_not_retrieved
 from rag.tasks.example import Example
-from rag.tasks.qa import QuestionAnswering
 from rag.tasks.task import Task
 
-# -- in parts, which are kept as they come -------------------------------------------------------
-
-
-# -- figures -------------------------------------------------------------------------------------
+# -- metrics -------------------------------------------------------------------------------------
 
 
 def passage_metrics(
@@ -83,59 +76,12 @@ def bm25_metrics(
 ) -> dict[str, dict[int, Metric]]:
     """What `passage_metrics` says of BM25 over the same passages, for the same questions."""
     ks = [k for k in ks if k <= len(store)]
-    from rag.retrievers.lexical import BM25
+    if not ks:
+        return {}
+    from rag.retrievers import lexical
 
-    _, rows = BM25.build(store).search([example.question for example in examples], max(ks))
+    _, rows = lexical.BM25.build(store).search([example.question for example in examples], max(ks))
     return passage_metrics(task, store, rows, examples, ks, as_read)
-
-
-def retrieval_figures(
-    store: PassageStore,
-    rows: Int64[np.ndarray, "questions docs"],
-    examples: Sequence[Example],
-    ks: Sequence[int],
-) -> dict[str, dict[str, float]]:
-    """{"recall": {K: …}, "answer_recall": {K: …}} of questions and answers, without intervals."""
-    found = passage_metrics(QuestionAnswering(), store, rows, examples, ks)
-    return {name: {str(k): metric.value for k, metric in by_k.items()} for name, by_k in found.items()}
-
-
-def bm25_figures(
-    store: PassageStore, examples: Sequence[Example], ks: Sequence[int]
-) -> dict[str, dict[str, float]]:
-    """`retrieval_figures` of BM25 over the same passages, for the same questions."""
-    found = bm25_metrics(QuestionAnswering(), store, examples, ks)
-    return {name: {str(k): metric.value for k, metric in by_k.items()} for name, by_k in found.items()}
-
-
-class Figures:
-    """The figures of a result.json, each with its interval: {"em": …, "recall": {"1": …}, "intervals": {"em": …},
-    "intervals_at": {"recall@1": …}}.
-
-    What could not be judged (no public answer) is null.
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        self.intervals: dict[str, list[float | None]] = {}
-        self.intervals_at: dict[str, list[float | None]] = {}
-
-    def add(self, name: str, metric: Metric, k: int | str | None = None) -> None:
-        """One figure, or one of several under the same name that differ in K (or another key)."""
-        interval = [_number(metric.low), _number(metric.high)]
-        if k is None:
-            self.values[name] = _number(metric.value)
-            self.intervals[name] = interval
-        else:
-            self.values.setdefault(name, {})[str(k)] = _number(metric.value)
-            self.intervals_at[f"{name}@{k}"] = interval
-
-    def result(self) -> dict[str, Any]:
-        return {**self.values, "intervals": self.intervals, "intervals_at": self.intervals_at}
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def judge(
@@ -143,67 +89,70 @@ def judge(
     examples: Sequence[Example],
     answered: Sequence[Answered],
     n_docs: int,
+    split: str,
     sweep: Sequence[int] = (),
     store: PassageStore | None = None,
     recall_at: Sequence[int] = (),
     bm25: bool = False,
     as_read: AsRead | None = None,
-) -> Figures:
-    """All figures of one evaluation. as_read: see `passage_metrics`.
+) -> list[Record]:
+    """All metrics of one evaluation. store: None of a closed book. as_read: see `passage_metrics`.
 
-    The task's measures for `n_docs`; for each K of `sweep` as <measure>_by_k, with the best K; what was retrieved; and
-    "em_not_retrieved", exact match where none of the K passages contains an answer (section 4.1).
+    The task's metrics for `n_docs`; exact match where none of the K passages contains an answer (section 4.1); the
+    metrics of answers for each other K of `sweep`; and what was retrieved.
     """
-    figures = Figures()
     scores = {k: task.score([each.texts[k] for each in answered], examples) for k in {n_docs, *sweep}}
-    for name, metric in scores[n_docs].items():
-        figures.add(name, metric)
-    of_answers = [name for name in scores[n_docs] if not name.endswith("_gold")]
-    for k in sweep:
-        for name in of_answers:
-            figures.add(f"{name}_by_k", scores[k][name], k)
-    for name in of_answers:
-        judged = {k: scores[k][name].value for k in sorted(sweep) if scores[k][name].count}
-        if judged:  # a K of which nothing is known is not the best
-            figures.values[f"{name}_best_k"] = max(judged, key=judged.__getitem__)
+    own = None if store is None else n_docs
+    records = [Record.of(name, metric, own, split) for name, metric in scores[n_docs].items()]
     if store is None:
-        return figures
+        return records
     rows = np.array([each.rows for each in answered])
-    found = judge_passages(figures, task, examples, rows, store, recall_at, n_docs, bm25, as_read)
+    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}), as_read)
     if "em" in scores[n_docs] and "answer_recall" in found:
         hits = found["answer_recall"][n_docs].per_example
         alone = mean_with_interval(where_not_retrieved(scores[n_docs]["em"].per_example, hits))
         if alone.count:
-            figures.add("em_not_retrieved", alone)
-    return figures
+            records.append(Record.of("em", alone, n_docs, split, NOT_RETRIEVED))
+    of_answers = [name for name in scores[n_docs] if not name.endswith("_gold")]
+    records += [
+        Record.of(name, scores[k][name], k, split) for name in of_answers for k in sorted({*sweep} - {n_docs})
+    ]
+    shown = list(recall_at) or [n_docs]
+    return records + _retrieved(task, examples, found, store, shown, split, bm25, as_read)
 
 
 def judge_passages(
-    figures: Figures,
     task: Task,
     examples: Sequence[Example],
     rows: Int64[np.ndarray, "questions docs"],
+    split: str,
     store: PassageStore,
     recall_at: Sequence[int],
-    n_docs: int,
     bm25: bool = False,
-    as_read: AsRead | None = None,
-) -> dict[str, dict[int, Metric]]:
-    """Add what was retrieved, at each K of `recall_at`, and what BM25 retrieves; returned with `n_docs` as a K too."""
-    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}), as_read)
-    for name, by_k in found.items():
-        for k in by_k if not recall_at else [k for k in recall_at if k in by_k]:
-            figures.add(name, by_k[k], k)
-    if bm25:
-        beside = bm25_metrics(task, store, examples, recall_at, as_read)
-        figures.values["bm25"] = {
-            name: {str(k): _number(metric.value) for k, metric in by_k.items()}
-            for name, by_k in beside.items()
-        }
-        for name, by_k in beside.items():
-            for k, metric in by_k.items():
-                figures.intervals_at[f"bm25.{name}@{k}"] = [_number(metric.low), _number(metric.high)]
-    return found
+) -> list[Record]:
+    """What was retrieved, at each K of `recall_at`, and what BM25 retrieves."""
+    found = passage_metrics(task, store, rows, examples, recall_at)
+    return _retrieved(task, examples, found, store, recall_at, split, bm25, None)
+
+
+def _retrieved(
+    task: Task,
+    examples: Sequence[Example],
+    found: dict[str, dict[int, Metric]],
+    store: PassageStore,
+    ks: Sequence[int],
+    split: str,
+    bm25: bool,
+    as_read: AsRead | None,
+) -> list[Record]:
+    beside = bm25_metrics(task, store, examples, ks, as_read) if bm25 else {}
+    return [
+        Record.of(name, measured[k], k, split, condition)
+        for condition, metrics in ((None, found), (BM25, beside))
+        for name, measured in metrics.items()
+        for k in ks
+        if k in measured
+    ]
 
 
 # -- predictions ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from rag.errors import UserError
 from rag.files import hash_file, write_aside
 from rag.index import lazy_faiss as faiss
-from rag.index.embed import lock_folder
+from rag.index.embed import lock_folder, seconds_embedding
 from rag.index.faiss_types import IndexType, add_rest, fill, new_index, train
 from rag.index.folder import DECODED, CorpusInfo, Index, Manifest
 from rag.index.passages import PassageStore
@@ -53,7 +53,8 @@ def build(
     with lock_folder(folder):
         _remove_leftovers(folder)
         store = PassageStore.open(folder / "passages")
-        seconds: dict[str, float] = {}
+        took = seconds_embedding(folder)
+        seconds: dict[str, float] = {} if took is None else {"embed": took}
         add = (
             _timed(seconds, "add"),
             progress_bar("building the index", len(store), "vectors", show=show_progress),

@@ -1,6 +1,7 @@
 """Section 2.2: every passage embedded once, d(z), in shards that can be made in parallel and resumed."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -108,11 +109,26 @@ def embed(
         done = sum(sizes[n] for n in starts if n not in missing)
         with progress_bar("embedding passages", sum(sizes.values()), "passages", done, show_progress) as bar:
             for number in missing:
+                began = time.perf_counter()
                 shard = _shard(store, encode, known, starts[number], sizes[number], batch_size, bar)
                 with write_aside(shard_file(folder / "vectors", number)) as aside, open(aside, "wb") as file:
                     np.save(file, shard, allow_pickle=False)
                 del shard  # or the next one would be made beside it
+                _took(folder, process_index, process_count, time.perf_counter() - began)
     return sum(sizes[n] for n in missing)
+
+
+def _took(folder: Path, process_index: int, process_count: int, seconds: float) -> None:
+    """Add up the seconds of this process, over all runs that were needed, beside the shards."""
+    path = folder / "vectors" / f"seconds-{process_index}-of-{process_count}.json"
+    before = read_json(path)["seconds"] if path.exists() else 0.0
+    write_json(path, {"seconds": before + seconds})
+
+
+def seconds_embedding(folder: Path) -> float | None:
+    """What the vectors in `folder` took, all processes together; None where that was not written down."""
+    files = sorted((folder / "vectors").glob("seconds-*-of-*.json"))
+    return sum(read_json(file)["seconds"] for file in files) if files else None
 
 
 def _agree(folder: Path, plan: dict[str, Any]) -> None:

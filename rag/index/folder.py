@@ -67,7 +67,8 @@ class Manifest:
     which is the same of vectors of unit length. search: the parameters in force (nprobe, ef_search, refine). recall:
     "1" … "100" → the share of the K best passages by exact search that this index finds, over the queries that
     `recall_queries` describes.
-    ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of each step of `build`.
+    ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of embedding, all processes
+    together, and of each step of `build`.
     files: name → bytes and SHA-256. vectors: how the true vectors came here: "encoded", or where they were taken
     from and how that was checked, or DECODED where there are none. type: the IndexType as it was asked for.
 

@@ -1,4 +1,4 @@
-"""A figure with its 95 % interval, by the bootstrap: draw the test set anew with replacement, many times.
+"""A metric with its 95 % interval, by the bootstrap: draw the test set anew with replacement, many times.
 
 The interval is the percentile bootstrap of Efron (1979): from the 2.5th to the 97.5th percentile of the
 statistic over the resampled test sets. The seed is fixed, so the same scores give the same interval.
@@ -17,7 +17,7 @@ DRAWS_AT_ONCE = 4_000_000  # indices in memory at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One figure of a report, a fraction from 0 to 1, with its 95 % interval."""
+    """One measured metric, a fraction from 0 to 1, with its 95 % interval."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Metric:
     per_example: np.ndarray = field(repr=False)  # (N,) in the examples' order; NaN where one was not judged
 
     def summary(self) -> dict[str, float | int]:
-        """The figure without the scores of single examples, as it goes into metrics.json."""
+        """The metric without the scores of single examples, as it goes into metrics.json."""
         return {"value": self.value, "low": self.low, "high": self.high, "count": self.count}
 
 
@@ -36,11 +36,11 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> tuple[float, float, float]:
-    """(value, low, high) of a figure that depends on the examples through means of per-example statistics.
+    """(value, low, high) of a metric that depends on the examples through means of per-example statistics.
 
     Args:
-        statistics: (N,) scores, whose mean is the figure, or (N, S) statistics of each example.
-        aggregate: takes means over (resampled) examples, (R, S), to figures (R,); a corpus score such as BLEU
+        statistics: (N,) scores, whose mean is the metric, or (N, S) statistics of each example.
+        aggregate: takes means over (resampled) examples, (R, S), to metrics (R,); a corpus score such as BLEU
             is computed from such means. By default the mean of the first column.
     Raises:
         ValueError: if there is no example, or a NaN among the statistics.
@@ -52,12 +52,12 @@ def bootstrap(
     table = table.reshape(count, -1)
     generator = np.random.default_rng(seed)
     rows = max(1, DRAWS_AT_ONCE // count)
-    figures = []
+    metrics = []
     for first in range(0, resamples, rows):
         drawn = generator.integers(0, count, size=(min(rows, resamples - first), count))
         means = np.stack([column[drawn].mean(axis=1) for column in table.T], axis=1)
-        figures.append(aggregate(means))
-    low, high = np.percentile(np.concatenate(figures), [2.5, 97.5])
+        metrics.append(aggregate(means))
+    low, high = np.percentile(np.concatenate(metrics), [2.5, 97.5])
     value = aggregate(table.mean(axis=0, keepdims=True))[0]
     return float(value), float(low), float(high)
 
@@ -76,10 +76,10 @@ def mean_with_interval(scores: ArrayLike) -> Metric:
 
 
 def jackknife(value: float, without: ArrayLike) -> tuple[float, float]:
-    """(low, high), 95 %, of a figure whose resampling would be wrong, by the jackknife (Efron 1982).
+    """(low, high), 95 %, of a metric whose resampling would be wrong, by the jackknife (Efron 1982).
 
-    For a figure that counts what is distinct: a bootstrap draws examples twice, and what they hold is then no longer
-    distinct. without: (N,) the figure with each example left out, N ≥ 2.
+    For a metric that counts what is distinct: a bootstrap draws examples twice, and what they hold is then no longer
+    distinct. without: (N,) the metric with each example left out, N ≥ 2.
     """
     left_out = np.asarray(without, dtype=np.float64)
     count = len(left_out)

@@ -3,7 +3,7 @@
 
 BLEU-1 is sacrebleu's, ROUGE-L Google's rouge-score. The paper does not say which implementations it used;
 MS-MARCO's own evaluation computes both by the COCO caption code (its ROUGE-L weighs recall higher, beta 1.2),
-whose figures differ from these.
+whose values differ from these.
 """
 
 import math

@@ -1,19 +1,28 @@
 """The demo's report: the paper's comparisons (Tables 1 and 6, figure 3, section 4.5) on the mini-wiki."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rag.files import read_json, write_aside, write_json
+from rag.metrics.record import Record, by_k, find, records_of, swap_cells, swap_pair
 from rag.reports import plots
 from rag.reports.page import table
 from rag.reports.plots import COLOURS, NAMES
+from rag.reports.result_table import NONE, count, interval, number
 from rag.reports.run_report import answers
 from rag.runs import git_commit, versions
 
-# What the demo is expected to reach: (figure, at least or at most, bound).
+RETRIEVES = ("rag_sequence", "rag_token", "frozen", "bm25")
+SWAPPED = ("rag_sequence", "rag_token")  # whose index is exchanged, and whose retriever is trained
+RECALL_AT = (1, 5, 20)
+Metrics = dict[str, list[Record]]  # of each model
+
+# What the demo is expected to reach: (metric, at least or at most, bound).
 TARGETS = [
     ("closed-book EM on its own training questions", "≥", 0.95),
     ("closed-book EM on unseen people", "≤", 0.05),
@@ -38,110 +47,140 @@ def gather(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]
         name: read_json(folder / "evaluation" / name / "result.json")
         for name in (*NAMES, "closed_book_train")
     }
-    closed = {"train_em": results["closed_book_train"]["em"], "test_em": results["closed_book"]["em"]}
-    report: dict[str, Any] = {"closed_book": closed}
-    for name in ("rag_token", "rag_sequence", "frozen", "bm25"):
-        report[name] = {key: results[name][key] for key in ("em", "f1", "recall", "em_by_k")}
-    # A frozen retriever retrieves what every variant retrieved before it was trained end to end.
-    report["recall_before"] = results["frozen"]["recall"]
-    report["hot_swap"] = {name: results[name]["hot_swap"] for name in ("rag_token", "rag_sequence")}
-    report |= {"seconds": seconds, "seed": seed, "commit": git_commit(), "versions": versions()}
-    report["questions"] = results["rag_sequence"]["questions"]
-    report["intervals"] = {name: results[name]["intervals"]["em"] for name in NAMES}
+    metrics = {name: records_of(result) for name, result in results.items()}
+    report: dict[str, Any] = {
+        "seconds": seconds,
+        "seed": seed,
+        "commit": git_commit(),
+        "versions": versions(),
+        "questions": results["rag_sequence"]["questions"],
+        "metrics": {name: [record.plain() for record in records] for name, records in metrics.items()},
+    }
     report["targets"] = [
-        {"figure": figure, "bound": f"{sign} {bound}", "value": value, "reached": reached(value, sign, bound)}
-        for (figure, sign, bound), value in zip(TARGETS, measured(report), strict=True)
+        {"metric": metric, "bound": f"{sign} {bound}", "value": value, "reached": reached(value, sign, bound)}
+        for (metric, sign, bound), value in zip(TARGETS, measured(metrics), strict=True)
     ]
     return report
+
+
+def metrics_of(report: dict[str, Any]) -> Metrics:
+    """The records of each model's evaluation."""
+    return {name: records_of({"metrics": records}) for name, records in report["metrics"].items()}
 
 
 def reached(value: float, sign: str, bound: float) -> bool:
     return value >= bound - 1e-9 if sign == "≥" else value <= bound + 1e-9
 
 
-def measured(report: dict[str, Any]) -> list[float]:
-    """The figures of TARGETS, in their order."""
-    token, sequence, frozen = report["rag_token"], report["rag_sequence"], report["frozen"]
-    before, swaps = report["recall_before"], report["hot_swap"].values()
+def value(records: Sequence[Record], metric: str, k: int | None = None) -> float:
+    """A metric at that K, without one at the evaluation's own; NaN where it could not be judged."""
+    record = find(records, metric, k)
+    return math.nan if record is None or record.value is None else record.value
+
+
+def measured(metrics: Metrics) -> list[float]:
+    """The values of TARGETS, in their order."""
+    token, sequence, frozen = metrics["rag_token"], metrics["rag_sequence"], metrics["frozen"]
+    swaps = {
+        (asked == indexed, record.value or 0.0)
+        for name in SWAPPED
+        for asked, row in swap_cells(metrics[name]).items()
+        for indexed, record in row.items()
+    }
+    # A frozen retriever retrieves what every variant retrieved before it was trained end to end.
+    before = value(frozen, "recall", 1)
     return [
-        round(value, 4)
-        for value in (
-            report["closed_book"]["train_em"],
-            report["closed_book"]["test_em"],
-            token["em"],
-            sequence["em"],
-            token["em"] - frozen["em"],
-            sequence["em"] - frozen["em"],
-            token["recall"]["1"] - before["1"],
-            sequence["recall"]["1"] - before["1"],
-            token["recall"]["5"],
-            sequence["recall"]["5"],
-            min(cells[cell] for cells in swaps for cell in ("AA", "BB")),
-            max(cells[cell] for cells in swaps for cell in ("AB", "BA")),
-            token["em_by_k"]["1"] - token["em_by_k"]["20"],
-            sequence["em_by_k"]["1"] - sequence["em_by_k"]["20"],
+        round(each, 4)
+        for each in (
+            value(metrics["closed_book_train"], "em"),
+            value(metrics["closed_book"], "em"),
+            value(token, "em"),
+            value(sequence, "em"),
+            value(token, "em") - value(frozen, "em"),
+            value(sequence, "em") - value(frozen, "em"),
+            value(token, "recall", 1) - before,
+            value(sequence, "recall", 1) - before,
+            value(token, "recall", 5),
+            value(sequence, "recall", 5),
+            min(each for matched, each in swaps if matched),
+            max(each for matched, each in swaps if not matched),
+            value(token, "em", 1) - value(token, "em", 20),
+            value(sequence, "em", 1) - value(sequence, "em", 20),
         )
     ]
 
 
-def rows_of(report: dict[str, Any]) -> list[list[str]]:
-    """The main table: model, EM with interval, F1, recall@1, 5, 20."""
+HEADER = ["model", "exact match", "95 % interval", "n", "F1", "recall@1", "recall@5", "recall@20"]
+
+
+def rows_of(metrics: Metrics) -> list[list[str]]:
+    """The main table: exact match with interval and n, F1, recall@1, 5, 20."""
     rows = []
     for name, label in NAMES.items():
-        low, high = report["intervals"][name]
-        if name == "closed_book":
-            figures = [f"{report[name]['test_em']:.3f}", f"{low:.2f}–{high:.2f}", "–", "–", "–", "–"]
-        else:
-            own = report[name]
-            figures = [f"{own['em']:.3f}", f"{low:.2f}–{high:.2f}", f"{own['f1']:.3f}"]
-            figures += [f"{own['recall'][k]:.3f}" for k in ("1", "5", "20")]
-        rows.append([label, *figures])
+        records = metrics[name]
+        em, f1 = find(records, "em"), find(records, "f1")
+        retrieved = [find(records, "recall", k) for k in RECALL_AT]
+        row = [label, *([number(em.value), interval(em), count(em)] if em else [NONE] * 3)]
+        rows.append([*row, *(number(each.value) if each else NONE for each in (f1, *retrieved))])
     return rows
 
 
-HEADER = ["model", "EM", "95 %", "F1", "recall@1", "recall@5", "recall@20"]
-
-
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Four panels: EM of each model, recall before and after, EM against K, hot-swap."""
-    figure, axes = plots.new_figure(11, 8, 2, 2)
+def plot(metrics: Metrics, path: Path) -> None:
+    """Four panels: exact match of each model, recall before and after, EM against K, hot-swap."""
+    figure, axes = plots.new_figure(11, 8.6, 2, 2)
     bars, recall, sweep, swap = axes.flat
 
-    names = list(NAMES)
-    values = [report[n]["test_em"] if n == "closed_book" else report[n]["em"] for n in names]
-    intervals = [report["intervals"][n] for n in names]
-    plots.interval_bars(bars, [NAMES[n] for n in names], values, intervals, [COLOURS[n] for n in names])
-    bars.set(xlabel="exact match (95 % interval)", title="Questions about unseen people")
+    names = list(NAMES)[::-1]
+    ems = [find(metrics[name], "em") for name in names]
+    known = [each if each else Record("em", None, "", 0.0, 0.0, 0.0, 0) for each in ems]
+    plots.interval_bars(
+        bars,
+        [NAMES[name] for name in names],
+        [each.value or 0.0 for each in known],
+        [(each.low or 0.0, each.high or 0.0) for each in known],
+        [COLOURS[name] for name in names],
+    )
+    over = ", ".join(sorted({count(each) for each in known}))
+    bars.set(xlabel="exact match (95 % interval)", title=f"Questions about unseen people (n = {over})")
 
-    ks = ["1", "5", "20"]
-    trained = {"before": report["recall_before"]}
-    trained |= {NAMES[n]: report[n]["recall"] for n in ("rag_token", "rag_sequence")}
-    shown = {label: [by_k[k] for k in ks] for label, by_k in trained.items()}
-    colours = [plots.GREY, COLOURS["rag_token"], COLOURS["rag_sequence"]]
-    plots.grouped_bars(recall, [f"recall@{k}" for k in ks], shown, colours)
+    shown = {"before": "frozen"} | {NAMES[name]: name for name in SWAPPED[::-1]}
+    found = {label: [value(metrics[name], "recall", k) for k in RECALL_AT] for label, name in shown.items()}
+    colours = [plots.GREY, *(COLOURS[name] for name in SWAPPED[::-1])]
+    plots.grouped_bars(recall, [f"recall@{k}" for k in RECALL_AT], found, colours)
     recall.set(ylabel="gold passage found", title="Retrieval before and after end-to-end training")
 
-    with_retrieval = ("rag_sequence", "rag_token", "frozen", "bm25")
-    plots.against_k(sweep, {name: report[name]["em_by_k"] for name in with_retrieval})
-    sweep.set(ylabel="exact match", title="More passages at test time (figure 3)")
+    lines = {name: by_k(metrics[name], "em") for name in RETRIEVES}
+    plots.against_k(
+        sweep,
+        {name: {k: each.value for k, each in line.items()} for name, line in lines.items()},
+        "exact match",
+    )
+    sweep.set_title("More passages at test time (figure 3)")
 
-    plots.swap_grid(swap, plots.cells_of(report["hot_swap"]["rag_sequence"], "AB"))
-    swap.set_title("Hot-swap: EM of RAG-Sequence (section 4.5)")
+    cells = swap_cells(metrics["rag_sequence"])
+    plots.swap_grid(swap, {a: {i: each.value for i, each in row.items()} for a, row in cells.items()})
+    swap.set_title("Hot-swap of RAG-Sequence: exact match")
     plots.save(figure, path)
 
 
 def markdown(report: dict[str, Any], predictions: Path) -> str:
     """report.md."""
+    metrics = metrics_of(report)
+    swapped = {name: swap_cells(metrics[name]) for name in SWAPPED[::-1]}
+    pairs = [(asked, indexed) for asked, row in swapped[SWAPPED[0]].items() for indexed in row]
+    ks = list(by_k(metrics["rag_sequence"], "em"))
+    judged = find(metrics["rag_sequence"], "em")
+    asked_about = next((each.n for each in metrics["rag_sequence"] if swap_pair(each)), None)
     lines = ["# The demo's report", ""]
     lines += [
         f"Trained from scratch, answers only in the stages with retrieval; {report['questions']} questions about "
         f"people who are never asked about in training. Seed {report['seed']}, commit {report['commit']}, "
         f"{report['seconds']['total']:,.0f} s in all.",
         "",
-        *table(HEADER, rows_of(report)),
+        *table(HEADER, rows_of(metrics)),
         "",
-        f"Closed-book BART answers {report['closed_book']['train_em']:.1%} of its own training questions and "
-        f"{report['closed_book']['test_em']:.1%} of those about anybody else.",
+        f"Closed-book BART answers {value(metrics['closed_book_train'], 'em'):.1%} of its own training questions and "
+        f"{value(metrics['closed_book'], 'em'):.1%} of those about anybody else.",
         "",
         "![exact match, recall, K and hot-swap](report.png)",
         "",
@@ -152,40 +191,36 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
         "## What was to be reached",
         "",
         *table(
-            ["figure", "bound", "value", "reached"],
+            ["metric", "bound", "value", "reached"],
             [
-                [t["figure"], t["bound"], f"{t['value']:.3f}", "yes" if t["reached"] else "**no**"]
+                [t["metric"], t["bound"], f"{t['value']:.3f}", "yes" if t["reached"] else "**no**"]
                 for t in report["targets"]
             ],
         ),
         "",
         "## Hot-swap",
         "",
-        "Exact match on institutions that are never asked about in training; every head differs between the editions.",
+        "Exact match on institutions that are never asked about in training; every head differs between the editions. "
+        f"n = {asked_about or 0:,}.",
         "",
         *table(
-            ["model", "A asked, A indexed", "A asked, B indexed", "B asked, A indexed", "B asked, B indexed"],
+            ["model", *(f"{asked} asked, {indexed} indexed" for asked, indexed in pairs)],
             [
-                [NAMES[n], *(f"{cells[c]:.3f}" for c in ("AA", "AB", "BA", "BB"))]
-                for n, cells in report["hot_swap"].items()
+                [NAMES[name], *(number(cells[asked][indexed].value) for asked, indexed in pairs)]
+                for name, cells in swapped.items()
             ],
         ),
         "",
-        "## Exact match against K",
+        f"## Exact match against K, n = {(judged.n if judged else None) or 0:,}",
         "",
         *table(
-            ["model", *(f"K = {k}" for k in report["rag_sequence"]["em_by_k"])],
-            [
-                [NAMES[n], *(f"{v:.3f}" for v in report[n]["em_by_k"].values())]
-                for n in ("rag_sequence", "rag_token", "frozen", "bm25")
-            ],
+            ["model", *(f"K = {k}" for k in ks)],
+            [[NAMES[name], *(f"{value(metrics[name], 'em', k):.3f}" for k in ks)] for name in RETRIEVES],
         ),
     ]
     lines += answers(predictions, report["questions"], NAMES["rag_sequence"])
     lines += ["", "## Seconds of each stage", ""]
-    lines += table(
-        ["stage", "seconds"], [[name, f"{value:,.1f}"] for name, value in report["seconds"].items()]
-    )
+    lines += table(["stage", "seconds"], [[name, f"{took:,.1f}"] for name, took in report["seconds"].items()])
     return "\n".join(lines) + "\n"
 
 
@@ -194,9 +229,9 @@ def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str
     before = folder / "report.json"
     if before.exists():  # stages that were skipped keep the seconds they took when they ran
         old = read_json(before)["seconds"]
-        seconds = {name: max(value, old.get(name, 0.0)) for name, value in seconds.items()}
+        seconds = {name: max(took, old.get(name, 0.0)) for name, took in seconds.items()}
     report = gather(folder, seed, seconds)
-    plot(report, folder / "report.png")
+    plot(metrics_of(report), folder / "report.png")
     with write_aside(folder / "report.md") as aside:
         predictions = folder / "evaluation" / "rag_sequence" / "predictions.jsonl"
         aside.write_text(markdown(report, predictions), encoding="utf-8")
@@ -204,15 +239,16 @@ def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str
 
     console = Console()
     shown = Table(
-        *HEADER, title=f"{report['questions']} questions about people never asked about in training"
+        *(Column(each, no_wrap=each == "model") for each in HEADER),
+        title=f"{report['questions']} questions about people never asked about in training",
     )
-    for row in rows_of(report):
+    for row in rows_of(metrics_of(report)):
         shown.add_row(*row)
     console.print(shown)
     for target in report["targets"]:
         if not target["reached"]:
             console.print(
-                f"not reached: {target['figure']} {target['value']:.3f}, {target['bound']} was to be shown"
+                f"not reached: {target['metric']} {target['value']:.3f}, {target['bound']} was to be shown"
             )
     print(f"{seconds['total']:,.0f} s; report in {folder / 'report.md'}")
     return report

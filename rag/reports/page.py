@@ -1,17 +1,17 @@
-"""What an analysis gives, and how it is written: a table, a figure, and the words and examples beside them."""
+"""What an analysis gives, and how it is written: a table, a picture, and the words and examples beside them."""
 
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from rag.files import write_aside
-from rag.reports import plots
+
+if TYPE_CHECKING:  # pandas and matplotlib are imported by what draws, not by what only writes a table
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Analysis:
 
     title: str
     text: str
-    table: pd.DataFrame
-    figure: Figure
-    examples: pd.DataFrame | None = None
+    table: "pd.DataFrame"
+    figure: "Figure"
+    examples: "pd.DataFrame | None" = None
 
     def markdown(self, picture: str, command: Sequence[str]) -> str:
-        """The page; `picture` is the address of the figure."""
+        """The page; `picture` is the address of the plot."""
         parts = [
             f"# {self.title}",
             "",
@@ -41,6 +41,8 @@ class Analysis:
 
     def write(self, folder: Path, name: str, command: Sequence[str]) -> Path:
         """Write `name`.png and `name`.md into `folder` and return the path of the latter."""
+        from rag.reports import plots
+
         plots.save(self.figure, folder / f"{name}.png")
         page = folder / f"{name}.md"
         with write_aside(page) as aside:
@@ -54,7 +56,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def of_frame(frame: pd.DataFrame) -> list[str]:
+def of_frame(frame: "pd.DataFrame") -> list[str]:
     """A table with its index as the first column, where that has a name."""
     if frame.index.name is not None:
         frame = frame.reset_index()
@@ -63,7 +65,7 @@ def of_frame(frame: pd.DataFrame) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """A figure as it stands in a table: three decimals, thousands apart, a dash where there is none."""
+    """A number as it stands in a table: three decimals, thousands apart, a dash where there is none."""
     if value is None or value != value:  # NaN
         return "–"
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -5,44 +5,26 @@ percent). A report gathers the finished evaluations under paths.outputs, puts th
 and PNG. Figures of systems that are not ours stand here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
-from matplotlib.transforms import Bbox  # noqa: E402
-
-from rag.errors import UserError  # noqa: E402
-from rag.files import read_json, write_aside  # noqa: E402
-from rag.runs import CONFIGS  # noqa: E402
+from rag.errors import UserError
+from rag.files import read_json, write_aside
+from rag.metrics.record import Record, by_k, records_of
+from rag.reports.page import table as markdown_table
+from rag.reports.paper_cells import Cell, cells_of
+from rag.reports.result_table import RETRIEVAL, label_of, own_k, percent, reads, signed, sweeps_of
+from rag.runs import CONFIGS
 
 EXPERIMENTS = CONFIGS / "experiment"
 NOT_RUN = "not run"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure of the paper that an experiment reproduces.
-
-    metric: where a result.json has it: "em", "title_hit@1", "hot_swap@20162018", "em_best_k" (a K, no percentage).
-    split: the paper's; instead: the split that stands for it where its answers are not public.
-    """
-
-    table: str
-    row: str
-    column: str
-    metric: str
-    split: str
-    value: float
-    instead: str = "dev"
-    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,18 +106,9 @@ class Found:
     folder: Path
     result: dict[str, Any]
 
-    def figure(self, metric: str) -> float | None:
-        """A figure in percent (a K as it is); None where this evaluation has none."""
-        name, _, k = metric.partition("@")
-        value = self.result.get(name)
-        value = value.get(k) if k and isinstance(value, dict) else value
-        if not isinstance(value, int | float):
-            return None
-        return value if metric.endswith("_best_k") else 100 * value
-
-    def interval(self, metric: str) -> tuple[float, float] | None:
-        low, high = (self.result["intervals"] | self.result["intervals_at"]).get(metric) or (None, None)
-        return None if low is None or high is None else (100 * low, 100 * high)
+    @cached_property
+    def records(self) -> list[Record]:
+        return records_of(self.result)
 
     @property
     def label(self) -> str:
@@ -143,11 +116,6 @@ class Found:
         notes = [self.result["split"]] if self.result["split"] != "test" else []
         notes += [f"{self.result['questions']:,} questions"] if self.result["limit"] is not None else []
         return ", ".join([*notes, *self.result["changed"]])
-
-
-def cells_of(nodes: Iterable[dict[str, Any]], experiment: str) -> list[Cell]:
-    """The cells of an experiment's `paper` node."""
-    return [Cell(**node, experiment=experiment) for node in nodes]
 
 
 def all_cells(table: str, folder: Path = EXPERIMENTS) -> list[Cell]:
@@ -165,7 +133,7 @@ def finished(outputs: Path) -> dict[str, list[Found]]:
     found: dict[str, list[Found]] = {}
     for file in sorted(outputs.rglob("result.json")):
         result = read_json(file)
-        if {"name", "split", "intervals_at", "changed"} <= set(result):
+        if {"name", "split", "questions", "changed"} <= set(result):
             found.setdefault(result["name"], []).append(Found(file.parent, result))
     return found
 
@@ -179,7 +147,7 @@ def best_of(cell: Cell, candidates: Sequence[Found]) -> Found | None:
     fit = [
         each
         for each in candidates
-        if each.result["split"] in (cell.split, cell.instead) and each.figure(cell.metric) is not None
+        if each.result["split"] in (cell.split, cell.instead) and cell.ours(each.records) is not None
     ]
 
     def rank(each: Found) -> tuple:
@@ -206,17 +174,16 @@ def matrix(
 
 def written(cell: Cell, found: Found | None) -> str:
     """ "44.5 | 43.9 | −0.6", with what has to be known in brackets."""
-    digits = 0 if cell.metric.endswith("_best_k") else 1
-    ours = None if found is None else found.figure(cell.metric)
+    digits = 0 if cell.is_k else 1
+    ours = None if found is None else cell.ours(found.records)
     if found is None or ours is None:
         return f"{cell.value:.{digits}f} | {NOT_RUN}"
+    record = None if cell.is_k else cell.record(found.records)
     label = found.label if cell.split == "test" or found.result["split"] != cell.split else ""
     label = label or ", ".join(found.result["changed"])
-    interval = found.interval(cell.metric)
-    spread = f" [{interval[0]:.1f}–{interval[1]:.1f}]" if interval else ""
     note = f" ({label})" if label else ""
-    difference = f"{ours - cell.value:+.{digits}f}".replace("-", "−")
-    return f"{cell.value:.{digits}f} | {ours:.{digits}f}{spread}{note} | {difference}"
+    value = f"{ours:.0f}" if record is None else percent(record)
+    return f"{cell.value:.{digits}f} | {value}{note} | {signed(ours - cell.value, digits)}"
 
 
 def lines_of(table: str, outputs: Path) -> tuple[Layout, list[list[str]], list[str]]:
@@ -243,11 +210,11 @@ def lines_of(table: str, outputs: Path) -> tuple[Layout, list[list[str]], list[s
 
 
 def describe(found: Found) -> str:
-    """One line on where a figure comes from."""
+    """One line on where a number comes from."""
     result = found.result
     hours = result.get("training_seconds")
     parts = [
-        f"{result['split']}, {result['questions']:,} questions, K = {result['n_docs']}",
+        f"{result['split']}, {result['questions']:,} questions, {reads(own_k(result))}",
         f"seed {result['seed']}, commit {result['commit']}, {result['device']}",
         *([f"trained in {hours / 3600:.1f} h"] if hours else []),
         *([f"with {', '.join(result['changed'])}"] if result["changed"] else []),
@@ -256,92 +223,59 @@ def describe(found: Found) -> str:
 
 
 def markdown(layout: Layout, rows: list[list[str]], runs: list[str]) -> str:
-    """The table in Markdown, each cell as paper / ours [95 %] / difference, in percent."""
-    header = ["", *layout.columns]
-    table = [header, ["---"] * len(header), *([cell.replace(" | ", " / ") for cell in row] for row in rows)]
-    lines = [f"# {layout.title}", "", "paper / ours [95 %] / difference; other systems: paper alone.", ""]
-    lines += [f"| {' | '.join(row)} |" for row in table]
+    """The table in Markdown, each cell as paper / ours [95 %], n / difference, in percent."""
+    lines = [f"# {layout.title}", "", "paper / ours [95 %], n / difference; other systems: paper alone.", ""]
+    lines += markdown_table(["", *layout.columns], [[c.replace(" | ", " / ") for c in row] for row in rows])
     lines += ["", "Runs:", *(f"- {run}" for run in runs)] if runs else ["", "No run is finished yet."]
     return "\n".join(lines) + "\n"
 
 
-def plot(layout: Layout, rows: list[list[str]], path: Path) -> None:
-    """The table as a picture: paper, ours and difference under one another in each cell."""
-    text = [[row[0], *(cell.replace(" | ", "\n") for cell in row[1:])] for row in rows]
-    width = 2.6 + 1.75 * len(layout.columns)
-    figure, axis = plt.subplots(figsize=(width, 1.1 + 0.62 * len(rows)), layout="constrained")
-    axis.axis("off")
-    axis.set_title(f"{layout.title}\npaper, ours, difference", fontsize=11)
-    table = axis.table(cellText=text, colLabels=["", *layout.columns], cellLoc="center", bbox=Bbox.unit())
-    table.auto_set_font_size(False)
-    for (row, column), cell in table.get_celld().items():
-        cell.set_fontsize(9 if row == 0 or column == 0 else 7.5)
-        cell.set_edgecolor("#CCCCCC")
-        if row > 0 and column > 0 and NOT_RUN in text[row - 1][column]:
-            cell.get_text().set_color("#888888")
-    with write_aside(path) as aside:
-        figure.savefig(aside, dpi=150, format="png")
-    plt.close(figure)
+Curves = dict[str, dict[str, dict[int, float]]]
 
 
-def sweeps(outputs: Path) -> dict[str, dict[str, dict[int, float]]]:
-    """{experiment: {measure: {K: percent}}} of the finished evaluations of figure 3, what was retrieved included."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+def sweeps(outputs: Path) -> Curves:
+    """{experiment: {metric: {K: percent}}} of the finished evaluations of figure 3, what was retrieved included."""
+    found: Curves = {}
     for name, each in finished(outputs).items():
         if name.startswith("figure3/"):
-            result = max(each, key=lambda one: one.result["questions"]).result
-            curves = {key: value for key, value in result.items() if key.endswith(("_by_k", "recall"))}
-            found[name] = {
-                key.removesuffix("_by_k"): {int(k): 100 * v for k, v in by_k.items() if v is not None}
-                for key, by_k in curves.items()
+            records = max(each, key=lambda one: one.result["questions"]).records
+            metrics = sweeps_of(records) | {name: by_k(records, name) for name in RETRIEVAL}
+            found[name.removeprefix("figure3/")] = {
+                metric: {k: 100 * record.value for k, record in of_one.items() if record.value is not None}
+                for metric, of_one in metrics.items()
+                if of_one
             }
     return found
 
 
-def plot_sweeps(curves: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
-    """Figure 3: every measure against K, a line for each experiment."""
-    measures = list(dict.fromkeys(name for of_one in curves.values() for name in of_one))
-    width = 1.0 + 3.6 * max(1, len(measures))
-    figure, axes = plt.subplots(
-        1, max(1, len(measures)), figsize=(width, 3.6), layout="constrained", squeeze=False
-    )
-    for axis, measure in zip(axes[0], measures or [NOT_RUN], strict=True):
-        for experiment, of_one in curves.items():
-            if measure in of_one:
-                ks = sorted(of_one[measure])
-                label = experiment.removeprefix("figure3/")
-                axis.plot(ks, [of_one[measure][k] for k in ks], marker="o", markersize=3, label=label)
-        axis.set(xlabel="passages at test, K", ylabel="%", title=measure)
-        if measures:
-            axis.legend(fontsize=7, frameon=False)
-    with write_aside(path) as aside:
-        figure.savefig(aside, dpi=150, format="png")
-    plt.close(figure)
-
-
-def sweep_lines(curves: dict[str, dict[str, dict[int, float]]]) -> list[str]:
+def sweep_lines(curves: Curves) -> list[str]:
     """The curves in numbers, in Markdown."""
     lines = []
-    for experiment, measures in curves.items():
-        ks = sorted({k for by_k in measures.values() for k in by_k})
-        rows = [[experiment, *(f"K = {k}" for k in ks)], ["---"] * (len(ks) + 1)]
-        rows += [
-            [name, *(f"{by_k[k]:.1f}" if k in by_k else "–" for k in ks)] for name, by_k in measures.items()
+    for experiment, metrics in curves.items():
+        ks = sorted({k for of_one in metrics.values() for k in of_one})
+        rows = [
+            [label_of(name), *(f"{of_one[k]:.1f}" if k in of_one else "–" for k in ks)]
+            for name, of_one in metrics.items()
         ]
-        lines += ["", *(f"| {' | '.join(row)} |" for row in rows)]
+        lines += ["", *markdown_table([experiment, *(f"K = {k}" for k in ks)], rows)]
     return lines
 
 
 def write_table(table: str, outputs: Path, folder: Path) -> None:
     """Gather a table, print it, and write <table>.md and <table>.png into `folder`."""
+    from rag.reports import plots
+
     layout, rows, runs = lines_of(table, outputs)
     text = markdown(layout, rows, runs)
     if table == "figure3":
         curves = sweeps(outputs)
         text += "\n".join(sweep_lines(curves)) + "\n" if curves else ""
-        plot_sweeps(curves, folder / f"{table}.png")
+        figure = plots.sweeps(curves)
     else:
-        plot(layout, rows, folder / f"{table}.png")
+        split = [[row[0], *(cell.replace(" | ", "\n") for cell in row[1:])] for row in rows]
+        title = f"{layout.title}\npaper, ours [95 %] with n, difference, in percent"
+        figure = plots.text_table(title, ["", *layout.columns], split, NOT_RUN)
+    plots.save(figure, folder / f"{table}.png")
     shown = Table("", *layout.columns, title=f"{layout.title}: paper, ours, difference", show_lines=True)
     for row in rows:
         shown.add_row(*(cell.replace(" | ", "\n") for cell in row))

@@ -1,7 +1,8 @@
-"""What every figure here is drawn with: the colours, and one function a kind of plot.
+"""What every picture is drawn with: the colours, and one function a kind of plot.
 
 Each function draws on axes that it is given. Colours are Okabe and Ito's, which the colour-blind can tell apart;
-lines differ in their marker as well. Figures are made without pyplot, so that nothing is kept between them.
+lines differ in their marker and width as well, so that one that lies on another is still seen, and legends stand
+below the axes, where no curve is. Pictures are made without pyplot, so that nothing is kept between them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from rag.files import write_aside
+from rag.reports.contrast import text_on
+from rag.reports.result_table import label_of as metric_label
 
 PALETTE = ("#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#D55E00", "#F0E442", "#000000")
 GREY = "#999999"
 MARKERS = "os^vDPX*"
-# The models of the paper's comparisons keep their name, colour and marker in all figures.
+# The models of the paper's comparisons keep their name, colour and marker in all pictures.
 COLOURS = {
     "closed_book": GREY,
     "bm25": "#E69F00",
@@ -33,8 +37,7 @@ NAMES = {
     "rag_token": "RAG-Token",
     "rag_sequence": "RAG-Sequence",
 }
-# From white to a blue on which white figures can still be read.
-BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#0072B2"])
+BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#08306B"])
 DPI = 120
 
 
@@ -81,6 +84,7 @@ def interval_bars(
         axes.text(value + error + 0.02, position, f"{value:.2f}", va="center")
     axes.set_xlim(0, 1.15)
     axes.set_xticks(np.arange(0, 1.01, 0.2))
+    _thin(axes, len(values))
 
 
 def grouped_bars(
@@ -100,29 +104,109 @@ def grouped_bars(
     axes.legend(loc="upper left", ncols=min(3, len(series)), frameon=False, fontsize=9)
 
 
-def against_k(axes: Axes, curves: Mapping[str, Mapping[str, float]]) -> None:
-    """Scores from 0 to 1 against the number of passages K: {model: {"1": …, "5": …}}, one line a model."""
-    for number, (name, by_k) in enumerate(curves.items()):
-        axes.plot([int(k) for k in by_k], list(by_k.values()), label=label_of(name), **style_of(name, number))
-    shown = sorted({int(k) for by_k in curves.values() for k in by_k})
+def shares(axes: Axes, label: str) -> None:
+    """The y axis of values from 0 to 1, with room for the markers at both ends."""
+    axes.set_ylim(-0.03, 1.05)
+    axes.set_yticks(np.arange(0, 1.01, 0.2))
+    axes.set_ylabel(label)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def legend_below(axes: Axes, entries: int) -> None:
+    """The legend under the x axis, in two columns; none for a single entry that says nothing."""
+    columns = 1 if entries == 1 else 2
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, frameon=False, fontsize=9)
+
+
+def _thin(axes: Axes, bars: int) -> None:
+    """Room for four horizontal bars, so that one alone is not as high as the picture."""
+    beside = max(0.0, (4 - bars) / 2)
+    axes.set_ylim(-0.5 - beside, bars - 0.5 + beside)
+
+
+def _line(number: int, count: int) -> dict[str, float]:
+    """Width and marker of one of `count` lines: those drawn later are thinner, and lie on the earlier ones."""
+    later = number / max(1, count - 1)
+    return {"linewidth": 3.2 - 1.9 * later, "markersize": 9 - 4.5 * later}
+
+
+def against_k(
+    axes: Axes, lines: Mapping[str, Mapping[int, float | None]], label: str = "share of questions"
+) -> None:
+    """Values from 0 to 1 against the number of passages K: {model: {1: …, 5: …}}, one line a model."""
+    lines = {name: {k: v for k, v in of_one.items() if v is not None} for name, of_one in lines.items()}
+    lines = {name: of_one for name, of_one in lines.items() if of_one}
+    shares(axes, label)
+    if not lines:
+        return
+    shown = sorted({k for of_one in lines.values() for k in of_one})
+    beside = (shown[-1] / shown[0]) ** 0.008  # by how much the markers of two lines at one K are set apart
+    for number, (name, of_one) in enumerate(lines.items()):
+        style = style_of(name, number) | _line(number, len(lines))
+        places = [k * beside ** (number - (len(lines) - 1) / 2) for k in of_one]
+        axes.plot(places, list(of_one.values()), label=label_of(name), **style)
     axes.set_xscale("log")
     axes.set_xticks(shown, [str(k) for k in shown])
     axes.minorticks_off()
-    axes.set(ylim=(0, 1.02), xlabel="passages retrieved, K (logarithmic)")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    axes.set_xlabel("passages, K (logarithmic)")
+    legend_below(axes, len(lines))
 
 
 def curves(axes: Axes, steps: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """Figures against training steps: {name: (steps, values)}, one line each."""
+    """Values against training steps: {name: (steps, values)}, one line each; bars where each has one value only."""
+    if all(len(values) == 1 for _, values in steps.values()):
+        bars(axes, {name: values[0] for name, (_, values) in steps.items()}, "{:.3g}")
+        return
     for number, (name, (places, values)) in enumerate(steps.items()):
         points = MARKERS[number % len(MARKERS)] if len(values) < 40 else ""
-        axes.plot(
-            places, values, marker=points, markersize=4, label=name, color=PALETTE[number % len(PALETTE)]
-        )
+        style: dict[str, Any] = _line(number, len(steps)) if points else {"linewidth": 1.5}
+        axes.plot(places, values, marker=points, label=name, color=PALETTE[number % len(PALETTE)], **style)
     axes.set_xlabel("training step")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
+    legend_below(axes, len(steps))
+
+
+def bars(axes: Axes, values: Mapping[str, float], form: str) -> None:
+    """Horizontal bars from 0, the first on top, each with its value."""
+    axes.barh(range(len(values)), list(values.values()), color=PALETTE[0], height=0.65)
+    axes.set_yticks(range(len(values)), list(values))
+    _thin(axes, len(values))
+    axes.invert_yaxis()
+    largest = max([0.0, *(value for value in values.values() if np.isfinite(value))])
+    for place, value in enumerate(values.values()):
+        axes.text(max(value, 0) + 0.02 * largest, place, form.format(value), va="center")
+    axes.set_xlim(0, 1.2 * largest or 1.0)
+
+
+def sweeps(measured: Mapping[str, Mapping[str, Mapping[int, float]]]) -> Figure:
+    """Figure 3: a panel for each metric against K, in percent, a line for each experiment."""
+    names = list(dict.fromkeys(name for of_one in measured.values() for name in of_one))
+    figure, axes = new_figure(max(4.8, 4.2 * len(names)), 3.8, columns=max(1, len(names)))
+    for axis, name in zip(axes[0], names, strict=False):
+        lines = {key: of_one[name] for key, of_one in measured.items() if name in of_one}
+        against_k(axis, {key: {k: v / 100 for k, v in each.items()} for key, each in lines.items()}, "share")
+        axis.set_title(metric_label(name))
+    if not names:
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, "no run is finished yet", ha="center", va="center")
+    return figure
+
+
+def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], pale: str) -> Figure:
+    """A table of text; cells that hold `pale` are grey."""
+    figure, axes = new_figure(2.6 + 1.9 * (len(header) - 1), 1.1 + 0.66 * len(rows))
+    only = axes[0, 0]
+    only.set_axis_off()
+    only.set_title(title, fontsize=11)
+    cells = [list(row) for row in rows]
+    table = only.table(cellText=cells, colLabels=list(header), cellLoc="center", bbox=Bbox.unit())
+    table.auto_set_font_size(False)
+    for (row, column), cell in table.get_celld().items():
+        cell.set_fontsize(9 if row == 0 or column == 0 else 7.5)
+        cell.set_edgecolor("#CCCCCC")
+        if row > 0 and column > 0 and pale in cells[row - 1][column]:
+            cell.get_text().set_color("#767676")
+    return figure
 
 
 def grid(
@@ -134,12 +218,12 @@ def grid(
     largest: float = 1.0,
     fontsize: float = 9,
 ) -> Any:
-    """A heat map from 0 (white) to `largest` (blue) with the figure in each cell; returns the image."""
+    """A heat map from 0 (white) to `largest` (blue) with the number in each cell; returns the image."""
     values = np.asarray(values, dtype=float)
     image = axes.imshow(values, vmin=0, vmax=largest or 1.0, cmap=BLUES, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = "white" if value > 0.55 * largest else "black"
+            colour = text_on(image.cmap(image.norm(value)))
             text = form.format(value)
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
     axes.set_xticks(range(len(columns)), list(columns))
@@ -148,18 +232,16 @@ def grid(
     return image
 
 
-def swap_grid(axes: Axes, cells: Mapping[str, Mapping[str, float]]) -> None:
+def swap_grid(axes: Axes, cells: Mapping[str, Mapping[str, float | None]]) -> None:
     """Section 4.5's 2 × 2 of exact match: {edition asked about: {edition indexed: …}}."""
     indexed = list(next(iter(cells.values())))
+    values = [
+        [np.nan if of_one[name] is None else of_one[name] for name in indexed] for of_one in cells.values()
+    ]
     grid(
         axes,
-        [[own[name] for name in indexed] for own in cells.values()],
-        [f"asked about {name}" for name in cells],
+        values,
+        [f"asked\nabout {name}" for name in cells],
         [f"edition {name} indexed" for name in indexed],
         fontsize=16,
     )
-
-
-def cells_of(by_pair: dict[str, float], editions: Sequence[str]) -> dict[str, dict[str, float]]:
-    """{"AB": …}, asked and indexed, as {asked: {indexed: …}}."""
-    return {asked: {indexed: by_pair[asked + indexed] for indexed in editions} for asked in editions}

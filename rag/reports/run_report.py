@@ -1,10 +1,10 @@
 """report.md and report.png of whatever train.py, evaluate.py or build_index.py finished, in its own folder.
 
-    training    the last figures, and the curves of metrics.csv
-    evaluation  figures with their intervals beside the paper's, exact match and recall against K, hot-swap, ten answers
+    training    the last metrics, and the curves of metrics.csv
+    evaluation  metrics with intervals and n beside the paper's, more passages, hot-swap, ten answers
     index       recall against exact search, milliseconds a query, seconds and bytes
 
-Each page ends with the command that made it. Nothing is measured here: the figures are those of result.json,
+Each page ends with the command that made it. Nothing is measured here: the numbers are those of result.json,
 metrics.csv and manifest.json. Matplotlib is imported once there is something to draw, not when a script starts.
 """
 
@@ -17,6 +17,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rag.files import read_json, write_aside
+from rag.metrics.record import BM25, by_k, records_of, swap_cells, swap_pair, training_metrics
+from rag.reports import result_table
+from rag.reports.page import cell, escaped, table
+from rag.reports.paper_cells import cells_of
 from rag.runs import PROJECT, provenance
 
 ANSWERS = 10  # questions shown of an evaluation
@@ -46,47 +50,73 @@ def write_run_report(folder: str | Path) -> Path:
 
 
 def _training(folder: Path) -> tuple[list[str], Any]:
-    from rag.reports.page import cell, table
-
     run, result, config = read_json(folder / "run.json"), read_json(folder / "result.json"), _config(folder)
     steps, seconds = result["steps"], result["training_seconds"]
     speed = f", {steps / seconds:.2f} steps a second" if seconds else ""
     lines = [f"# {config['name']}", "", f"{steps:,} steps in {seconds:,.0f} s{speed}; seed {config['seed']}."]
     if best := config.get("monitor"):
-        lines += ["", f"The weights are those of the best {best}; the figures are the last step's."]
-    lines += ["", *table(["figure", "value"], [[name, cell(v)] for name, v in result["figures"].items()])]
-    figure = _curves(folder)
+        lines += ["", f"The weights are those of the best {best}; the metrics are the last step's."]
+    rows = [[name, cell(value)] for name, value in training_metrics(result).items()]
+    lines += ["", *table(["metric", "value"], rows)]
+    figure, shown = _curves(folder)
     if figure is not None:
-        lines += ["", "![figures against training steps](report.png)"]
+        lines += ["", f"![{', '.join(shown)}, against training steps](report.png)"]
     return [*lines, *_made_by(run)], figure
 
 
-def _curves(folder: Path) -> Any:
-    """The figures of metrics.csv against steps, losses and dev's scores and the others apart; None without any."""
+def _curves(folder: Path) -> tuple[Any, list[str]]:
+    """The metrics of metrics.csv against steps, a panel for each unit, with the panels' labels; None without any."""
     from rag.reports import plots
 
-    series = curves(folder)
-    panels = {
-        "loss, nats": {n: s for n, s in series.items() if "loss" in n or "nll" in n},
-        "score on dev": {n: s for n, s in series.items() if n.startswith("dev/")},
-        "share, or nats of entropy": {
-            n: s for n, s in series.items() if n.startswith("train/") and "loss" not in n and "nll" not in n
-        },
-    }
-    panels = {label: own for label, own in panels.items() if own}
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for name, series in curves(folder).items():
+        unit = _unit(name, series[1])
+        if name.startswith(("train/", "dev/")) and (unit != LEFT_OUT or any(series[1])):
+            panels.setdefault(unit, {})[name] = series
     if not panels:
-        return None
-    figure, axes = plots.new_figure(4.6 * len(panels), 3.6, columns=len(panels))
-    for axis, (label, own) in zip(axes[0], panels.items(), strict=True):
-        plots.curves(axis, own)
-        axis.set_ylabel(label)
-        if label == "score on dev":
-            axis.set_ylim(0, 1.02)
-    return figure
+        return None, []
+    ordered = {label: panels[label] for label in sorted(panels, key=_order)}
+    columns = 2 if len(ordered) == 4 else min(3, len(ordered))
+    rows = -(-len(ordered) // columns)
+    figure, axes = plots.new_figure(4.8 * columns, 4.0 * rows, rows, columns)
+    for axis, (label, series) in zip(axes.flat, ordered.items(), strict=False):
+        single = all(len(values) == 1 for _, values in series.values())
+        if label == "share" and not single:
+            plots.shares(axis, label)
+        plots.curves(axis, series)
+        axis.set(**{"xlabel" if single else "ylabel": label})
+    for axis in axes.flat[len(ordered) :]:
+        axis.set_axis_off()
+    return figure, list(ordered)
+
+
+# The units of what training logs; what is none of these and lies between 0 and 1 is a share.
+LEFT_OUT = "examples left out"  # most often none
+_UNITS = {
+    "loss": "loss, nats",
+    "nll": "loss, nats",
+    "entropy": "entropy of retrieval, nats",
+    "rank": "rank",
+    "norm": "norm of the gradient",
+    "left_out": LEFT_OUT,
+    "without_negatives": LEFT_OUT,
+}
+
+
+def _unit(name: str, values: list[float]) -> str:
+    for part, unit in _UNITS.items():
+        if part in name:
+            return unit
+    return "share" if all(0 <= value <= 1 for value in values) else "value"
+
+
+def _order(label: str) -> tuple[int, str]:
+    first = ("loss, nats", "share")
+    return (first.index(label) if label in first else len(first), label)
 
 
 def curves(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """{figure: (steps, values)} of a run's CSV files; where an interrupted run did a step twice, the later counts."""
+    """{metric: (steps, values)} of a run's CSV files; where an interrupted run did a step twice, the later counts."""
     import pandas as pd
 
     files = sorted(folder.glob("metrics-*.csv"), key=lambda file: int(file.stem.split("-")[1]))
@@ -107,145 +137,101 @@ def curves(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def _evaluation(folder: Path) -> tuple[list[str], Any]:
-    from rag.reports.page import cell, table
-
     run, result, config = read_json(folder / "run.json"), read_json(folder / "result.json"), _config(folder)
     lines = [
         f"# {config['name']} on {config['split']}",
         "",
-        f"{result['questions']:,} questions, K = {result['n_docs']}, checkpoint {_short(config['checkpoint'])}.",
-        "",
-        *_figures(result, config),
+        f"{result['questions']:,} questions, {result_table.reads(result_table.own_k(result))}, "
+        f"checkpoint {_short(config['checkpoint'])}.",
     ]
     if "index" in result:
         index = result["index"]
         lines += ["", f"Index: {index['type']}, {index['passages']:,} passages."]
-    lines += _recalls(result)
-    if sweeps := sweeps_of(result):
-        header = ["figure", *(f"K = {k}" for k in next(iter(sweeps.values())))]
-        rows = [[name, *(cell(value) for value in by_k.values())] for name, by_k in sweeps.items()]
-        lines += ["", "## More passages at test time", "", *table(header, rows)]
-    if "hot_swap" in result:
-        from rag.reports import plots
-
-        cells = plots.cells_of(result["hot_swap"], list(config["hot_swap"]["editions"]))
-        indexed = [f"{name} indexed" for name in cells]
-        rows = [[name, *(cell(float(value)) for value in own.values())] for name, own in cells.items()]
-        lines += ["", "## Hot-swap: exact match", "", *table(["asked about", *indexed], rows)]
-    figure = _scores(result, config)
+    cells = cells_of(config.get("paper") or [], config["name"])
+    for section in result_table.sections(result, cells):
+        lines += ["", f"## {section.title}", ""]
+        if section.title == "Retrieval":
+            looked_for = {each.metric for each in records_of(result)} & set(result_table.RETRIEVAL)
+            lines += [f"{_looked_for(looked_for)} among the first K.", ""]
+        lines += result_table.markdown(section)
+    figure, shown = _scores(result, config)
     if figure is not None:
-        lines += ["", "![scores, recall, exact match against K, hot-swap](report.png)"]
+        lines += ["", f"![{', '.join(shown)}](report.png)"]
     if (folder / "predictions.jsonl").exists():  # a bi-encoder answers nothing
         lines += answers(folder / "predictions.jsonl", result["questions"], config["name"])
     return [*lines, *_made_by(run)], figure
 
 
-def _figures(result: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
-    """The metrics with their intervals, beside the paper's where the experiment names them (its `paper` node)."""
-    from rag.reports.page import cell, table
-
-    nodes = sorted(config.get("paper") or [], key=lambda node: node["split"] == config["split"])
-    paper = {node["metric"]: node for node in nodes}  # this split's before another's
-    header = ["figure", "value", "95 % interval", *(["paper", "difference"] if paper else [])]
-    rows, intervals = [], result["intervals"] | result.get("intervals_at", {})
-    for name in dict.fromkeys([*result["intervals"], *paper]):
-        metric, _, key = name.partition("@")
-        value = result.get(metric)
-        value = value.get(key) if isinstance(value, dict) else value
-        if value is None:
-            continue
-        low, high = intervals.get(name, (None, None))
-        row = [name, cell(float(value)), "–" if low is None else f"{low:.3f} – {high:.3f}"]
-        if node := paper.get(name):
-            of = "" if node["split"] == config["split"] else f" ({node['split']})"
-            row += [f"{node['value'] / 100:.3f}{of}", f"{value - node['value'] / 100:+.3f}"]
-        elif paper:
-            row += ["", ""]
-        rows.append(row)
-    return table(header, rows) if rows else []
+def _looked_for(metrics: set[str]) -> str:
+    wanted = [name for name in result_table.RETRIEVAL if name in metrics]
+    return "; ".join(f"{result_table.label_of(name)}: {result_table.RETRIEVAL[name]}" for name in wanted)
 
 
-def sweeps_of(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """{metric: {K: …}} of the evaluations with several K (figure 3)."""
-    return {name.removesuffix("_by_k"): by_k for name, by_k in result.items() if name.endswith("_by_k")}
-
-
-def _recalls(result: Mapping[str, Any]) -> list[str]:
-    from rag.reports.page import cell, table
-
-    kinds = [kind for kind in ("recall", "answer_recall") if kind in result]
-    if not kinds:
-        return []
-    lines = [
-        "",
-        "## Retrieval",
-        "",
-        "recall: a gold passage among the first K; answer_recall: one that contains an answer.",
-    ]
-    header = ["K", *kinds, *(f"BM25, {kind}" for kind in kinds if kind in result.get("bm25", {}))]
-    rows = []
-    for k in result[kinds[0]]:
-        own = [result[kind].get(k) for kind in kinds]
-        own += [result["bm25"][kind].get(k) for kind in kinds if kind in result.get("bm25", {})]
-        rows.append([k, *map(cell, own)])
-    return [*lines, "", *table(header, rows)]
-
-
-def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> Any:
-    """One panel for each of scores, recall, exact match against K and hot-swap that was measured."""
+def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> tuple[Any, list[str]]:
+    """A panel for each of answers, retrieval, metrics against K and hot-swap that was measured, and their titles."""
     from rag.reports import plots
 
     name = Path(config["checkpoint"]).name
+    records, own = records_of(result), result_table.own_k(result)
+    swept = result_table.sweeps_of(records)
+    cells = swap_cells(records)
+    scored = [
+        each
+        for each in records
+        if each.metric not in result_table.RETRIEVAL and each.k in (None, own) and not swap_pair(each)
+    ]
+    scored = [each for each in scored if each.value is not None and each.low is not None]
+    retrieved: dict[str, dict[int, float | None]] = {}
+    for condition, of in ((None, ""), (BM25, "BM25: ")):
+        for metric, looked_for in result_table.RETRIEVAL.items():
+            if found := by_k(records, metric, condition):
+                retrieved[f"{of}{looked_for}"] = {k: each.value for k, each in found.items()}
 
     def scores(axis: Any) -> None:
-        names = [name for name, (low, _) in result["intervals"].items() if low is not None][::-1]
-        own = [result[each] for each in names]
-        plots.interval_bars(
-            axis,
-            names,
-            own,
-            [result["intervals"][n] for n in names],
-            [plots.style_of(name, 0)["color"]] * len(names),
-        )
-        axis.set(
-            xlabel="score (95 % interval)", title=f"{result['questions']:,} questions, K = {result['n_docs']}"
-        )
-
-    def recall(axis: Any) -> None:
-        kinds = {"recall": "gold passage", "answer_recall": "an answer"}
-        by_k = {f"{what} among K": result[kind] for kind, what in kinds.items() if kind in result}
-        bm25 = result.get("bm25", {})
-        by_k |= {f"BM25: {what}": bm25[kind] for kind, what in kinds.items() if kind in bm25}
-        plots.against_k(axis, by_k)
-        axis.set(ylabel="share of questions", title="Retrieval")
+        shown = scored[::-1]
+        labels = [result_table.name_of(each, own).replace(", ", ",\n") for each in shown]
+        labels = [
+            f"{label}\nn = {each.n:,}" if each.n is not None else label
+            for label, each in zip(labels, shown, strict=True)
+        ]
+        intervals = [(each.low or 0.0, each.high or 0.0) for each in shown]
+        colours = [plots.style_of(name, 0)["color"]] * len(shown)
+        plots.interval_bars(axis, labels, [each.value or 0.0 for each in shown], intervals, colours)
+        axis.set_xlabel("value with 95 % interval")
 
     def sweep(axis: Any) -> None:
-        plots.against_k(axis, sweeps_of(result))
-        axis.set(ylabel="score", title="More passages at test time")
+        lines = {result_table.label_of(m): {k: r.value for k, r in each.items()} for m, each in swept.items()}
+        plots.against_k(axis, lines, "value")
 
-    def swap(axis: Any) -> None:
-        plots.swap_grid(axis, plots.cells_of(result["hot_swap"], list(config["hot_swap"]["editions"])))
-        axis.set_title("Hot-swap: exact match")
-
-    judged = [result[each] for each, (low, _) in result["intervals"].items() if low is not None]
-    panels = [scores] if judged and all(0 <= each <= 1 for each in judged) else []
-    panels += [recall] if {"recall", "answer_recall"} & result.keys() else []
-    panels += [sweep] if sweeps_of(result) else []
-    panels += [swap] if "hot_swap" in result else []
+    draw = {
+        f"Answers, {result_table.reads(own)}": scores
+        if scored and all(0 <= (each.value or 0) <= 1 for each in scored)
+        else None,
+        "Retrieved among K": (lambda axis: plots.against_k(axis, retrieved)) if retrieved else None,
+        "More passages at test time": sweep if swept else None,
+        "Hot-swap: exact match": (
+            lambda axis: plots.swap_grid(
+                axis, {asked: {i: each.value for i, each in row.items()} for asked, row in cells.items()}
+            )
+        )
+        if cells
+        else None,
+    }
+    panels = {title: panel for title, panel in draw.items() if panel is not None}
     if not panels:
-        return None
+        return None, []
     columns = 2 if len(panels) == 4 else len(panels)
     rows = len(panels) // columns
-    figure, axes = plots.new_figure(4.8 * columns, 3.8 * rows, rows, columns)
-    for axis, draw in zip(axes.flat, panels, strict=True):
-        draw(axis)
-    return figure
+    figure, axes = plots.new_figure(5.2 * columns, 4.2 * rows, rows, columns)
+    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=True):
+        panel(axis)
+        axis.set_title(title)
+    return figure, list(panels)
 
 
 def answers(predictions: Path, questions: int, name: str) -> list[str]:
     """Ten questions, evenly from the whole set, with what was answered and the passages behind it."""
     from rag.metrics.qa import exact_match
-    from rag.reports.page import escaped, table
 
     step = max(1, questions // ANSWERS)
     with open(predictions, encoding="utf-8") as file:
@@ -280,7 +266,6 @@ def answers(predictions: Path, questions: int, name: str) -> list[str]:
 
 def _index(folder: Path) -> tuple[list[str], Any]:
     from rag.reports import plots
-    from rag.reports.page import cell, table
 
     manifest = read_json(folder / "manifest.json")
     recall, size = manifest["recall"], sum(file["bytes"] for file in manifest["files"].values())
@@ -291,7 +276,7 @@ def _index(folder: Path) -> tuple[list[str], Any]:
         f"{manifest['dim']} dimensions, embedded by {_short(manifest['encoder']['name'])}.",
         "",
         *table(
-            ["figure", "value"],
+            ["what", "value"],
             [
                 ["type", manifest["factory"]],
                 [
@@ -307,15 +292,15 @@ def _index(folder: Path) -> tuple[list[str], Any]:
         "",
         f"Recall was measured with {manifest['recall_queries']}.",
         "",
-        "![recall against exact search, seconds of each step](report.png)",
+        f"![{'recall against exact search, ' if recall else ''}seconds of each step](report.png)",
     ]
-    figure, axes = plots.new_figure(9.6, 3.6, columns=2)
-    left, right = axes[0]
-    plots.against_k(left, {manifest["factory"]: recall})
-    left.set(ylabel="share of the exact K found", title=f"Recall, {manifest['ms_per_query']:.2f} ms a query")
-    seconds = manifest["seconds"]
-    right.barh(list(seconds)[::-1], list(seconds.values())[::-1], color=plots.PALETTE[0], height=0.65)
-    right.set(xlabel="seconds", title="Time of each step")
+    figure, axes = plots.new_figure(4.8 * (1 + bool(recall)), 3.8, columns=1 + bool(recall))
+    if recall:  # unknown where there are no true vectors
+        share = {manifest["factory"]: {int(k): value for k, value in recall.items()}}
+        plots.against_k(axes[0, 0], share, "share of the exact K found")
+        axes[0, 0].set_title(f"Recall, {manifest['ms_per_query']:.2f} ms a query")
+    plots.bars(axes[0, -1], manifest["seconds"], "{:,.2f}")
+    axes[0, -1].set(xlabel="seconds, all processes together", title="Time of each step")
     return [*lines, *_made_by(provenance())], figure
 
 

@@ -137,17 +137,17 @@ def checkpoints(
     patience: int | None = None,
     minutes: float = 15.0,
 ) -> list[Callback]:
-    """Keep `last.ckpt`, to go on from, and, where `monitor` names a figure of dev, the weights of the best step.
+    """Keep `last.ckpt`, to go on from, and, where `monitor` names a dev metric, the weights of the best step.
 
-    mode: whether a higher ("max") or a lower figure ("min") is better. patience: training stops after so many looks at
-    dev without a better figure. Neither file's name holds an equals sign, so that either can be given on the command
-    line. Raises UserError for another mode, or patience without a figure to wait for.
+    mode: whether a higher ("max") or a lower value ("min") is better. patience: training stops after so many looks at
+    dev without a better value. Neither file's name holds an equals sign, so that either can be given on the command
+    line. Raises UserError for another mode, or patience without a metric to wait for.
     """
     if mode not in ("max", "min"):
         raise UserError(f"monitor_mode={mode} does not exist: there are max and min")
     if monitor is None and patience is not None:
         raise UserError(
-            f"patience={patience} waits for a better figure of dev, and monitor names none: give monitor=…"
+            f"patience={patience} waits for a better dev metric, and monitor names none: give monitor=…"
         )
     last = LastCheckpoint(
         folder,
@@ -167,8 +167,8 @@ def checkpoints(
     return [last, best, EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False)]
 
 
-def stops_at_loss(figure: str, loss: float) -> Callback:
-    """End training at the first step whose `figure`, a loss, is below `loss`."""
+def stops_at_loss(metric: str, loss: float) -> Callback:
+    """End training at the first step whose `metric`, a loss, is below `loss`."""
     return EarlyStopping(
-        figure, patience=sys.maxsize, mode="min", stopping_threshold=loss, check_on_train_epoch_end=True
+        metric, patience=sys.maxsize, mode="min", stopping_threshold=loss, check_on_train_epoch_end=True
     )

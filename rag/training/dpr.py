@@ -270,8 +270,8 @@ def sentence_encoders(
 class DprModule(WholeBatchModule):
     """Trains both encoders; judges them on dev by the average rank of the gold passage (lower is better)."""
 
-    dev_figures = ("dev/average_rank", "dev/first")
-    loss_figure = "train/loss"
+    dev_metrics = ("dev/average_rank", "dev/first")
+    loss_metric = "train/loss"
 
     def __init__(self, model: BiEncoder, optimization: Optimization, seed: int = 0):
         super().__init__()
@@ -334,8 +334,8 @@ class DprModule(WholeBatchModule):
         ranks = ranks_of_gold(
             questions, passages, dev.gold.to(questions.device), dev.right.to(questions.device)
         )
-        figures = {"dev/average_rank": ranks.float().mean(), "dev/first": (ranks == 0).float().mean()}
-        self.log_dict(figures, prog_bar=True, rank_zero_only=False, sync_dist=False)
+        metrics = {"dev/average_rank": ranks.float().mean(), "dev/first": (ranks == 0).float().mean()}
+        self.log_dict(metrics, prog_bar=True, rank_zero_only=False, sync_dist=False)
 
     def _everyones(self, count: int, encoded: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The vectors of all ranks, each in its place: (count, D)."""

@@ -43,11 +43,11 @@ class RagModule(WholeBatchModule):
     gradient_checkpointing: recompute each layer of BERT and of the generator in the backward pass.
     """
 
-    dev_figures = (
+    dev_metrics = (
         *("dev/nll_per_example", "dev/nll_per_token"),
         *("dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@1", "dev/recall@K"),
     )
-    loss_figure = "train/nll_per_example"  # falls to nothing when a batch is learned by heart
+    loss_metric = "train/nll_per_example"  # falls to nothing when a batch is learned by heart
     to_lower = "optimization.lr, optimization.question_encoder_lr or trainer.gradient_clip_val"
 
     def __init__(
@@ -71,7 +71,7 @@ class RagModule(WholeBatchModule):
         self.collapsed = 0
         self.scores: dict[
             str, list[np.ndarray]
-        ] = {}  # of dev, one figure for each example that can be judged: NaN is a model's, and stays
+        ] = {}  # of dev, one value for each example that can be judged: NaN is a model's, and stays
         self.shown: list[dict[str, str]] = []  # some dev questions with what was answered and retrieved
         if gradient_checkpointing:
             recompute_layers(model.trained_parts())
