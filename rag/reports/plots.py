@@ -37,7 +37,7 @@ NAMES = {
     "rag_token": "RAG-Token",
     "rag_sequence": "RAG-Sequence",
 }
-BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#08306B"])
+BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#6FB1DC", "#08306B"])
 DPI = 120
 
 
@@ -126,7 +126,7 @@ def _thin(axes: Axes, bars: int) -> None:
 
 def _line(number: int, count: int) -> dict[str, float]:
     """Width and marker of one of `count` lines: those drawn later are thinner, and lie on the earlier ones."""
-    later = number / max(1, count - 1)
+    later = number / (count - 1) if count > 1 else 0.6
     return {"linewidth": 3.2 - 1.9 * later, "markersize": 9 - 4.5 * later}
 
 
