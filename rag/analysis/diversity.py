@@ -52,10 +52,10 @@ def diversity(runs: Sequence[Path]) -> Analysis:
     figure, axes = plots.new_figure(6.5, 1.2 + 0.45 * len(frame))
     only = axes[0, 0]
     colours = [plots.GREY, *(plots.style_of(n, i)["color"] for i, n in enumerate(list(texts)[1:]))]
-    only.barh(frame["model"], shares, color=colours, height=0.65)
+    only.barh(frame["model"], np.nan_to_num(shares), color=colours, height=0.65)
     for position, share in enumerate(shares):
-        if np.isfinite(share):
-            only.text(share + 1, position, f"{share:.1f}", va="center")
+        said = f"{share:.1f}" if np.isfinite(share) else "no text of three words"
+        only.text(np.nan_to_num(share) + 1, position, said, va="center")
     only.set(xlim=(0, 108), xlabel="distinct trigrams in % of all trigrams")
     only.invert_yaxis()
     text = (

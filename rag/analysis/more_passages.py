@@ -39,7 +39,7 @@ def more_passages(runs: Sequence[Path]) -> Analysis:
     figure, axes = plots.new_figure(5 * len(panels), 4.2, columns=len(panels))
     for axis, (metric, models) in zip(axes[0], panels.items(), strict=True):
         lines = {name: {k: each.value for k, each in of_one.items()} for name, of_one in models.items()}
-        label = f"questions with {RETRIEVAL[metric]} among K" if metric in RETRIEVAL else label_of(metric)
+        label = f"share with {RETRIEVAL[metric]}" if metric in RETRIEVAL else label_of(metric)
         plots.against_k(axis, lines, label)
         axis.set_title("What is retrieved" if metric in RETRIEVAL else label_of(metric))
 

@@ -90,7 +90,7 @@ def ranks(
 
 def _recalls(old: np.ndarray, new: np.ndarray, depth: int) -> pd.DataFrame:
     shown = [k for k in (1, 2, 5, 10, 20, 50, 100) if k <= depth]
-    figures = [
+    rows = [
         {
             "recall@": k,
             "before": (old <= k).mean(),
@@ -99,7 +99,7 @@ def _recalls(old: np.ndarray, new: np.ndarray, depth: int) -> pd.DataFrame:
         }
         for k in shown
     ]
-    return pd.DataFrame(figures)
+    return pd.DataFrame(rows)
 
 
 def _moved(store, questions, rows, judged, old, new, order) -> list[dict[str, str]]:

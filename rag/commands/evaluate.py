@@ -14,7 +14,7 @@ and writes predictions.jsonl and result.json into RUN/evaluation/. The same comm
   python evaluate.py checkpoint=outputs/demo/rag_sequence
   python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev, drawn at random
   python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
-  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          figures against K (figure 3)
+  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          metrics against K (figure 3)
   python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
   python evaluate.py checkpoint=outputs/demo/dpr               a bi-encoder: recall alone, beside BM25's with bm25=true

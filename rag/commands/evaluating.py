@@ -173,13 +173,13 @@ def open_run(
 
 
 def show_result(cfg: DictConfig, run: Run) -> None:
-    """The table of a finished evaluation, beside the paper's figures."""
+    """The table of a finished evaluation, beside the paper's values."""
     cells = paper_cells(cfg)
     show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cells)
 
 
 def paper_cells(cfg: DictConfig) -> list[Cell]:
-    """The paper's figures for what was evaluated; none where the questions are not the experiment's but one's own.
+    """The paper's values for what was evaluated; none where the questions are not the experiment's but one's own.
 
     Those are another kind of task, or a file of another name: the experiment's may lie anywhere.
     """

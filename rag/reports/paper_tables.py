@@ -112,7 +112,7 @@ class Found:
 
     @property
     def label(self) -> str:
-        """What has to be known beside its figures: another split than the paper's, a sample, other settings."""
+        """What has to be known beside its values: another split than the paper's, a sample, other settings."""
         notes = [self.result["split"]] if self.result["split"] != "test" else []
         notes += [f"{self.result['questions']:,} questions"] if self.result["limit"] is not None else []
         return ", ".join([*notes, *self.result["changed"]])

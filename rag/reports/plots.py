@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -37,7 +37,7 @@ NAMES = {
     "rag_token": "RAG-Token",
     "rag_sequence": "RAG-Sequence",
 }
-BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#08306B"])
+BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#6FB1DC", "#08306B"])
 DPI = 120
 
 
@@ -124,9 +124,9 @@ def _thin(axes: Axes, bars: int) -> None:
     axes.set_ylim(-0.5 - beside, bars - 0.5 + beside)
 
 
-def _line(number: int, count: int) -> dict[str, float]:
+def _line(number: int, count: int) -> dict[str, Any]:
     """Width and marker of one of `count` lines: those drawn later are thinner, and lie on the earlier ones."""
-    later = number / max(1, count - 1)
+    later = number / (count - 1) if count > 1 else 0.6
     return {"linewidth": 3.2 - 1.9 * later, "markersize": 9 - 4.5 * later}
 
 
@@ -223,7 +223,7 @@ def grid(
     image = axes.imshow(values, vmin=0, vmax=largest or 1.0, cmap=BLUES, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = text_on(image.cmap(image.norm(value)))
+            colour = text_on(to_rgb(image.cmap(float(image.norm(value)))))
             text = form.format(value)
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
     axes.set_xticks(range(len(columns)), list(columns))
