@@ -81,7 +81,9 @@ def test_what_is_imported_is_there(name):
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(str(node.module))
                 for each in node.names:
-                    assert hasattr(module, each.name) or importlib.util.find_spec(f"{node.module}.{each.name}")
+                    assert hasattr(module, each.name) or importlib.util.find_spec(
+                        f"{node.module}.{each.name}"
+                    )
 
 
 @pytest.mark.slow
