@@ -161,6 +161,28 @@ def test_the_shell_starts_what_the_programs_take(block, tmp_path):
         check_once(program, *arguments)
 
 
+def headers() -> list:
+    """The commands in the comment at the head of every config; the paper's many tables are slow."""
+    found = []
+    for file in sorted((PROJECT / "configs").rglob("*.yaml")):
+        lines = re.findall(
+            r"^#   ((?:python|torchrun|make|DATA=).*)$", file.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        if lines:
+            if any("${DATA[@]}" in line for line in lines):
+                lines = ["DATA=(task.passages=a.tsv task.train=b.jsonl task.dev=c.jsonl)", *lines]
+            name = file.relative_to(PROJECT).as_posix()
+            slow = [pytest.mark.slow] if re.search("/(table|figure|hotswap)", name) else []
+            found.append(pytest.param(Block(name, 1, "bash", "\n".join(lines)), id=name, marks=slow))
+    return found
+
+
+@pytest.mark.parametrize("block", headers())
+def test_the_headers_of_configs_start_what_the_programs_take(block, tmp_path):
+    for program, *arguments in commands(block, tmp_path):
+        check_once(program, *arguments)
+
+
 @of("bash")
 def test_zsh_starts_the_same(block, tmp_path):
     if not shutil.which("zsh"):
