@@ -1,9 +1,13 @@
 """The whole default run: python -m rag.demo [seed=N] [preset=quick] [outputs=FOLDER]
 
 Writes a mini-wiki, trains a generator and a bi-encoder from scratch, builds the indexes of both editions, trains RAG
-and what it is compared with, evaluates everything on people never asked about, and writes a report. Each stage is an
-ordinary command, shown in its log; stages that do not need each other run side by side, one core each; a stage whose
-result is already there takes no time, and an interrupted one goes on.
+and its baselines, evaluates all of them on people who do not occur in training, and writes a report. Each stage is an
+ordinary command, shown in its log. Independent stages run in parallel, one core each. Rerun the same command to resume;
+finished stages are skipped.
+
+  seed=N          another world, trained with another seed
+  preset=quick    a small world and short trainings, in two or three minutes: does everything run?
+  outputs=FOLDER  where the results go
 """
 
 import json

@@ -3,6 +3,8 @@
 The first needs nothing; the others look at what `make demo` left in outputs/demo, or in the folder that RAG_DEMO names.
 """
 
+import ast
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -70,6 +72,18 @@ def test_links_lead_somewhere(name):
     text = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (FOLDER / target).exists(), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_imported_is_there(name):
+    for cell in code(read(name)):
+        for node in ast.walk(ast.parse(cell.source.replace("%matplotlib", "# "))):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(str(node.module))
+                for each in node.names:
+                    assert hasattr(module, each.name) or importlib.util.find_spec(
+                        f"{node.module}.{each.name}"
+                    )
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from rag.errors import UserError
 USAGE = """
 python -m rag.analysis NAME run=FOLDER [run=FOLDER …] [key=value …]
 
-Looks at what a run did and writes NAME.md and NAME.png. FOLDER is a run of train.py or an evaluation of evaluate.py;
-the pages go into its folder analysis/, or where output=… says.
+Analyses a run and writes NAME.md and NAME.png. FOLDER is a run of train.py or an evaluation of evaluate.py. The pages
+are written to its subfolder analysis/, or to output=….
 
   python -m rag.analysis document_posterior run=outputs/demo/rag_token question="Where did Ada Abbott study?"
   python -m rag.analysis more_passages run=outputs/demo/rag_sequence run=outputs/demo/rag_token
@@ -29,7 +29,7 @@ ANALYSES = {
     "document_posterior": "Which passage each token of an answer comes from (figure 2).",
     "more_passages": "Metrics and recall of one or more runs against K (figure 3).",
     "hot_swap_table": "Exact match of one or more runs with the index exchanged (section 4.5).",
-    "retrieval_change": "What end-to-end training moved: the gold passage's rank before and after (section 4.5).",
+    "retrieval_change": "What end-to-end training changed: the gold passage's rank before and after (section 4.5).",
     "error_breakdown": "Answers by whether a passage with the answer was read, and whether they were right.",
     "diversity": "Distinct trigrams of what one or more runs generated (Table 5).",
     "attention": "What the generator attends to in a passage at each token of its answer (the LSTM baseline).",
@@ -39,7 +39,7 @@ ANALYSES = {
 def usage() -> str:
     width = max(map(len, ANALYSES))
     lines = [f"  {name:{width}}  {does}" for name, does in ANALYSES.items()]
-    more = "python -m rag.analysis NAME --help tells NAME's own settings."
+    more = "python -m rag.analysis NAME --help shows the settings of NAME."
     return "\n".join([USAGE.strip(), "", *lines, "", more])
 
 

@@ -39,16 +39,17 @@ if TYPE_CHECKING:  # torch and the models' code take seconds, which a mistake in
 USAGE = """
 python -m rag.ask checkpoint=RUN [key=value …] ["question"]
 
-Answers with a model that train.py left in the folder RUN: the answer, log p(y|x), and the passages it read with
-p(z|x) and p(z|x,y). Without a question it asks for them, or reads them from a pipe, one a line; /help there.
+Answers a question with the model of a run folder of train.py: the answer, log p(y|x), and the passages it read, with
+p(z|x) and p(z|x,y). Without a question, starts a session (/help lists its commands) or reads questions from a pipe,
+one a line.
 
   python -m rag.ask checkpoint=outputs/demo/rag_token "Where did Bertha Spalding live?"
-  python -m rag.ask checkpoint=…                             questions and /commands until Ctrl-D
+  python -m rag.ask checkpoint=…                             a session: questions and /commands until Ctrl-D
   python -m rag.ask checkpoint=… n_docs=10 decoding=beam4    more passages, beam search
-  python -m rag.ask checkpoint=… index.path=indexes/other    another memory
+  python -m rag.ask checkpoint=… index.path=indexes/other    another index
   python -m rag.ask checkpoint=facebook/rag-token-nq index.path=…            a released model over an index
-  python -m rag.ask checkpoint=… decoding=sample decoding.max_new_tokens=200    long-form text, drawn
-  python -m rag.ask checkpoint=… conversation=true           what was said is the context of what is asked
+  python -m rag.ask checkpoint=… decoding=sample decoding.max_new_tokens=200    long-form text, sampled
+  python -m rag.ask checkpoint=… conversation=true           earlier turns are the context of the next
   python -m rag.ask checkpoint=… json=true < questions.txt > answers.jsonl
 """
 
@@ -56,9 +57,9 @@ CHANGEABLE = ("corpus", "index", "decoding", "n_docs")
 OWN = ("checkpoint", "conversation", "json", "batch_size", "seed", "history")
 COMMANDS = {
     "/docs K": "read K passages",
-    "/decoding NAME [key=value …]": "search for answers in another way: checkpoint (as trained), {decodings}",
-    "/index NAME": "exchange the memory: a name below, or the folder of an index; {indexes}",
-    "/conversation": "let earlier questions and answers be the context of the next, or no longer",
+    "/decoding NAME [key=value …]": "decode in another way: checkpoint (as trained), {decodings}",
+    "/index NAME": "exchange the index: a name below, or the folder of an index; {indexes}",
+    "/conversation": "use earlier questions and answers as the context of the next, or stop doing so",
     "/reset": "forget the conversation",
     "/help": "this list",
     "/quit": "leave, as Ctrl-D and Ctrl-C do",

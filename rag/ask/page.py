@@ -28,15 +28,16 @@ from rag.errors import UserError
 USAGE = """
 python -m rag.ask.page checkpoint=RUN [key=value …]
 
-Serves a page on which to ask a model that train.py left in the folder RUN, at http://127.0.0.1:7860 until Ctrl-C.
-Needs the extra packages of python -m pip install -e ".[demo]" -c constraints.txt, and no network.
+Serves a web page to ask the model of a run folder of train.py, at http://127.0.0.1:7860 until Ctrl-C. Listens on
+localhost by default and loads nothing from the network. Needs the extra "demo":
+python -m pip install -e ".[demo]" -c constraints.txt
 
   python -m rag.ask.page checkpoint=outputs/demo/rag_token
-  python -m rag.ask.page checkpoint=… closed_book=outputs/closed    whose answer stands beside; null: nobody's
-  python -m rag.ask.page checkpoint=… n_docs=10 decoding=beam4      what the page begins with
-  python -m rag.ask.page checkpoint=… index.path=indexes/other      another memory
+  python -m rag.ask.page checkpoint=… closed_book=outputs/closed    also show this run's answer; null: none
+  python -m rag.ask.page checkpoint=… n_docs=10 decoding=beam4      the page's initial settings
+  python -m rag.ask.page checkpoint=… index.path=indexes/other      another index
   python -m rag.ask.page checkpoint=… port=8000                     another port
-  python -m rag.ask.page checkpoint=… host=0.0.0.0                  everybody in the network may ask
+  python -m rag.ask.page checkpoint=… host=0.0.0.0                  listen on every network interface
 """
 
 OWN = ("checkpoint", "closed_book", "host", "port", "seed")

@@ -1,11 +1,11 @@
 """The data of the paper's tasks and corpora, from where they are: python -m rag.download NAME … [into=FOLDER]
 
-  python -m rag.download list                  what there is, with sizes and licences
+  python -m rag.download list                  all data sets, with sizes and licences
   python -m rag.download nq psgs_w100          questions and passages, to where the configs look for them (data/)
-  python -m rag.download wiki_dpr into=/disk   somewhere else; the scripts then take paths.data=/disk
+  python -m rag.download wiki_dpr into=/disk   another folder; give the scripts paths.data=/disk
 
-Interrupted, the same command goes on where it was; what is there is not fetched again. Sizes and checksums are held
-against what is known of the files. HF_ENDPOINT names another hub, HTTPS_PROXY a proxy.
+Rerun the same command to resume; complete files are not fetched again. Sizes and checksums are verified. HF_ENDPOINT
+selects another hub, HTTPS_PROXY a proxy.
 """
 
 import os
