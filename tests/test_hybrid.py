@@ -211,7 +211,7 @@ def test_the_candidates_are_the_best_of_both(encoder, cosines):
     total = 20 * dense + lexical
     assert any(len(each) == 2 for each in both)
     for row, candidates in enumerate(both):
-        assert found.rows[row, 0] == max(candidates, key=lambda each: float(total[row, each]))
+        assert found.rows[row, 0] == max(candidates, key=lambda each: total[row, each].item())
 
 
 def test_the_gradient_reaches_the_encoder_and_both_weights(encoder, cosines):
