@@ -47,6 +47,7 @@ from transformers import (
 )
 
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.protocol import AnyPassageEncoder
 from rag.generators.seq2seq import Generator
 from rag.index.build import build
 from rag.index.embed import embed
@@ -243,12 +244,16 @@ def tiny_passage_encoder(vocab_size: int, **settings: object) -> DPRContextEncod
 
 
 def build_tiny_index(
-    folder: Path, encoder: PassageEncoder, passages=PASSAGES, kind: IndexType | str = "Flat"
+    folder: Path,
+    encoder: AnyPassageEncoder,
+    passages=PASSAGES,
+    kind: IndexType | str = "Flat",
+    info: EncoderInfo | None = None,
 ) -> Index:
     """A real index folder over (title, text) pairs, with ids "1", "2", …"""
     rows = [Passage(str(number), *passage) for number, passage in enumerate(passages, start=1)]
     store = PassageStore.write(rows, folder / "passages")
-    info = EncoderInfo("tiny", encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
+    info = info or EncoderInfo("tiny", encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     embed(store, encoder.encode, folder, info, show_progress=False)
     return build(folder, kind, show_progress=False)
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from clustered import bytes_of, corpus, write_parquet, write_tsv
 from conftest import bert_tokenizer, tiny_passage_encoder, tiny_question_encoder
+from sentence_folders import tiny_transformer, write_modules
 
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.opening import open_passage_encoder
 from rag.index.embed import lock_folder
 from rag.index.folder import DECODED, Index
 from rag.index.passage import Passage
@@ -382,3 +384,63 @@ def test_passages_without_ids_are_added(run, tmp_path, capsys):
     assert run(f"add={tmp_path / 'more.csv'}", f"remove={tmp_path / 'ids.txt'}") == 0
     found = list(Index.open(tmp_path / "index").passages)
     assert found == [Passage("2", "B", "two"), Passage("3", "C", "three")]
+
+
+# -- sentence-transformers' encoders --------------------------------------------------------------
+
+
+def test_one_encoder_in_sentence_transformers_format_for_both_sides(run, tmp_path, capsys):
+    """Built, gone on with, taken over with corpus.vectors=, extended; the prompt is part of whose vectors they are."""
+    folder = write_modules(tiny_transformer(tmp_path / "encoder"))
+    encoder = open_passage_encoder(folder).eval()
+    tsv = write_tsv(tmp_path / "p.tsv", PASSAGES[:20])
+    both = [f"passage_encoder={folder}", f"question_encoder={folder}"]
+    assert run(f"corpus.path={tsv}", *both) == 0
+    index = Index.open(tmp_path / "index")
+    assert index.manifest.metric == "cosine" and index.manifest.encoder.weights == encoder.fingerprint()
+    np.testing.assert_allclose(index.vectors(np.arange(20)), encoder.encode(PASSAGES[:20]), rtol=0, atol=1e-5)
+    assert "building an index" in capsys.readouterr().out
+    assert run(f"corpus.path={tsv}", *both) == 0
+    assert "building an index" not in capsys.readouterr().out  # it is there already
+    assert run(f"corpus.path={tsv}", *both, "encoder.passage_prompt='passage: '") == 2
+    assert "holds vectors of another encoder" in refusal(capsys)
+
+    more = write_tsv(tmp_path / "more.tsv", PASSAGES[20:])
+    assert run(f"add={more}", *both) == 0
+    grown = Index.open(tmp_path / "index")
+    assert grown.manifest.encoder.reading == encoder.reading and grown.manifest.metric == "cosine"
+    np.testing.assert_allclose(grown.vectors(np.arange(30)), encoder.encode(PASSAGES), rtol=0, atol=1e-5)
+
+    files = write_parquet(tmp_path / "ready", PASSAGES, vectors=encoder.encode(PASSAGES))
+    taken = [f"corpus.path={files}", f"corpus.vectors={files}", f"index.path={tmp_path / 'taken'}"]
+    assert run(*taken, *both) == 0
+    manifest = Index.open(tmp_path / "taken").manifest
+    assert manifest.encoder.reading == encoder.reading and manifest.vectors.endswith("median cosine 1.0000")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "sentence"),
+    [
+        ("bert", [], "type bert that does not say how its states become one vector"),
+        ("bert", ["encoder.pooling=median"], "encoder.pooling=median does not exist"),
+        (
+            "bert",
+            ["encoder.pooling=mean", "encoder.max_length=65"],
+            "max_seq_length is 65 but this BertModel has",
+        ),
+        (
+            "bert",
+            ["encoder.pooling=mean", "encoder.passage_prompt_name=x"],
+            "passage_prompt_name=x is given, but",
+        ),
+        ("openai-gpt", [], "type openai-gpt, which is not read as an encoder: bert, "),
+    ],
+)
+def test_an_encoder_that_cannot_be_read_is_refused_before_anything_is_written(
+    run, tmp_path, capsys, kind, settings, sentence
+):
+    folder = tiny_transformer(tmp_path / "encoder", kind)
+    tsv = write_tsv(tmp_path / "p.tsv", PASSAGES)
+    assert run(f"corpus.path={tsv}", f"passage_encoder={folder}", *settings) == 2
+    assert sentence in refusal(capsys)
+    assert not (tmp_path / "index").exists()

@@ -10,13 +10,16 @@ import torch
 import torch.distributed as dist
 from conftest import PASSAGES, bert_tokenizer, tiny_passage_encoder, tiny_question_encoder
 from safetensors.torch import load_file, save_file
+from sentence_folders import tiny_transformer, write_modules, written_out
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel
 
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.opening import open_passage_encoder, open_question_encoder
 from rag.errors import UserError
 from rag.index.passage import Passage
-from rag.parts import save_parts
+from rag.parts import check_parts, save_parts
+from rag.retrievers.scale import LearnedScale
 from rag.scratch.inverse_cloze import InverseCloze
 from rag.scratch.lexical_start import inverse_document_frequencies, lexical_encoders
 from rag.tasks.dpr_json import open_dpr_json
@@ -24,14 +27,17 @@ from rag.tasks.example import Example
 from rag.training.dpr import (
     BiEncoder,
     BiEncoderBatch,
+    DprModule,
     bert_encoders,
     contrastive_loss,
     gather_passages,
     passages_allowed,
     ranks_of_gold,
+    sentence_encoders,
 )
 from rag.training.dpr_data import DprData, _row, open_corpus
 from rag.training.hard_negatives import MinedNegatives
+from rag.training.optimization import Optimization
 
 
 @pytest.fixture
@@ -469,3 +475,59 @@ def test_a_gold_passage_that_was_split_is_the_piece_with_the_answer(tmp_path):
     assert store.ids([_row(store, "8", example, True, corpus)]) == ["8"]
     with pytest.raises(UserError, match="names passage 9, which"):
         _row(store, "9", example, True, corpus)
+
+
+# -- sentence-transformers' encoders --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_both_encoders_start_from_one_sentence_encoder(tmp_path, shared):
+    folder = write_modules(tiny_transformer(tmp_path / "start"), prompts={"query": "who "})
+    question, passage = sentence_encoders(folder, shared=shared, dropout=0.0)
+    assert (question.model is passage.model) == shared and question.prompt == "who " and passage.prompt == ""
+    read = [Passage("1", *PASSAGES[0])]
+    assert_close(
+        question(**question.embedder.tokenize(["paris"])[0]),
+        passage(**passage.embedder.tokenize(["paris"])[0]),
+    )
+    model = BiEncoder((question, passage))
+    assert model.scale == 20.0 and BiEncoder((question, passage), scale=3.0).scale == 3.0
+    check_parts(model, model.trained_parts())
+    with torch.no_grad():
+        next(question.parameters()).add_(0.1)
+    save_parts(model.trained_parts(), tmp_path / "out")
+    again = open_question_encoder(tmp_path / "out" / "question_encoder")
+    made_by = open_passage_encoder(tmp_path / "out" / "passage_encoder")
+    assert again.partner == made_by.fingerprint() == passage.fingerprint()
+    assert (again.passage_fingerprint() == made_by.fingerprint()) == shared
+    assert_close(torch.from_numpy(made_by.eval().encode(read)), torch.from_numpy(passage.eval().encode(read)))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_step_over_scaled_cosines(tmp_path, learned):
+    """−log exp(s·cos⁺) / Σ exp(s·cos), from vectors written out; a learned s gets its gradient."""
+    folder = write_modules(tiny_transformer(tmp_path))
+    scale = LearnedScale(4.0) if learned else 4.0
+    model = BiEncoder(sentence_encoders(folder, dropout=0.0), scale=scale).train()
+    module = DprModule(model, Optimization(lr=0.1))
+    module.add_up = lambda loss, count, **sums: loss / count  # what it hands on to be added up
+    asked, rows = ["paris", "which river runs through Rome"], [0, 2, 5]
+    batch = BiEncoderBatch(
+        model.question_encoder.tokenize(asked),
+        model.passage_encoder.tokenize([Passage(str(row), *PASSAGES[row]) for row in rows]),
+        torch.tensor(rows),
+        torch.tensor([[0], [2]]),
+        torch.tensor([0, 1]),
+    )
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    questions = written_out(folder, asked, "mean", 32)
+    passages = written_out(folder, [" ".join(PASSAGES[row]) for row in rows], "mean", 32)
+    logits = 4 * questions @ passages.T
+    expected = -logits.log_softmax(dim=1)[[0, 1], [0, 1]].mean()
+    assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-5)
+    assert all(weight.grad is not None for weight in model.parameters())
+    if learned:  # d loss / d log s
+        p = logits.softmax(dim=1)
+        by_hand = ((p * logits).sum(dim=1) - logits[[0, 1], [0, 1]]).mean()
+        assert_close(model.scale.log.grad, by_hand, rtol=1e-4, atol=1e-5)

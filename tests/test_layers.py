@@ -11,7 +11,7 @@ from rag.runs import PROJECT
 # From the bottom: a package or a file of rag/, several of one height in one line.
 LAYERS = [
     {"errors", "lazy", "marginalize", "console"},
-    {"files", "words", "processes", "progress"},
+    {"files", "words", "processes", "progress", "objectives"},
     {"hub", "finite", "text_files", "metrics"},
     {"runs"},
     {"parts", "saved_model", "index", "compose", "miniwiki"},

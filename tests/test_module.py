@@ -6,7 +6,9 @@ import torch
 from conftest import QUESTIONS
 from torch.testing import assert_close
 
+from rag import objectives
 from rag.decoding.settings import Decoding
+from rag.errors import UserError
 from rag.model import ClosedBook, RagSequence, RagToken
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.protocol import Retrieved, Retriever
@@ -16,6 +18,7 @@ from rag.training.module import COLLAPSED_STEPS, RagModule
 from rag.training.optimization import Optimization
 
 TARGETS = ["the town", "a river"]
+RETRIEVER_LOSSES = [objectives.emdr2, objectives.pdist, objectives.loop, objectives.replug]
 
 
 class Recorded(RagModule):
@@ -164,3 +167,56 @@ def test_evaluation_batches_keep_every_example_in_order(bart):
     batches = evaluation_batches(examples, model.prepare, 2)
     assert [e.question for n in range(len(batches)) for e in batches[n][0]] == [e.question for e in examples]
     assert [len(batches[n][1]) for n in range(len(batches))] == [2, 2, 1]
+
+
+# -- other losses for the retriever ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [RagSequence, RagToken])
+@pytest.mark.parametrize("loss", RETRIEVER_LOSSES, ids=lambda each: each.__name__)
+def test_a_retrievers_loss_beside_the_generators(kind, loss, retriever, bart):
+    """Each part has the gradient of its own loss alone."""
+    model = kind(retriever, bart, n_docs=3)
+    examples, inputs = batch(model)
+    own = module(model, retriever_loss=loss, retriever_weight=0.5)
+    total = own.mean_loss((examples, inputs))
+    total.backward()
+    found = model(inputs)
+    of_generator = -model.marginal(
+        found.doc_logprobs.detach(), found.token_logprobs, inputs.label_mask
+    ).mean()
+    of_retriever = loss(found.doc_logprobs, found.token_logprobs, inputs.label_mask).mean()
+    assert_close(total, of_generator + 0.5 * of_retriever)
+    assert own.logged["train/retriever_loss"] == pytest.approx(of_retriever.item(), rel=1e-5)
+    assert own.logged["train/nll_per_example"] == pytest.approx(-found.logprob.mean().item(), rel=1e-5)
+    for part, own_loss in ((bart, of_generator), (retriever.question_encoder, 0.5 * of_retriever)):
+        weights = [weight for weight in part.parameters() if weight.requires_grad and weight.grad is not None]
+        gradients = torch.autograd.grad(own_loss, weights, allow_unused=True, retain_graph=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            assert_close(
+                weight.grad, torch.zeros_like(weight) if gradient is None else gradient, rtol=1e-3, atol=1e-6
+            )
+        assert any(gradient is not None and gradient.abs().max() > 1e-6 for gradient in gradients)
+
+
+def test_a_retrievers_loss_alone_freezes_the_generator(retriever, bart):
+    model = RagToken(retriever, bart, n_docs=3)
+    examples, inputs = batch(model)
+    own = module(model, retriever_loss=objectives.emdr2, generator_loss=False)
+    loss = own.mean_loss((examples, inputs))
+    found = model(inputs)
+    assert_close(loss, objectives.emdr2(found.doc_logprobs, found.token_logprobs, inputs.label_mask).mean())
+    assert not any(weight.requires_grad for weight in bart.parameters())
+    assert not any(each.training for each in own.train().model.generator.modules())
+    assert retriever.question_encoder.training
+
+
+def test_a_retrievers_loss_without_anything_to_teach_is_refused(question_encoder, index, retriever, bart):
+    frozen = RagToken(DenseRetriever(question_encoder, index, trainable=False), bart)
+    for model in (frozen, ClosedBook(bart)):
+        with pytest.raises(UserError, match="nothing of the retriever is trained"):
+            module(model, retriever_loss=objectives.pdist)
+    with pytest.raises(UserError, match="generator_loss=false leaves nothing"):
+        module(RagToken(retriever, bart), generator_loss=False)
+    with pytest.raises(UserError, match="retriever_weight=0: give a number above 0"):
+        module(RagToken(retriever, bart), retriever_loss=objectives.pdist, retriever_weight=0)

@@ -1,4 +1,4 @@
-"""Section 2.2 with today's bi-encoders: sentence-transformers' vectors, from its folders and from transformers."""
+"""Section 2.2 with the bi-encoders of today: sentence-transformers' vectors, from its folders and transformers'."""
 
 import hashlib
 import json

@@ -26,7 +26,7 @@ from rag.parts import TrainedPart, describe_partial
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.protocol import Questions, Retrieved, Retriever
-from rag.retrievers.scale import Scale, checked, described, parts_of, value_of
+from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
 
 
 class HybridRetriever(DenseRetriever):
@@ -92,7 +92,7 @@ class HybridRetriever(DenseRetriever):
         }
 
     def identity(self) -> Any:
-        numbers = [float(value_of(self.scale)), float(value_of(self.weight)), self.candidates]
+        numbers = [number_of(self.scale), number_of(self.weight), self.candidates]
         return [*super().identity(), self.scorer.settings, *numbers]
 
     def find(self, questions: Questions, n_docs: int) -> Int64[np.ndarray, "batch docs"]:

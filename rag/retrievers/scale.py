@@ -52,6 +52,11 @@ def value_of(scale: Scale) -> float | Float[Tensor, ""]:
     return scale() if isinstance(scale, LearnedScale) else scale
 
 
+def number_of(scale: Scale) -> float:
+    """The number as it stands."""
+    return scale.log.detach().exp().item() if isinstance(scale, LearnedScale) else scale
+
+
 def described(scale: Scale) -> Any:
     """How it is made again; a learned one's weights are read from its part."""
     return describe(LearnedScale, start=1.0) if isinstance(scale, LearnedScale) else scale

@@ -6,17 +6,19 @@ passage encoder and the index stay as they are.
 
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rag.decoding.generation import generate
 from rag.decoding.settings import Decoding
+from rag.errors import UserError
 from rag.metrics.retrieval import recall_at
 from rag.model import Batch, Likelihood, RagModel
 from rag.parts import check_parts, recompute_layers, save_model
@@ -41,6 +43,10 @@ class RagModule(WholeBatchModule):
     mean, and counted as train/left_out and dev/left_out.
 
     gradient_checkpointing: recompute each layer of BERT and of the generator in the backward pass.
+
+    retriever_loss: one of rag/objectives.py's, which teaches the retriever in place of the marginal: the loss is then
+    −log p(y|x) with p_η(z|x) as a constant, plus `retriever_weight` times it. generator_loss: False leaves the former
+    out and freezes the generator.
     """
 
     dev_metrics = (
@@ -59,9 +65,20 @@ class RagModule(WholeBatchModule):
         per_token: bool = False,
         seed: int = 0,
         gradient_checkpointing: bool = False,
+        retriever_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        retriever_weight: float = 1.0,
+        generator_loss: bool = True,
     ):
         super().__init__()
         self.model = model
+        self.retriever_loss, self.retriever_weight = retriever_loss, retriever_weight
+        self.generator_loss = generator_loss
+        self._check_retriever_loss()
+        self.frozen = (
+            [] if generator_loss else [p.module for p in model.trained_parts() if p.rate == "generator"]
+        )
+        for each in self.frozen:
+            each.requires_grad_(False)
         check_parts(model, model.trained_parts())
         self.optimization = optimization
         self.decoding = decoding or Decoding()
@@ -86,14 +103,50 @@ class RagModule(WholeBatchModule):
         found = has_passages(likelihood)
         # Before anything is mixed: a difference of infinities is NaN.
         nll = torch.where(found, -likelihood.logprob, 0.0)
-        loss = nll
+        loss, more = nll, {}
+        if self.retriever_loss is not None:
+            loss, of_retriever = self._apart(likelihood, inputs, found)
+            more = {"retriever_loss": of_retriever.sum()}
         if likelihood.smoothing is not None:
-            loss = torch.lerp(nll, torch.where(found, likelihood.smoothing, 0.0), self.label_smoothing)
+            loss = torch.lerp(loss, torch.where(found, likelihood.smoothing, 0.0), self.label_smoothing)
+        if self.retriever_loss is not None:
+            loss = loss * self.generator_loss + self.retriever_weight * of_retriever
         count, tokens = found.sum(), (inputs.label_mask & found.unsqueeze(1)).sum()
         if likelihood.retrieved is not None:
             self._log_retrieval(likelihood, examples)
-        sums = {"nll": nll.sum(), "examples": count, "tokens": tokens, "left_out": (~found).sum()}
+        sums = {"nll": nll.sum(), "examples": count, "tokens": tokens, "left_out": (~found).sum()} | more
         return self.add_up(loss.sum(), tokens if self.per_token else count, **sums)
+
+    def _apart(
+        self, likelihood: Likelihood, inputs: Batch, found: Bool[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """The generator's loss, with p_η(z|x) as a constant, and the retriever's."""
+        assert self.retriever_loss is not None and inputs.labels is not None and inputs.label_mask is not None
+        given = likelihood.doc_logprobs, likelihood.token_logprobs, inputs.label_mask & (inputs.labels >= 0)
+        of_generator = -self.model.marginal(given[0].detach(), *given[1:])
+        return torch.where(found, of_generator, 0.0), torch.where(found, self.retriever_loss(*given), 0.0)
+
+    def _check_retriever_loss(self) -> None:
+        if self.retriever_loss is None:
+            if not self.generator_loss:
+                raise UserError(
+                    "generator_loss=false leaves nothing to train by: give retriever_loss=emdr2, pdist, …"
+                )
+            return
+        if not 0 < self.retriever_weight < math.inf:
+            raise UserError(f"retriever_weight={self.retriever_weight}: give a number above 0")
+        parts = [part.module for part in self.model.trained_parts() if part.rate == "retriever"]
+        if not any(weight.requires_grad for part in parts for weight in part.parameters()):
+            raise UserError(
+                "a retriever_loss is given, but nothing of the retriever is trained: leave it out, or train the "
+                "question encoder (retriever=dense retriever.trainable=true)"
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for each in self.frozen if mode else []:
+            each.eval()  # no dropout in what only judges
+        return self
 
     def check_data(self, datamodule: Any, ranks: int) -> None:
         """Nothing beyond what the data module's own setup refuses."""
@@ -102,6 +155,8 @@ class RagModule(WholeBatchModule):
         if sums["examples"]:
             self.log("train/nll_per_example", sums["nll"] / sums["examples"], prog_bar=True)
             self.log("train/nll_per_token", sums["nll"] / sums["tokens"])
+            if "retriever_loss" in sums:
+                self.log("train/retriever_loss", sums["retriever_loss"] / sums["examples"])
         if self.model.retriever is not None:
             self.log("train/left_out", sums["left_out"])
 
