@@ -1,6 +1,7 @@
 """Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
 
 from rag.cli import check_command
+from rag.training import plan
 
 USAGE = """
 python train.py [experiment=NAME] [key=value …]
@@ -15,13 +16,15 @@ The same command goes on after an interruption and does nothing when its result 
   python train.py paths.run=outputs/mine                     where the result goes
   python train.py overwrite=true                             replace a run made with other settings
   python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
+  python train.py logger=tensorboard callbacks=learning_rate  TensorBoard beside CSV; Lightning's callbacks
+  python train.py -m optimization.lr=1e-4,3e-4 seed=1,2      a sweep: a run for each combination, and a table of all
   python train.py experiment=… info=true                     show sizes, batch, memory and stop
   python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit learns one batch
   python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
-    check_command("train", USAGE)
+    check_command("train", USAGE, plan.check)
 
 import re
 import time
@@ -30,7 +33,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -42,35 +45,28 @@ from rag.demo import ensure
 from rag.errors import UserError
 from rag.evaluation.as_read import AsRead
 from rag.files import write_aside
-from rag.hub import names_in
 from rag.index.passages import PassageStore
 from rag.model import RagModel
 from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
-from rag.runs import Run
 from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.training.loggers import WandbPredictions, send_report
-from rag.training.resume import check_checkpoint, check_place_of_checkpoint
+from rag.training.resume import check_checkpoint
 from rag.training.summary import describe, describe_unopened, first_line, show
 
 
 def train(cfg: DictConfig) -> None:
-    check_place_of_checkpoint(cfg.ckpt_path)
-    inputs = [path for path in plain(cfg.inputs) if path is not None]  # a setting that was set to null
-    missing = [Path(path) for path in inputs if "://" not in path and not Path(path).exists()]
+    plan.check_trainer(cfg)
+    plan.check_place_of_checkpoint(cfg.ckpt_path)
+    missing = plan.missing_inputs(cfg)
     if cfg.info and missing:
         show(describe_unopened(plain(cfg), missing))
         return
-    made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
-    if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
+    if plan.are_made(cfg, missing):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
-    keys = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
-    decisive = {key: plain(cfg[key]) for key in keys}
-    yaml = OmegaConf.to_yaml(cfg, resolve=True)
-    models = [f"hub://{name}" for name in dict.fromkeys(names_in(decisive["module"]))]
-    run = Run.open(cfg.paths.run, decisive, yaml, [*inputs, *models], cfg.overwrite)
+    run = plan.open_run(cfg)
     if run.finished and not cfg.info:
-        print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
+        plan.say_finished(run)
         return
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)
@@ -82,6 +78,7 @@ def train(cfg: DictConfig) -> None:
         TrainingProgress(cfg.name),
         StopsBetweenSteps(run.folder / "last.ckpt"),
         WandbPredictions(),
+        *(instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()),
         *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
     ]
     if cfg.stop_at_loss is not None:
@@ -115,7 +112,7 @@ def train(cfg: DictConfig) -> None:
         run.begin()
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(decisive)
+                logger.log_hyperparams(plan.decisive(cfg))
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)

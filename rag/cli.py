@@ -91,11 +91,15 @@ def run_script(
             body(cfg)
 
 
-def check_command(name: str, usage: str) -> None:
-    """Answer --help and tell a mistake in the command line: before a script's imports, which take seconds."""
+def check_command(name: str, usage: str, check: Callable[[DictConfig], bool] | None = None) -> None:
+    """Answer --help and tell a mistake in the command line: before a script's imports, which take seconds.
+
+    check: raises UserError for a mistake in the configuration, True where nothing is left to do.
+    """
     quieten_logs()
     with mistakes_in_one_sentence():
-        if read_command(name, usage, sys.argv[1:]) is None:
+        cfg = read_command(name, usage, sys.argv[1:])
+        if cfg is None or (check is not None and check(cfg)):
             sys.exit()
 
 

@@ -24,6 +24,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from omegaconf import OmegaConf
+
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
 
@@ -33,6 +35,9 @@ FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
+
+# What a configuration says in place of the project's folder.
+OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 
 class Run:

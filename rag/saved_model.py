@@ -14,10 +14,7 @@ from yaml import MarkedYAMLError
 
 from rag.errors import UserError, one_line
 from rag.files import read_json
-from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS, PROJECT
-
-# What a saved configuration says in place of the project's folder.
-OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS
 
 # Where the classes are that configurations of older runs name, by the module they were in.
 MOVED = {
