@@ -26,6 +26,7 @@ LAYERS = [
     {"scratch", "reports"},
     {"checkpoint_config"},
     {"analysis", "ask", "demo"},
+    {"compare", "sweep"},
 ]
 LONGEST = 450  # lines; what is longer holds two subjects
 PROSE = {"miniwiki/facts.py", "miniwiki/world.py"}  # the built-in world's own text and tables
