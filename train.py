@@ -1,6 +1,9 @@
 """Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
 
+import sys
+
 from rag.cli import check_command
+from rag.sweep import sweep_if_asked
 from rag.training import plan
 
 USAGE = """
@@ -24,6 +27,7 @@ The same command goes on after an interruption and does nothing when its result 
 """
 
 if __name__ == "__main__":  # before what takes seconds to import
+    sweep_if_asked(sys.argv[0], sys.argv[1:])
     check_command("train", USAGE, plan.check)
 
 import re

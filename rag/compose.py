@@ -22,6 +22,8 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     """The resolved-on-demand configuration of a script, or UserError in one sentence."""
     for override in overrides:
         if not re.match(r"~\w[^=]*$|(~|\+{0,2})\w[^=]*=", override):
+            if override in ("-m", "--multirun"):
+                raise UserError(f"{override}: only train.py sweeps, as in python train.py -m seed=1,2")
             raise UserError(f"{override} is not an override: write key=value, or --help for examples")
     # Hydra's way of choosing nothing from a group is ~group; group=null is what one would type.
     nothing = {f"{group}=null": f"~{group}" for group in GROUPS}

@@ -15,16 +15,20 @@ DECISIVE = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode"
 
 def check(cfg: DictConfig) -> bool:
     """Whether nothing is left to do, which it says; UserError for what is wrong whatever the models are."""
+    run = look(cfg)
+    if run is None or cfg.info or not run.finished:
+        return False
+    say_finished(run)
+    return True
+
+
+def look(cfg: DictConfig) -> Run | None:
+    """The run and where it stands; None where what it is made from is made first. Raises UserError as `check`."""
     check_trainer(cfg)
     check_place_of_checkpoint(cfg.ckpt_path)
     check_place(Path(cfg.paths.run), "paths.run")
     missing = missing_inputs(cfg)
-    if cfg.info or are_made(cfg, missing):
-        return False
-    run = open_run(cfg)
-    if run.finished:
-        say_finished(run)
-    return run.finished
+    return None if are_made(cfg, missing) or cfg.info and missing else open_run(cfg)
 
 
 def say_finished(run: Run) -> None:
