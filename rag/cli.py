@@ -4,6 +4,7 @@ Hydra's own entry point prints several lines and exits with code 1 on a mistake;
 included, is one sentence and exit code 2, and a name that does not exist comes with the nearest ones that do.
 """
 
+import gc
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -20,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rag.compose import CONFIGS, compose_config, explain_value, key_of
 from rag.errors import UserError, one_line
+from rag.lazy import many_imports
 
 SCRIPTS = ("train", "build_index", "evaluate")
 
@@ -80,27 +83,42 @@ def one_sentence(error: Exception) -> str:
 
 
 def run_script(
-    name: str, usage: str, body: Callable[[DictConfig], None], arguments: list[str] | None = None
+    name: str,
+    usage: str,
+    body: Callable[[DictConfig], None],
+    arguments: list[str] | None = None,
+    check: Callable[[DictConfig], Any] | None = None,
 ) -> None:
-    """Compose configs/<name>.yaml with the command line's overrides and call `body` with it."""
+    """Compose configs/<name>.yaml with the command line's overrides and call `body` with it.
+
+    check: tells a mistake in the configuration before what takes seconds to import.
+    """
+    if not gc.isenabled():  # after check_command and the imports
+        gc.freeze()
+        gc.enable()
     quieten_logs()
     with mistakes_in_one_sentence():
         cfg = read_command(name, usage, sys.argv[1:] if arguments is None else arguments)
         if cfg is not None:
-            quieten_models()
+            if check is not None:
+                check(cfg)
+            with many_imports():
+                quieten_models()
             body(cfg)
 
 
 def check_command(name: str, usage: str, check: Callable[[DictConfig], bool] | None = None) -> None:
     """Answer --help and tell a mistake in the command line: before a script's imports, which take seconds.
 
-    check: raises UserError for a mistake in the configuration, True where nothing is left to do.
+    check: raises UserError for a mistake in the configuration, True where nothing is left to do. Until `run_script`
+    begins, garbage is not looked for, as `many_imports` has it.
     """
     quieten_logs()
     with mistakes_in_one_sentence():
         cfg = read_command(name, usage, sys.argv[1:])
         if cfg is None or (check is not None and check(cfg)):
             sys.exit()
+    gc.disable()
 
 
 def read_command(name: str, usage: str, arguments: list[str]) -> DictConfig | None:
@@ -169,9 +187,11 @@ def quieten_logs() -> None:
 
 def quieten_models() -> None:
     """`quieten` for transformers alone."""
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as of_transformers
 
+    of_downloads = not are_progress_bars_disabled()
     of_transformers.disable_progress_bar()
     of_transformers.set_verbosity_error()
-    enable_progress_bars()  # of downloads, which the former has switched off as well
+    if of_downloads:
+        enable_progress_bars()  # the former has switched them off as well
