@@ -1,6 +1,11 @@
 """Build the index of a corpus, offline and once: python build_index.py corpus.path=… passage_encoder=… key=value …"""
 
+from pathlib import Path
+
+from omegaconf import DictConfig
+
 from rag.cli import check_command
+from rag.errors import UserError
 
 USAGE = """
 python build_index.py [experiment=NAME] [key=value …]
@@ -18,17 +23,36 @@ goes on after an interruption and does nothing when the index is already there.
   torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
 """
 
+
+def check(cfg: DictConfig) -> bool:
+    """False; UserError for a corpus that is not there and is not made first."""
+    if cfg.add is None and cfg.remove is None and not makes_the_encoder(cfg):
+        check_corpus(cfg.corpus.path)
+    return False
+
+
+def check_corpus(path: str) -> None:
+    if not Path(path).exists():
+        from rag.index.readers import FORMATS
+
+        raise UserError(f"{path} does not exist: give corpus.path={FORMATS}")
+
+
+def makes_the_encoder(cfg: DictConfig) -> bool:
+    """Whether the passage encoder, and with it the corpus, is what the demo's stages make first."""
+    trained = Path(cfg.passage_encoder)
+    return bool(cfg.needs) and not trained.exists() and trained.is_relative_to(cfg.paths.demo)
+
+
 if __name__ == "__main__":  # before what takes seconds to import
-    check_command("build_index", USAGE)
+    check_command("build_index", USAGE, check)
 
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +60,6 @@ from rag.cli import run_script
 from rag.compose import plain, reading
 from rag.demo import ensure
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
-from rag.errors import UserError
 from rag.files import put_back, read_json, replace_folder
 from rag.index.build import build
 from rag.index.embed import embed, prepare
@@ -45,7 +68,6 @@ from rag.index.faiss_types import IndexType, filled_factory
 from rag.index.folder import Index, Manifest
 from rag.index.passage import counted
 from rag.index.passages import PassageStore
-from rag.index.readers import FORMATS
 from rag.index.ready_index import ReadyIndex, adopt, factory_of
 from rag.index.ready_vectors import MatchedVectors, ReadyVectors
 from rag.index.tokens import tokenizer_fingerprint
@@ -64,12 +86,10 @@ def build_index(cfg: DictConfig) -> None:
     if cfg.add is not None or cfg.remove is not None:
         change(cfg, folder)
         return
-    trained = Path(cfg.passage_encoder)
-    if cfg.needs and not trained.exists() and trained.is_relative_to(cfg.paths.demo):
+    if makes_the_encoder(cfg):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     kind = instantiate(cfg.index.type)
-    if not Path(cfg.corpus.path).exists():
-        raise UserError(f"{cfg.corpus.path} does not exist: give corpus.path={FORMATS}")
+    check_corpus(cfg.corpus.path)
     check_place(folder, "index.path")
     given = cfg.corpus.get("vectors")
     vectors = None if given is None else ReadyVectors.find(plain(given))

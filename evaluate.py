@@ -1,5 +1,10 @@
 """Evaluate a trained model: python evaluate.py checkpoint=RUN key=value …"""
 
+import sys
+
+from omegaconf import DictConfig
+
+from rag.checkpoint_config import from_checkpoint
 from rag.cli import check_command
 
 USAGE = """
@@ -20,22 +25,29 @@ and writes predictions.jsonl and result.json into RUN/evaluation/. The same comm
   python evaluate.py report=table1                             finished runs beside the paper's table
 """
 
+
+def check(cfg: DictConfig) -> bool:
+    """False; UserError for a checkpoint that is none, or settings that contradict it."""
+    if cfg.report is None:
+        from_checkpoint(cfg, sys.argv[1:])
+    return False
+
+
 if __name__ == "__main__":  # before what takes seconds to import
-    check_command("evaluate", USAGE)
+    check_command("evaluate", USAGE, check)
 
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rag.checkpoint_config import from_checkpoint, in_transformers_format
+from rag.checkpoint_config import in_transformers_format
 from rag.cli import run_script
 from rag.compose import CONFIGS, compose_config, key_of, plain
 from rag.errors import UserError
