@@ -28,7 +28,7 @@ The same command goes on after an interruption and does nothing when its result 
 
 if __name__ == "__main__":  # before what takes seconds to import
     sweep_if_asked(sys.argv[0], sys.argv[1:])
-    check_command("train", USAGE, plan.check)
+    check_command("train", USAGE, lambda cfg: plan.check(cfg, sys.argv[1:]))
 
 import re
 import time
@@ -56,7 +56,7 @@ from rag.retrievers.protocol import check_depth
 from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.training.loggers import WandbPredictions, send_report
 from rag.training.resume import check_checkpoint
-from rag.training.summary import describe, describe_unopened, first_line, show
+from rag.training.summary import describe, describe_unopened, first_line, show, slow_precision
 
 
 def train(cfg: DictConfig) -> None:
@@ -87,10 +87,12 @@ def train(cfg: DictConfig) -> None:
     ]
     if cfg.stop_at_loss is not None:
         callbacks.append(stops_at_loss(module.loss_figure, cfg.stop_at_loss))
-    loggers = [] if cfg.info else [instantiate(logger) for logger in cfg.logger.values()]
+    loggers = [] if cfg.info else [instantiate(logger) for logger in (cfg.get("logger") or {}).values()]
     trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
     if not cfg.info:
         rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
+        if slow := slow_precision(trainer):
+            rank_zero_only(print)(slow)
     # What is wrong with the data is told before anything is written.
     datamodule.setup("fit")
     module.check_data(datamodule, trainer.world_size)

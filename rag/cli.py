@@ -31,10 +31,17 @@ SCRIPTS = ("train", "build_index", "evaluate")
 def mistakes_in_one_sentence() -> Iterator[None]:
     """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130.
 
-    A process that waited in vain for another one, which says what is wrong, exits with 1 and one sentence.
+    A process that waited in vain for another one, which says what is wrong, exits with 1 and one sentence; one whose
+    reader has had enough, such as head, says nothing.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        stop_writing()
+        sys.exit(128 + 13)  # as what is ended by SIGPIPE
     except (UserError, InstantiationException, OmegaConfBaseException) as error:
         print(f"error: {one_sentence(error)}", file=sys.stderr)
         sys.exit(2)
@@ -48,6 +55,17 @@ def mistakes_in_one_sentence() -> Iterator[None]:
             raise
         print("stopped, because another process of this command did: its message says why", file=sys.stderr)
         sys.exit(1)
+
+
+def stop_writing() -> None:
+    """Let what is still to be written to standard output go nowhere; the error again where that is not what broke."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+    else:
+        raise
 
 
 def one_sentence(error: Exception) -> str:

@@ -17,7 +17,10 @@ from rag.errors import UserError
 def wandb_logger(project: str, name: str, folder: str, **settings: Any) -> WandbLogger:
     """Weights & Biases: online for whoever is logged in, otherwise into `folder`, to be sent by `wandb sync`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(project=project, name=name, save_dir=folder, offline=not logged_in(), **settings)
+    logger = WandbLogger(project=project, name=name, save_dir=folder, offline=not logged_in(), **settings)
+    # Lightning hands wandb a setting that wandb has given up, which warns of that whatever its value.
+    vars(logger).get("_wandb_init", {}).pop("anonymous", None)
+    return logger
 
 
 def tensorboard_logger(folder: str, **settings: Any) -> TensorBoardLogger:

@@ -1,11 +1,12 @@
 """What is known of a training before torch is imported: what is wrong with its command, and where its run stands."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rag.compose import plain
+from rag.compose import CONFIGS, key_of, plain
 from rag.errors import UserError
 from rag.runs import Run, check_place
 
@@ -13,13 +14,30 @@ from rag.runs import Run, check_place
 DECISIVE = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
 
 
-def check(cfg: DictConfig) -> bool:
-    """Whether nothing is left to do, which it says; UserError for what is wrong whatever the models are."""
+def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
+    """Whether nothing is left to do, which it says; UserError for what is wrong whatever the models are.
+
+    Where no experiment was asked for, the first line says which one it is.
+    """
     run = look(cfg)
+    if not cfg.info and not any(key_of(each) == "experiment" for each in overrides):
+        print(default_line(cfg), flush=True)
     if run is None or cfg.info or not run.finished:
         return False
     say_finished(run)
     return True
+
+
+def default_line(cfg: DictConfig) -> str:
+    """What is trained where nothing was asked for, for how long, and how to ask for something else."""
+    chosen = next(
+        each.experiment for each in OmegaConf.load(CONFIGS / "train.yaml").defaults if "experiment" in each
+    )
+    return (
+        f"no experiment= was given: the default is {chosen}, {cfg.trainer.max_steps:,} steps on the built-in mini-wiki "
+        "(a few minutes on two cores, and what it starts from as much again the first time); for another, "
+        "experiment=NAME, as --help shows"
+    )
 
 
 def look(cfg: DictConfig) -> Run | None:
