@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -59,13 +60,11 @@ def mistakes_in_one_sentence() -> Iterator[None]:
 
 def stop_writing() -> None:
     """Let what is still to be written to standard output go nowhere; the error again where that is not what broke."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-    else:
+    there = select.poll()
+    there.register(sys.stdout.fileno(), 0)  # errors alone, which are told in any case
+    if not there.poll(0):
         raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_sentence(error: Exception) -> str:

@@ -36,7 +36,10 @@ sys.argv = [name, *arguments]
 sys.path.insert(0, ".")
 code = 0
 try:
-    (runpy.run_module if module else runpy.run_path)(name, run_name="__main__", **({"alter_sys": True} if module else {}))
+    if module:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(name, run_name="__main__")
 except SystemExit as stopped:
     code = stopped.code or 0
 print(json.dumps([code, [each for each in heavy if each in sys.modules]]))
@@ -79,7 +82,7 @@ def test_a_finished_run_is_found_without_torch(tmp_path):
     code, heavy, error = watched(["train.py", *asked])
     assert (code, heavy, error) == (0, [], "")
     code, heavy, error = watched(["train.py", *asked, "seed=9"])
-    assert (code, heavy) == (2, []) and "made with other settings (seed: 2020 → 9)" in error
+    assert (code, heavy) == (2, []) and "made with other settings (module.seed: 2020 → 9)" in error
 
 
 def test_the_default_says_what_it_is_first(tmp_path):

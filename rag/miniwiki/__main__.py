@@ -1,4 +1,9 @@
-"""`python -m rag.miniwiki output=data/miniwiki seed=1 people=3000 institutions=700`: write the world."""
+"""Write the mini-wiki's world: python -m rag.miniwiki [output=FOLDER] [seed=N] [people=N] [institutions=N]
+
+  python -m rag.miniwiki output=data/miniwiki seed=1 people=3000 institutions=700    what is written with nothing given
+
+Passages of two editions, questions with answers and gold passages (train, dev, test), and those of the hot-swap.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -34,6 +39,9 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the world; returns the exit code (2 for a mistake of the user's)."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print((__doc__ or "").strip())
+        return 0
     console = Console(highlight=False, soft_wrap=True)
     try:
         settings = parse(arguments)
