@@ -91,7 +91,8 @@ def explain(error: Exception, name: str, overrides: list[str]) -> str:
         value = wrong.partition("=")[2]
         return (
             f"{wrong} cannot be read: a value with =, commas, brackets or spaces needs quotes, as in "
-            f"""'{key_of(wrong)}="{value}"', and a list brackets, as in {key_of(wrong)}=[1,2]"""
+            f"""'{key_of(wrong)}="{value}"', and a list brackets, as in {key_of(wrong)}=[1,2]; train.py -m """
+            "takes several values with commas and trains with each"
         )
     missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
     if missing:
