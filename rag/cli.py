@@ -7,6 +7,7 @@ included, is one sentence and exit code 2, and a name that does not exist comes 
 import logging
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rag.compose import CONFIGS, compose_config, explain_value, key_of
 from rag.errors import UserError, one_line
+from rag.lazy import many_imports
 
 SCRIPTS = ("train", "build_index", "evaluate")
 
@@ -29,10 +31,17 @@ SCRIPTS = ("train", "build_index", "evaluate")
 def mistakes_in_one_sentence() -> Iterator[None]:
     """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130.
 
-    A process that waited in vain for another one, which says what is wrong, exits with 1 and one sentence.
+    A process that waited in vain for another one, which says what is wrong, exits with 1 and one sentence; one whose
+    reader has had enough, such as head, says nothing.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        stop_writing()
+        sys.exit(128 + 13)  # as what is ended by SIGPIPE
     except (UserError, InstantiationException, OmegaConfBaseException) as error:
         print(f"error: {one_sentence(error)}", file=sys.stderr)
         sys.exit(2)
@@ -46,6 +55,15 @@ def mistakes_in_one_sentence() -> Iterator[None]:
             raise
         print("stopped, because another process of this command did: its message says why", file=sys.stderr)
         sys.exit(1)
+
+
+def stop_writing() -> None:
+    """Let what is still to be written to standard output go nowhere; the error again where that is not what broke."""
+    there = select.poll()
+    there.register(sys.stdout.fileno(), 0)  # errors alone, which are told in any case
+    if not there.poll(0):
+        raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_sentence(error: Exception) -> str:
@@ -81,15 +99,26 @@ def one_sentence(error: Exception) -> str:
 
 
 def run_script(
-    name: str, usage: str, body: Callable[[DictConfig], None], arguments: list[str] | None = None
+    name: str,
+    usage: str,
+    body: Callable[[DictConfig], None],
+    arguments: list[str] | None = None,
+    check: Callable[[DictConfig], Any] | None = None,
 ) -> None:
-    """Compose configs/<name>.yaml with the command line's overrides and call `body` with it."""
+    """Compose configs/<name>.yaml with the command line's overrides and call `body` with it.
+
+    check: tells a mistake in the configuration before what takes seconds to import.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     quieten_logs()
     with mistakes_in_one_sentence():
         if not answered_at_once(name, usage, arguments):
-            quieten_models()
-            body(compose_command(name, arguments))
+            cfg = compose_command(name, arguments)
+            if check is not None:
+                check(cfg)
+            with many_imports():
+                quieten_models()
+            body(cfg)
 
 
 def run_command(name: str, usage: str, command: Callable[..., Any]) -> None:
@@ -171,9 +200,11 @@ def quieten_logs() -> None:
 
 def quieten_models() -> None:
     """`quieten` for transformers alone."""
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as of_transformers
 
+    of_downloads = not are_progress_bars_disabled()
     of_transformers.disable_progress_bar()
     of_transformers.set_verbosity_error()
-    enable_progress_bars()  # of downloads, which the former has switched off as well
+    if of_downloads:
+        enable_progress_bars()  # the former has switched them off as well

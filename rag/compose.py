@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -21,15 +22,17 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     """The resolved-on-demand configuration of a script, or UserError in one sentence."""
     for override in overrides:
         if not re.match(r"~\w[^=]*$|(~|\+{0,2})\w[^=]*=", override):
+            if override in ("-m", "--multirun"):
+                raise UserError(f"{override}: only train.py sweeps, as in python train.py -m seed=1,2")
             raise UserError(f"{override} is not an override: write key=value, or --help for examples")
     # Hydra's way of choosing nothing from a group is ~group; group=null is what one would type.
     nothing = {f"{group}=null": f"~{group}" for group in GROUPS}
     overrides = [nothing.get(override, override) for override in overrides]
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose(name, overrides)
+            cfg = compose(name, [*_searched(), *overrides])
             groups = [each for each in overrides if key_of(each) in GROUPS]
-            default = compose(name, groups) if len(groups) < len(overrides) else cfg
+            default = compose(name, [*_searched(), *groups]) if len(groups) < len(overrides) else cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name, overrides)) from error
     except MarkedYAMLError as error:
@@ -39,6 +42,21 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     for override in {key_of(each): each for each in overrides}.values():  # the last of each key
         check_kind(override, cfg, default)
     return cfg
+
+
+def folders() -> list[Path]:
+    """Where configs are looked for: the project's, then configs/ of the current folder, whose own names come on top.
+
+    A file of the current folder never takes the place of one of the project's.
+    """
+    here = Path.cwd() / "configs"
+    return [CONFIGS, here] if here.is_dir() and here.resolve() != CONFIGS.resolve() else [CONFIGS]
+
+
+def _searched() -> list[str]:
+    """Hydra's override for the folders beside the project's."""
+    quoted = [str(folder).replace("\\", "\\\\").replace("'", "\\'") for folder in folders()[1:]]
+    return [f"hydra.searchpath=['file://{folder}']" for folder in quoted]
 
 
 def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
@@ -73,15 +91,18 @@ def explain(error: Exception, name: str, overrides: list[str]) -> str:
         value = wrong.partition("=")[2]
         return (
             f"{wrong} cannot be read: a value with =, commas, brackets or spaces needs quotes, as in "
-            f"""'{key_of(wrong)}="{value}"', and a list brackets, as in {key_of(wrong)}=[1,2]"""
+            f"""'{key_of(wrong)}="{value}"', and a list brackets, as in {key_of(wrong)}=[1,2]; train.py -m """
+            "takes several values with commas and trains with each"
         )
-    missing = re.search(r"Could not find '([^']+)'", text)
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
     if missing:
         for override in overrides:
             group, _, choice = override.lstrip("+").partition("=")
             if f"{group}/{choice}" == missing[1]:
                 return f"{override} does not exist: {nearest(choice, choices(group))}"
-        return f"a config names {missing[1]}, which does not exist under {CONFIGS}"
+        group, _, choice = missing[1].partition("/")
+        hint = f": {nearest(choice, choices(group))}" if group in GROUPS else ""
+        return f"a config names {missing[1]}, which does not exist under {' or '.join(map(str, folders()))}{hint}"
     key = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"override '?\+?([\w./@]+)'?", text)
     for override in overrides:
         path = key_of(override)
@@ -96,12 +117,13 @@ def explain(error: Exception, name: str, overrides: list[str]) -> str:
 
 def choices(group: str) -> list[str]:
     """The configs of a group."""
-    folder = CONFIGS / group
-    return sorted(
-        str(file.relative_to(folder).with_suffix(""))
-        for file in folder.rglob("*.yaml")
+    found = {
+        file.relative_to(folder / group).with_suffix("").as_posix()
+        for folder in folders()
+        for file in (folder / group).rglob("*.yaml")
         if not file.name.startswith("_")
-    )
+    }
+    return sorted(found)
 
 
 def settings(name: str, overrides: list[str]) -> list[str]:
@@ -114,7 +136,7 @@ def settings(name: str, overrides: list[str]) -> list[str]:
             walk(value, f"{prefix}{key}.")
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        walk(OmegaConf.to_container(compose(name, overrides), resolve=False), "")
+        walk(OmegaConf.to_container(compose(name, [*_searched(), *overrides]), resolve=False), "")
     return names
 
 

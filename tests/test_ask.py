@@ -209,6 +209,46 @@ def test_json_lines_for_the_questions_of_a_pipe(runs, monkeypatch, capsys):
     ]
 
 
+def test_text_from_a_pipe_has_each_question_above_its_answer(runs, monkeypatch, capsys):
+    assert ask(monkeypatch, f"checkpoint={runs / 'closed_book'}", piped="\n".join(QUESTIONS)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "log p(y|x)" not in line] == QUESTIONS
+    assert lines[::2] == QUESTIONS
+    assert ask(monkeypatch, f"checkpoint={runs / 'closed_book'}", QUESTIONS[0]) == 0
+    assert QUESTIONS[0] not in capsys.readouterr().out  # it stands in the command
+
+
+def test_a_long_question_is_not_repeated_in_its_error(runs, monkeypatch, capsys):
+    question = "what is the capital of France? " * 400
+    assert ask(monkeypatch, f"checkpoint={runs / 'closed_book'}", piped=question) == 2
+    error = capsys.readouterr().err
+    assert "does not fit the generator's context" in error and len(error) < 600
+    assert "error: what is the capital of France?" in error
+
+
+def test_help_breaks_no_name(runs, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert ask(monkeypatch, f"checkpoint={runs / 'rag_token'}", piped="/help") == 0
+    lines = capsys.readouterr().err.splitlines()
+    words = " ".join(lines).replace(",", " ").split()
+    assert {"checkpoint", "beam4", "sample", "conversation", "first", "second"} <= set(words)
+    listed = lines[2:-1]
+    assert len(listed) > 7 and all(len(line) <= 60 for line in listed)
+
+
+def test_a_wrong_checkpoint_is_told_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys\nfrom rag.ask.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stopped: print(stopped.code)\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'datasets') if name in sys.modules])"
+    )
+    for wrong in (["checkpoint=nothing"], [f"checkpoint={tmp_path}"], ["chekpoint=x"], ["n_docs=3"], []):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *wrong], capture_output=True, text=True, cwd=PROJECT
+        )
+        assert done.stdout.splitlines() == ["2", "[]"] and done.stderr.startswith("error: "), done
+
+
 def test_commands_between_questions(runs, monkeypatch, capsys):
     """Each holds for what comes after it; a wrong one is told and changes nothing."""
     lines = [

@@ -26,6 +26,7 @@ LAYERS = [
     {"scratch", "reports"},
     {"checkpoint_config"},
     {"analysis", "ask", "demo"},
+    {"compare", "sweep"},
     {"commands"},
 ]
 LONGEST = 450  # lines; what is longer holds two subjects

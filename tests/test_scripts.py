@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from commands import run
 from pytorch_lightning.loggers.logger import Logger
@@ -217,7 +218,7 @@ def test_info_shows_the_experiment_and_leaves_nothing(demo, tmp_path, capsys):
     assert demo("train", *command, "info=true") == 0
     shown = " ".join(capsys.readouterr().out.split())
     index = Index.open(demo.run("index_a"))
-    assert "RagSequence" in shown and "QuestionAnswering" in shown
+    assert "RagSequence" in shown and "QuestionAnswering" in shown and "DenseRetriever" in shown
     assert f"{len(index):,} passages of 16 dimensions, Flat" in shown
     assert "2 passages a question" in shown and "12 examples a step (4 × 3 accumulated)" in shown
     assert "by dev/em (max)" in shown and not run.exists()
@@ -229,7 +230,8 @@ def test_info_does_without_data_and_index(tmp_path, capsys):
     command = ["info=true", f"paths.outputs={tmp_path}/out", f"paths.data={tmp_path}/data"]
     assert run("train", *command) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "RagSequence" in shown and "not there yet" in shown and not any(tmp_path.iterdir())
+    assert "RagSequence" in shown and "DenseRetriever" in shown and "not there yet" in shown
+    assert not any(tmp_path.iterdir())
     assert run("train", "experiment=table1/nq_rag_sequence", *command) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "facebook/bart-large, float32" in shown and "5 passages a question, 50 in evaluation" in shown
@@ -402,6 +404,7 @@ def test_weights_and_biases_offline(demo, tmp_path):
     command = [sys.executable, "train.py", *settings]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
+    assert "anonymous" not in done.stderr
     (folder,) = (run / "wandb").glob("offline-run-*")
     assert f"wandb sync {folder}" in done.stdout
     assert (run / "metrics.csv").is_file()
@@ -411,6 +414,59 @@ def test_weights_and_biases_offline(demo, tmp_path):
     assert len(content["data"]) == 4
     logged = next(folder.glob("*.wandb")).read_bytes()
     assert b"nll_per_example" in logged and b"report.md" in logged
+
+
+class Counting(pl.Callback):
+    """A callback of a user's: writes how many steps it saw."""
+
+    def __init__(self, file: str, each: int = 1):
+        self.file, self.each, self.seen = Path(file), each, 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
+        self.seen += self.each
+        self.file.write_text(str(self.seen))
+
+
+def test_callbacks_and_tensorboard(demo, tmp_path, capsys):
+    """A callback by its class is called at each step and is part of the run's identity; curves go where asked."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, seen = tmp_path / "run", tmp_path / "seen"
+    plain = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={run}", "logger=tensorboard"]
+    mine = ["callbacks=learning_rate", "+callbacks.mine._target_=test_scripts.Counting"]
+    mine += [f"+callbacks.mine.file={seen}", "+callbacks.mine.each=10"]
+    assert demo("train", *plain, *mine) == 0
+    assert seen.read_text() == "60"
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert any(name.startswith("lr-") for name in header)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert {"dev/em", "train/nll_per_example"} <= set(events.Tags()["scalars"])
+    assert [each.step for each in events.Scalars("dev/em")] == [1, 3, 5]
+    assert demo("train", *plain, *mine[:1]) == 2
+    assert "callbacks.mine" in capsys.readouterr().err
+
+
+def test_tensorboard_that_is_not_installed(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # how Python says that there is none
+    run = tmp_path / "run"
+    assert demo("train", "experiment=miniwiki/rag_sequence", f"paths.run={run}", "logger=tensorboard") == 2
+    assert 'pip install -e ".[tensorboard]"' in refusal(capsys) and not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("+trainer.callbacks=[]", "callbacks.NAME._target_"),
+        ("+trainer.logger=false", "logger.NAME._target_"),
+        ("+callbacks.mine.every=3", "callbacks.mine names no class"),
+        ("callbacks=lerning_rate", "did you mean learning_rate"),
+    ],
+)
+def test_callbacks_that_would_be_dropped_are_refused(demo, tmp_path, wrong, said, capsys):
+    run = tmp_path / "run"
+    assert demo("train", "experiment=miniwiki/rag_sequence", f"paths.run={run}", wrong) == 2
+    assert said in refusal(capsys) and not run.exists()
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         print(usage_of(asked[0]) if asked else usage())
         return
     name, *rest = arguments
+    check_folders(name, rest)
     parameters = inspect.signature(analysis := load(name)).parameters
     runs, output, chosen = parse(rest, parameters)
     several = "runs" in parameters
@@ -85,6 +86,16 @@ def main(arguments: Sequence[str]) -> None:
         table.add_row(*map(cell, row))
     Console().print(table)
     print(f"written: {page} and {page.with_suffix('.png').name}")
+
+
+def check_folders(name: str, arguments: Sequence[str]) -> None:
+    """UserError for an analysis or a run that does not exist, before what takes seconds to import."""
+    if name not in ANALYSES:
+        load(name)
+    for argument in arguments:
+        key, _, folder = argument.partition("=")
+        if key == "run" and not Path(folder).is_dir():
+            raise UserError(f"{argument} does not exist: give a folder that train.py or evaluate.py left")
 
 
 def parse(arguments: Sequence[str], parameters: Any) -> tuple[list[Path], str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from rag.checkpoint_config import from_checkpoint
 from rag.cli import one_sentence, run_script
 from rag.compose import choices, compose_config, key_of, nearest
 from rag.errors import UserError
+from rag.lazy import many_imports
 
 if TYPE_CHECKING:  # torch and the models' code take seconds, which a mistake in the command need not wait for
     from rag.ask.session import Choice, Reply, Session, Source
@@ -68,16 +70,22 @@ SNIPPET = 220  # characters of a passage
 _SETTING = re.compile(r"(~|\+{0,2})[A-Za-z_][\w./@]*=|~\w|-")
 
 
-def ask(cfg: DictConfig, overrides: list[str], question: str) -> None:
+def check(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the checkpoint that is asked; UserError for what is wrong with it or the command."""
     if cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} answers nothing: give 1 or more")
-    saved = from_checkpoint(cfg, overrides, "rag.ask", CHANGEABLE, OWN)
+    return from_checkpoint(cfg, overrides, "rag.ask", CHANGEABLE, OWN)
+
+
+def ask(cfg: DictConfig, overrides: list[str], question: str) -> None:
+    saved = check(cfg, overrides)
     print(f"opening {saved.checkpoint}", file=sys.stderr)
-    import torch
+    with many_imports():
+        import torch
 
-    from rag.ask.session import open_session
+        from rag.ask.session import open_session
 
-    session, choice, indexes = open_session(saved)
+        session, choice, indexes = open_session(saved)
     torch.manual_seed(saved.seed)
 
     def decoding(settings: list[str]) -> "Decoding":
@@ -122,6 +130,7 @@ class Talk:
         self.as_json = as_json
         self.turns: list[str] = []
         self.asked = self.unanswered = 0
+        self.repeats = False  # whether the question is written above its answer
         self.console = Console(highlight=False)
 
     def tell(self, text: str) -> None:
@@ -160,7 +169,8 @@ class Talk:
             self.unanswered = 0  # it was told, and may be asked again
 
     def from_pipe(self, descriptor: int, batch_size: int) -> None:
-        """Every line of a pipe or file, as they come."""
+        """Every line of a pipe or file, as they come; nobody sees the questions beside their answers otherwise."""
+        self.repeats = True
         try:
             for lines in lines_at_hand(descriptor, 1 if self.conversation else batch_size):
                 lines = [line.strip() for line in lines if line.strip()]
@@ -191,7 +201,7 @@ class Talk:
             self.asked += 1
             if isinstance(reply, UserError):
                 self.unanswered += 1
-                self.tell(f"error: {question}: {reply}")
+                self.tell(f"error: {shortened(question)}: {reply}")
                 if self.as_json:
                     print(
                         json.dumps({"question": question, "error": str(reply)}, ensure_ascii=False),
@@ -208,6 +218,8 @@ class Talk:
                     )
                 print(json.dumps(record, ensure_ascii=False), flush=True)
             else:
+                if self.repeats:
+                    self.console.print(Text(printable(question), style="italic"), soft_wrap=True)
                 self.show(reply)
 
     def replies(self, questions: Sequence[str]) -> "list[Reply | UserError]":
@@ -315,8 +327,14 @@ class Talk:
 
     def help(self, argument: str) -> None:
         names = {"decodings": ", ".join(choices("decoding")), "indexes": ", ".join(self.indexes)}
+        lines = textwrap.TextWrapper(
+            min(110, shutil.get_terminal_size().columns),
+            subsequent_indent=" " * 31,
+            break_long_words=False,  # names and paths stay whole, to be copied
+            break_on_hyphens=False,
+        )
         for command, does in COMMANDS.items():
-            self.tell(textwrap.fill(f"{command:30} {does.format(**names)}", 110, subsequent_indent=" " * 31))
+            self.tell(lines.fill(f"{command:30} {does.format(**names)}"))
         self.tell(self.state())
 
 
@@ -332,6 +350,12 @@ def shown(source: "Source", answer: str) -> Text:
         for start, end in places:
             where.stylize("bold black on yellow", start, end)
     return Text("\n").join([title, marked]) if title.plain else marked
+
+
+def shortened(question: str) -> str:
+    """A question by its beginning, for a message about it."""
+    text = printable(question)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def printable(text: str) -> str:
@@ -415,7 +439,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
 
 def main(arguments: Sequence[str]) -> None:
     settings, question = split_arguments(arguments)
-    run_script("ask", USAGE, partial(ask, overrides=settings, question=question), settings)
+    body = partial(ask, overrides=settings, question=question)
+    run_script("ask", USAGE, body, settings, partial(check, overrides=settings))
 
 
 if __name__ == "__main__":

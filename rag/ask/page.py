@@ -50,8 +50,8 @@ POLICY = (
 
 
 def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
-    gradio = import_gradio()
     saved = from_checkpoint(cfg, overrides, "rag.ask.page", CHANGEABLE, OWN)
+    gradio = import_gradio()
     closed = closed_book_run(saved.checkpoint, saved.closed_book)
     print(f"opening {saved.checkpoint}" + (f" and {closed}" if closed else ""), file=sys.stderr)
     import torch
@@ -336,7 +336,10 @@ def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    run_script("demo_page", USAGE, partial(demo_page, overrides=arguments), arguments)
+    def check(cfg: DictConfig) -> None:
+        from_checkpoint(cfg, arguments, "rag.ask.page", CHANGEABLE, OWN)
+
+    run_script("demo_page", USAGE, partial(demo_page, overrides=arguments), arguments, check)
 
 
 if __name__ == "__main__":

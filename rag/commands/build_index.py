@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rag.cli import compose_command, quieten_models, run_command
+from rag.cli import compose_command, many_imports, quieten_models, run_command
+from rag.commands.corpus import check_corpus, makes_the_encoder
 
 USAGE = """
 python build_index.py [experiment=NAME] [key=value …]
@@ -27,10 +28,13 @@ def build_index(*overrides: str) -> Path:
     Raises UserError for what the command would tell as a mistake.
     """
     cfg = compose_command("build_index", list(overrides))
-    from rag.commands import indexing  # what takes seconds to import, after what is told at once
+    if cfg.add is None and cfg.remove is None and not makes_the_encoder(cfg):
+        check_corpus(cfg.corpus.path)
+    with many_imports():
+        from rag.commands import indexing  # what takes seconds to import, after what is told at once
 
-    quieten_models()
-    return indexing.build_index(cfg, list(overrides))
+        quieten_models()
+    return indexing.build_index(cfg)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rag.checkpoint_config import from_checkpoint
-from rag.cli import compose_command, quieten_models, run_command
+from rag.cli import compose_command, many_imports, quieten_models, run_command
 
 USAGE = """
 python evaluate.py checkpoint=RUN [key=value …]
@@ -37,9 +37,10 @@ def evaluate(*overrides: str) -> Path | None:
         write_table(cfg.report, outputs, outputs / "reports")
         return None
     cfg = from_checkpoint(cfg, list(overrides))
-    from rag.commands import evaluating  # what takes seconds to import, after what is told at once
+    with many_imports():
+        from rag.commands import evaluating  # what takes seconds to import, after what is told at once
 
-    quieten_models()
+        quieten_models()
     return evaluating.evaluate(cfg, list(overrides))
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from rag.commands.corpus import check_corpus, makes_the_encoder
 from rag.compose import plain, reading
 from rag.demo import ensure
 from rag.encoders.opening import describe_encoder, open_passage_encoder, open_question_encoder
@@ -25,7 +26,6 @@ from rag.index.faiss_types import IndexType, filled_factory
 from rag.index.folder import Index, Manifest
 from rag.index.passage import counted
 from rag.index.passages import PassageStore
-from rag.index.readers import FORMATS
 from rag.index.ready_index import ReadyIndex, adopt, factory_of
 from rag.index.ready_vectors import MatchedVectors, ReadyVectors
 from rag.index.update import read_ids, update
@@ -37,19 +37,17 @@ from rag.tasks.qa import read_examples
 from rag.training.datamodule import sample
 
 
-def build_index(cfg: DictConfig, overrides: list[str]) -> Path:
+def build_index(cfg: DictConfig) -> Path:
     """Build, change or estimate the index that the configuration describes; its folder."""
     folder = Path(cfg.index.path)
     put_back(folder)
     if cfg.add is not None or cfg.remove is not None:
         change(cfg, folder)
         return folder
-    trained = Path(cfg.passage_encoder)
-    if cfg.needs and not trained.exists() and trained.is_relative_to(cfg.paths.demo):
+    if makes_the_encoder(cfg):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
     kind = instantiate(cfg.index.type)
-    if not Path(cfg.corpus.path).exists():
-        raise UserError(f"{cfg.corpus.path} does not exist: give corpus.path={FORMATS}")
+    check_corpus(cfg.corpus.path)
     check_place(folder, "index.path")
     given = cfg.corpus.get("vectors")
     vectors = None if given is None else ReadyVectors.find(plain(given))

@@ -1,8 +1,11 @@
 """Train a retriever, a generator, or both end to end: python train.py experiment=… key=value …"""
 
+import sys
 from pathlib import Path
 
-from rag.cli import compose_command, quieten_models, run_command
+from rag.cli import compose_command, many_imports, quieten_models, run_command
+from rag.sweep import sweep_if_asked
+from rag.training import plan
 
 USAGE = """
 python train.py [experiment=NAME] [key=value …]
@@ -17,6 +20,8 @@ The same command goes on after an interruption and does nothing when its result 
   python train.py paths.run=outputs/mine                     where the result goes
   python train.py overwrite=true                             replace a run made with other settings
   python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
+  python train.py logger=tensorboard callbacks=learning_rate  TensorBoard beside CSV; Lightning's callbacks
+  python train.py -m optimization.lr=1e-4,3e-4 seed=1,2      a sweep: a run for each combination, and a table of all
   python train.py experiment=… info=true                     show sizes, batch, memory and stop
   python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit learns one batch
   python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
@@ -29,12 +34,16 @@ def train(*overrides: str) -> Path:
     Raises UserError for what the command would tell as a mistake.
     """
     cfg = compose_command("train", list(overrides))
-    from rag.commands import training  # what takes seconds to import, after what is told at once
+    if plan.check(cfg, list(overrides)):
+        return Path(cfg.paths.run)
+    with many_imports():
+        from rag.commands import training  # what takes seconds to import, after what is told at once
 
-    quieten_models()
-    return training.train(cfg, list(overrides))
+        quieten_models()
+    return training.train(cfg)
 
 
 def main() -> None:
     """The command itself: a mistake is one sentence and exit code 2."""
+    sweep_if_asked(sys.argv[0], sys.argv[1:])
     run_command("train", USAGE, train)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -18,37 +18,29 @@ from rag.demo import ensure
 from rag.errors import UserError
 from rag.evaluation.as_read import AsRead
 from rag.files import write_aside
-from rag.hub import names_in
 from rag.index.passages import PassageStore
 from rag.model import RagModel
 from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
-from rag.runs import Run
+from rag.training import plan
 from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.training.loggers import WandbPredictions, send_report
-from rag.training.resume import check_checkpoint, check_place_of_checkpoint
-from rag.training.summary import describe, describe_unopened, first_line, show
+from rag.training.resume import check_checkpoint
+from rag.training.summary import describe, describe_unopened, first_line, show, slow_precision
 
 
-def train(cfg: DictConfig, overrides: list[str]) -> Path:
-    """Train what the configuration describes; the run's folder. overrides: those it was composed with."""
+def train(cfg: DictConfig) -> Path:
+    """Train what the configuration describes, which `plan.check` has seen; the run's folder."""
     folder = Path(cfg.paths.run)
-    check_place_of_checkpoint(cfg.ckpt_path)
-    inputs = [path for path in plain(cfg.inputs) if path is not None]  # a setting that was set to null
-    missing = [Path(path) for path in inputs if "://" not in path and not Path(path).exists()]
+    missing = plan.missing_inputs(cfg)
     if cfg.info and missing:
         show(describe_unopened(plain(cfg), missing))
         return folder
-    made = [Path(cfg.paths.demo), Path(cfg.paths.data)] if cfg.needs else []
-    if missing and all(any(path.is_relative_to(folder) for folder in made) for path in missing):
+    if plan.are_made(cfg, missing):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
-    keys = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
-    decisive = {key: plain(cfg[key]) for key in keys}
-    yaml = OmegaConf.to_yaml(cfg, resolve=True)
-    models = [f"hub://{name}" for name in dict.fromkeys(names_in(decisive["module"]))]
-    run = Run.open(cfg.paths.run, decisive, yaml, [*inputs, *models], cfg.overwrite)
+    run = plan.open_run(cfg)
     if run.finished and not cfg.info:
-        print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
+        plan.say_finished(run)
         return folder
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)
@@ -60,14 +52,17 @@ def train(cfg: DictConfig, overrides: list[str]) -> Path:
         TrainingProgress(cfg.name),
         StopsBetweenSteps(run.folder / "last.ckpt"),
         WandbPredictions(),
+        *(instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()),
         *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
     ]
     if cfg.stop_at_loss is not None:
         callbacks.append(stops_at_loss(module.loss_metric, cfg.stop_at_loss))
-    loggers = [] if cfg.info else [instantiate(logger) for logger in cfg.logger.values()]
+    loggers = [] if cfg.info else [instantiate(logger) for logger in (cfg.get("logger") or {}).values()]
     trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
     if not cfg.info:
         rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
+        if slow := slow_precision(trainer):
+            rank_zero_only(print)(slow)
     # What is wrong with the data is told before anything is written.
     datamodule.setup("fit")
     module.check_data(datamodule, trainer.world_size)
@@ -93,7 +88,7 @@ def train(cfg: DictConfig, overrides: list[str]) -> Path:
         run.begin()
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(decisive)
+                logger.log_hyperparams(plan.decisive(cfg))
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)

@@ -183,6 +183,8 @@ def write_predictions(
                 # JSON has no −∞, which is what an answer without any passage is worth
                 "logprob": round(each.logprob, 4) if math.isfinite(each.logprob) else None,
             }
+            if example.set:  # the task may count some sets alone
+                record["set"] = example.set
             if store is not None:
                 record["passages"] = list(_passages(task, store, example, each, n_docs, passages, as_read))
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

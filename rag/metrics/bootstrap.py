@@ -24,6 +24,11 @@ class Metric:
     high: float
     count: int  # examples that were judged
     per_example: np.ndarray = field(repr=False)  # (N,) in the examples' order; NaN where one was not judged
+    # Of a corpus metric, which is no mean of the examples' scores: (N, S) of each example, whose means give the metric.
+    statistics: np.ndarray | None = field(default=None, repr=False)
+    aggregate: Callable[[np.ndarray], np.ndarray] | None = field(
+        default=None, repr=False
+    )  # (R, S) means to (R,)
 
     def summary(self) -> dict[str, float | int]:
         """The metric without the scores of single examples, as it goes into metrics.json."""

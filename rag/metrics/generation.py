@@ -37,7 +37,7 @@ def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]], lowe
     if len(scores) == 0:
         return mean_with_interval(per_example)
     value, low, high = bootstrap(counts, _bleu_1_of_counts)
-    return Metric(value, low, high, len(scores), per_example)
+    return Metric(value, low, high, len(scores), per_example, counts, _bleu_1_of_counts)
 
 
 def _bleu_1_of_counts(counts: np.ndarray) -> np.ndarray:

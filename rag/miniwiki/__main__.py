@@ -2,6 +2,8 @@
 
 python -m rag.miniwiki                                     data/miniwiki, as the demo uses it but for its seed
 python -m rag.miniwiki output=small people=300 institutions=60
+
+Passages of two editions, questions with answers and gold passages (train, dev, test), and those of the hot-swap.
 """
 
 import sys

@@ -6,6 +6,7 @@ of distinct trigrams (sections 3.2, 4.5).
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -67,4 +68,4 @@ def _spread(metric: Metric, judged: np.ndarray) -> Metric:
     """The metric of the judged examples with NaN in the places of the others."""
     per_example = np.full(len(judged), np.nan)
     per_example[judged] = metric.per_example
-    return Metric(metric.value, metric.low, metric.high, metric.count, per_example)
+    return replace(metric, per_example=per_example)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rag.training.dpr import sentence_encoders as sentence_encoders
     from rag.training.dpr_data import DprData as DprData
     from rag.training.hard_negatives import MinedNegatives as MinedNegatives
+    from rag.training.loggers import tensorboard_logger as tensorboard_logger
     from rag.training.loggers import wandb_logger as wandb_logger
     from rag.training.module import RagModule as RagModule
     from rag.training.optimization import Optimization as Optimization
@@ -29,5 +30,6 @@ __getattr__, __dir__ = face(
         "DprData": "dpr_data",
         "MinedNegatives": "hard_negatives",
         "wandb_logger": "loggers",
+        "tensorboard_logger": "loggers",
     },
 )

@@ -3,18 +3,34 @@
 import netrc
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+from rag.errors import UserError
 
 
 def wandb_logger(project: str, name: str, folder: str, **settings: Any) -> WandbLogger:
     """Weights & Biases: online for whoever is logged in, otherwise into `folder`, to be sent by `wandb sync`."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(project=project, name=name, save_dir=folder, offline=not logged_in(), **settings)
+    logger = WandbLogger(project=project, name=name, save_dir=folder, offline=not logged_in(), **settings)
+    # Lightning hands wandb a setting that wandb has given up, which warns of that whatever its value.
+    vars(logger).get("_wandb_init", {}).pop("anonymous", None)
+    return logger
+
+
+def tensorboard_logger(folder: str, **settings: Any) -> TensorBoardLogger:
+    """TensorBoard's event files, in `folder`/tensorboard; UserError where the package is not installed."""
+    if find_spec("tensorboard") is None:
+        raise UserError(
+            "logger=tensorboard needs the package tensorboard: "
+            'python -m pip install -e ".[tensorboard]" -c constraints.txt'
+        )
+    return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, **settings)
 
 
 class WandbPredictions(Callback):

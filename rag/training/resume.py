@@ -13,12 +13,6 @@ from rag.finite import check_finite
 GIVE = "give a last.ckpt that a run of train.py of the same model left"
 
 
-def check_place_of_checkpoint(path: str | None) -> None:
-    """UserError unless it is None or a file."""
-    if path is not None and not Path(path).is_file():
-        raise UserError(f"ckpt_path={path} does not exist: give a last.ckpt that a run of train.py left")
-
-
 def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: int | None = None) -> None:
     """UserError unless training can go on from the file.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -39,6 +40,24 @@ def first_line(name: str, trainer: pl.Trainer, datamodule: Any, folder: Path, re
     duration = expected_duration(folder, trainer.max_steps)
     about = f", about {duration} as last time" if duration else ""
     return f"{doing} {name}: {trainer.max_steps:,} steps{of} on {device(trainer)}{about}; results in {folder}"
+
+
+def slow_precision(trainer: pl.Trainer) -> str | None:
+    """A sentence where a CPU without bfloat16 arithmetic is asked for it; None otherwise, or if torch does not know."""
+    ask: Any = getattr(torch.cpu, "get_capabilities", None)
+    if (
+        trainer.strategy.root_device.type != "cpu"
+        or not str(trainer.precision).startswith("bf16")
+        or ask is None
+    ):
+        return None
+    has = ask()
+    if has.get("architecture") != "x86_64" or has.get("avx512_bf16") or has.get("amx_bf16"):
+        return None
+    return (
+        f"trainer.precision={trainer.precision}: this CPU has no bfloat16 arithmetic and emulates it, several times "
+        "slower than trainer.precision=32-true"
+    )
 
 
 def examples_a_step(trainer: pl.Trainer, datamodule: Any) -> int:
@@ -96,7 +115,9 @@ def describe(
     rows.append(("parameters", f"{trained:,} trained, {frozen:,} frozen"))
     if isinstance(model, RagModel) and model.retriever is not None:
         index = model.retriever.index
+        searches = f" ({kind})" if (kind := model.retriever.kind) else ""
         rows += [
+            ("retriever", f"{type(model.retriever).__name__}{searches}"),
             ("K", f"{model.n_docs} passages a question"),
             ("index", f"{len(index):,} passages of {index.dim} dimensions, {index.manifest.factory}"),
             ("index folder", str(index.folder)),
@@ -132,7 +153,11 @@ def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tup
     if retriever is not None:
         later = settings.get("test_n_docs") or settings["n_docs"]
         asked = f", {later} in evaluation" if later != settings["n_docs"] else ""
+        inside = [
+            class_of(node) for node in retriever.values() if isinstance(node, dict) and "_target_" in node
+        ]
         rows += [
+            ("retriever", class_of(retriever) + (f" ({', '.join(inside)})" if inside else "")),
             ("K", f"{settings['n_docs']} passages a question{asked}"),
             ("index", settings["index"]["type"].get("factory", class_of(settings["index"]["type"]))),
             ("index folder", settings["index"]["path"]),
@@ -162,8 +187,9 @@ def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tup
 
 
 def class_of(node: dict[str, Any]) -> str:
-    """ "RagSequence" of {"_target_": "rag.model.RagSequence"}."""
-    return node["_target_"].removesuffix(".from_pretrained").rpartition(".")[2]
+    """ "RagSequence" of {"_target_": "rag.model.RagSequence"}, "BM25" of "rag.retrievers.BM25.build"."""
+    *before, last = node["_target_"].split(".")
+    return before[-1] if before and before[-1][:1].isupper() else last  # a class's own way to be made
 
 
 def best(settings: dict[str, Any]) -> str:

@@ -1,0 +1,99 @@
+"""Experiments of a user's own, in configs/ of the current folder: each inherits any of the project's with one line."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rag.compose import CONFIGS, choices, compose_config
+from rag.errors import UserError
+
+OURS = [name for name in choices("experiment")]
+FIRST = {name.split("/")[0]: name for name in reversed(OURS)}  # of each folder one in the quick suite
+EVERY = [name if name in FIRST.values() else pytest.param(name, marks=pytest.mark.slow) for name in OURS]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with an empty configs/experiment/."""
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "configs" / "experiment"
+
+
+def write(file: Path, *lines: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(["# @package _global_", *lines, ""]), encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["mine", "deep/er/mine"])
+@pytest.mark.parametrize("parent", EVERY)
+def test_one_line_inherits_any_experiment(here, parent, place):
+    """What the child says holds, also where the parent chose another of the same group; the rest is the parent's."""
+    own = ["name: mine", "n_docs: 3", "optimization: {lr: 0.125}"]
+    write(
+        here / f"{place}.yaml",
+        "defaults:",
+        f"  - /experiment/{parent}",
+        "  - override /decoding: beam4",
+        "  - _self_",
+        *own,
+    )
+    child = compose_config("train", [f"experiment={place}"])
+    changes = ["name=mine", "n_docs=3", "optimization.lr=0.125", "decoding=beam4"]
+    expected = compose_config("train", [f"experiment={parent}", *changes])
+    for cfg in (child, expected):  # what an experiment says of decoding goes over the group's own
+        del cfg.decoding
+    assert OmegaConf.to_container(child) == OmegaConf.to_container(expected)
+    assert compose_config("train", [f"experiment={place}"]).decoding.num_beams == 4
+
+
+def test_a_child_of_a_child_overrides_model_and_retriever(here):
+    write(here / "a.yaml", "defaults:", "  - /experiment/miniwiki/rag_sequence", "n_docs: 7")
+    write(here / "b.yaml", "defaults:", "  - /experiment/a", "  - override /model: rag_token", "name: b")
+    cfg = compose_config("train", ["experiment=b"])
+    assert (cfg.n_docs, cfg.model._target_, cfg.name) == (7, "rag.model.RagToken", "b")
+    assert cfg.optimization.lr == 1e-3  # of miniwiki/_rag
+
+
+def test_what_does_not_exist_is_told_with_what_does(here):
+    write(here / "wrong.yaml", "defaults:", "  - /experiment/miniwiki/rag_sequnce")
+    with pytest.raises(
+        UserError, match="experiment/miniwiki/rag_sequnce.* did you mean miniwiki/rag_sequence"
+    ):
+        compose_config("train", ["experiment=wrong"])
+    with pytest.raises(UserError, match="experiment=wrogn does not exist: did you mean wrong"):
+        compose_config("train", ["experiment=wrogn"])
+
+
+def test_a_file_of_the_users_takes_the_place_of_none_of_the_projects(here):
+    write(here / "miniwiki" / "rag_token.yaml", "name: taken")
+    (here.parent / "base.yaml").write_text("name: taken\n")
+    assert compose_config("train", ["experiment=miniwiki/rag_token"]).name == "demo/rag_token"
+
+
+def test_other_groups_of_the_users_are_found_too(here):
+    (here.parent / "optimization").mkdir()
+    (here.parent / "optimization" / "mine.yaml").write_text("defaults:\n  - paper\nlr: 0.5\n")
+    cfg = compose_config("train", ["experiment=null", "optimization=mine"])
+    assert cfg.optimization.lr == 0.5
+    assert "mine" in choices("optimization")
+
+
+def test_a_folder_of_any_name(tmp_path, monkeypatch):
+    folder = tmp_path / "it's, a {new}=folder"
+    write(folder / "configs" / "experiment" / "mine.yaml", "name: mine")
+    monkeypatch.chdir(folder)
+    assert compose_config("train", ["experiment=mine"]).name == "mine"
+
+
+def test_every_experiment_names_what_it_inherits_absolutely():
+    """A relative name means another file where the child is in another folder."""
+    looked_at = 0
+    for file in sorted((CONFIGS / "experiment").rglob("*.yaml")):
+        content = OmegaConf.load(file)
+        for each in content.get("defaults", []) if OmegaConf.is_dict(content) else []:
+            name = each if isinstance(each, str) else next(iter(each))
+            assert name == "_self_" or name.removeprefix("override ").startswith("/"), f"{file}: {name}"
+            looked_at += 1
+    assert looked_at > 100
