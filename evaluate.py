@@ -11,7 +11,7 @@ and writes predictions.jsonl and result.json into RUN/evaluation/. The same comm
   python evaluate.py checkpoint=outputs/demo/rag_sequence
   python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev, drawn at random
   python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
-  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          figures against K (figure 3)
+  python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          metrics against K (figure 3)
   python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
   python evaluate.py checkpoint=outputs/demo/dpr               a bi-encoder: recall alone, beside BM25's with bm25=true
@@ -199,13 +199,13 @@ def open_run(
 
 
 def show_result(cfg: DictConfig, run: Run) -> None:
-    """The table of a finished evaluation, beside the paper's figures."""
+    """The table of a finished evaluation, beside the paper's values."""
     cells = paper_cells(cfg)
     show(read_json(run.folder / "result.json"), str(cfg.checkpoint), cells)
 
 
 def paper_cells(cfg: DictConfig) -> list[Cell]:
-    """The paper's figures for what was evaluated; none where the questions are not the experiment's but one's own.
+    """The paper's values for what was evaluated; none where the questions are not the experiment's but one's own.
 
     Those are another kind of task, or a file of another name: the experiment's may lie anywhere.
     """
