@@ -52,7 +52,8 @@ def random_queries(count: int) -> np.ndarray:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".lock"))
+    """The files of an index, but for locks and for how long the embedding took, which is never the same."""
+    files = (f for f in folder.rglob("*") if f.is_file() and not f.name.startswith((".lock", "seconds-")))
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
