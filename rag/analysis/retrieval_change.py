@@ -28,7 +28,7 @@ SHOWN = 90  # characters of a passage in the examples
 
 
 def retrieval_change(run: Path, before: str = "", depth: int = 20, examples: int = 5) -> Analysis:
-    """What end-to-end training moved: the gold passage's rank before and after, with examples (section 4.5).
+    """What end-to-end training changed: the gold passage's rank before and after, with examples (section 4.5).
 
     before: another question encoder's folder; without one, the one that the run started from. depth: passages looked
     at. examples: how many of the questions that gained most and lost most are shown.
