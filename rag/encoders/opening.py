@@ -32,13 +32,19 @@ _AS_THEY_ARE = EncoderSettings()
 
 
 def open_question_encoder(path: str | Path, settings: EncoderSettings | None = None) -> Any:
-    """q(x), an AnyQuestionEncoder and nn.Module, from a folder or hub id. Raises UserError where there is none, or it is of a kind that is not read."""
+    """q(x), an AnyQuestionEncoder and nn.Module, from a folder or hub id.
+
+    Raises UserError where there is none, or it is of a kind that is not read.
+    """
     embedder = _embedder(path, settings or _AS_THEY_ARE)
     return QuestionEncoder.from_pretrained(path) if embedder is None else SentenceQuestionEncoder(embedder)
 
 
 def open_passage_encoder(path: str | Path, settings: EncoderSettings | None = None) -> Any:
-    """d(z), an AnyPassageEncoder and nn.Module, from a folder or hub id. Raises UserError where there is none, or it is of a kind that is not read."""
+    """d(z), an AnyPassageEncoder and nn.Module, from a folder or hub id.
+
+    Raises UserError where there is none, or it is of a kind that is not read.
+    """
     embedder = _embedder(path, settings or _AS_THEY_ARE)
     return PassageEncoder.from_pretrained(path) if embedder is None else SentencePassageEncoder(embedder)
 

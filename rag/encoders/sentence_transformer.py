@@ -84,12 +84,15 @@ class Embedder(nn.Module):
     @classmethod
     def from_pretrained(cls, transformer: str | Path, form: SentenceFormat, dtype: str = FLOAT32) -> Self:
         """Load a transformer's folder or hub id. Raises UserError for a type that is not read."""
+        kind, reason = None, "its config.json is missing or names no model_type"
         try:
             kind = PreTrainedConfig.get_config_dict(str(transformer))[0].get("model_type")
         except (OSError, ValueError) as error:
-            raise hub.refusal(error, transformer) or UserError(
-                f"{transformer} holds no transformer ({hub.reason(error)}): restore its config.json"
-            ) from error
+            if (refusal := hub.refusal(error, transformer)) is not None:
+                raise refusal from error
+            reason = hub.reason(error)
+        if kind is None:
+            raise UserError(f"{transformer} holds no transformer ({reason}): restore its config.json")
         kind = check_kind(kind, transformer)
         model_class: Any = MODEL_MAPPING[CONFIG_MAPPING[kind]]
         # no pooling here goes through it, and a weight without a gradient stops training on several ranks
