@@ -266,6 +266,12 @@ def test_modules_and_poolings_that_are_not_read(tmp_path):
         UserError, match="is made of Transformer, CNN, Normalize: Transformer and Pooling are read"
     ):
         open_question_encoder(folder)
+    (folder / "config.json").unlink()
+    modules[1]["type"] = "sentence_transformers.models.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    with pytest.raises(UserError, match="holds no transformer .*: restore its config.json"):
+        open_question_encoder(folder)
     (folder / "modules.json").write_text("[{}]")
     with pytest.raises(UserError, match="names no modules"):
         open_question_encoder(folder)

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from rag import hub
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.encoders.pooling import POOLINGS
-from rag.encoders.protocol import AnyPassageEncoder, AnyQuestionEncoder
+from rag.encoders.protocol import AnyPassageEncoder
 from rag.encoders.sentence_format import MODULES, SentenceFormat, local_copy, read_format
 from rag.encoders.sentence_transformer import (
     Embedder,
@@ -31,18 +31,20 @@ from rag.index.vectors import EncoderInfo
 _AS_THEY_ARE = EncoderSettings()
 
 
-def open_question_encoder(
-    path: str | Path, settings: EncoderSettings | None = None
-) -> AnyQuestionEncoder | Any:
-    """q(x) from a folder or hub id. Raises UserError where there is none, or it is of a kind that is not read."""
+def open_question_encoder(path: str | Path, settings: EncoderSettings | None = None) -> Any:
+    """q(x), an AnyQuestionEncoder and nn.Module, from a folder or hub id.
+
+    Raises UserError where there is none, or it is of a kind that is not read.
+    """
     embedder = _embedder(path, settings or _AS_THEY_ARE)
     return QuestionEncoder.from_pretrained(path) if embedder is None else SentenceQuestionEncoder(embedder)
 
 
-def open_passage_encoder(
-    path: str | Path, settings: EncoderSettings | None = None
-) -> AnyPassageEncoder | Any:
-    """d(z) from a folder or hub id. Raises UserError where there is none, or it is of a kind that is not read."""
+def open_passage_encoder(path: str | Path, settings: EncoderSettings | None = None) -> Any:
+    """d(z), an AnyPassageEncoder and nn.Module, from a folder or hub id.
+
+    Raises UserError where there is none, or it is of a kind that is not read.
+    """
     embedder = _embedder(path, settings or _AS_THEY_ARE)
     return PassageEncoder.from_pretrained(path) if embedder is None else SentencePassageEncoder(embedder)
 

@@ -103,7 +103,8 @@ def hash_weights(weights: Mapping[str, Tensor], settings: Mapping[str, Any] | No
         digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, weight in sorted(weights.items()):
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+        held: Any = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(held)
     return digest.hexdigest()[:16]
 
 

@@ -169,9 +169,10 @@ def _prompted(read: SentenceFormat, folder: Path, settings: EncoderSettings) -> 
 def _pooling(file: Path) -> str:
     said = _read(file, dict)
     mode = said.get("pooling_mode")
+    found: list[str]
     if mode is None:
         flags = [key for key, value in said.items() if key.startswith("pooling_mode_") and value]
-        found = [_FLAGS.get(key, key) for key in flags]
+        found = [_FLAGS.get(key, str(key)) for key in flags]
     else:
         found = [_MODES.get(each, str(each)) for each in ([mode] if isinstance(mode, str) else mode)]
     if len(found) != 1 or found[0] not in _MODES.values():

@@ -16,9 +16,10 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from rag import hub
 from rag.encoders.pooling import pool, unit_length
 from rag.encoders.protocol import encode, hash_weights
 from rag.encoders.sentence_format import SentenceFormat, write_format
@@ -83,10 +84,16 @@ class Embedder(nn.Module):
     @classmethod
     def from_pretrained(cls, transformer: str | Path, form: SentenceFormat, dtype: str = FLOAT32) -> Self:
         """Load a transformer's folder or hub id. Raises UserError for a type that is not read."""
-        from transformers import PreTrainedConfig
-
-        kind = PreTrainedConfig.get_config_dict(str(transformer))[0].get("model_type")
-        check_kind(kind, transformer)
+        kind, reason = None, "its config.json is missing or names no model_type"
+        try:
+            kind = PreTrainedConfig.get_config_dict(str(transformer))[0].get("model_type")
+        except (OSError, ValueError) as error:
+            if (refusal := hub.refusal(error, transformer)) is not None:
+                raise refusal from error
+            reason = hub.reason(error)
+        if kind is None:
+            raise UserError(f"{transformer} holds no transformer ({reason}): restore its config.json")
+        kind = check_kind(kind, transformer)
         model_class: Any = MODEL_MAPPING[CONFIG_MAPPING[kind]]
         # no pooling here goes through it, and a weight without a gradient stops training on several ranks
         own = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
@@ -239,13 +246,14 @@ class SentencePassageEncoder(SentenceEncoder):
         return encode(self, passages)
 
 
-def check_kind(kind: str | None, where: str | Path) -> None:
-    """UserError for a type of model whose vectors nobody has compared with sentence-transformers' own."""
-    if kind not in (*BOTH_WAYS, *CAUSAL):
+def check_kind(kind: str | None, where: str | Path) -> str:
+    """The type; UserError for a type of model whose vectors nobody has compared with sentence-transformers' own."""
+    if kind is None or kind not in (*BOTH_WAYS, *CAUSAL):
         raise UserError(
             f"{where} holds a model of type {kind}, which is not read as an encoder: "
             f"{', '.join(sorted((*BOTH_WAYS, *CAUSAL, 'dpr')))} are"
         )
+    return kind
 
 
 def positions_of(model: Any) -> int:

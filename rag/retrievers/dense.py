@@ -74,7 +74,7 @@ class DenseRetriever(nn.Module, Retriever):
     ):
         super().__init__()
         _check_fit(question_encoder, index)
-        self.question_encoder = question_encoder
+        self.question_encoder: Any = question_encoder
         self.index = index
         self.trainable = trainable
         self.null_document = null_document

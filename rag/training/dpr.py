@@ -189,6 +189,8 @@ class BiEncoder(nn.Module):
         scale: Scale | None = None,
     ):
         super().__init__()
+        self.question_encoder: Any
+        self.passage_encoder: Any
         self.question_encoder, self.passage_encoder = encoders
         self.scale = checked(default_scale(self.passage_encoder.reading) if scale is None else scale, "scale")
         if gradient_checkpointing:
