@@ -1,8 +1,7 @@
-"""Write the mini-wiki's world: python -m rag.miniwiki [output=FOLDER] [seed=N] [people=N] [institutions=N]
+"""Write the built-in encyclopedia: python -m rag.miniwiki [output=FOLDER] [seed=N] [people=N] [institutions=N]
 
-  python -m rag.miniwiki output=data/miniwiki seed=1 people=3000 institutions=700    what is written with nothing given
-
-Passages of two editions, questions with answers and gold passages (train, dev, test), and those of the hot-swap.
+python -m rag.miniwiki                                     data/miniwiki, as the demo uses it but for its seed
+python -m rag.miniwiki output=small people=300 institutions=60
 """
 
 import sys
@@ -39,7 +38,7 @@ def parse(arguments: Sequence[str]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the world; returns the exit code (2 for a mistake of the user's)."""
-    if any(argument in ("-h", "--help") for argument in arguments):
+    if {"-h", "--help"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
     console = Console(highlight=False, soft_wrap=True)
