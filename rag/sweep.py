@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isnan, nan
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -232,10 +233,11 @@ def dev_metrics(folder: Path, monitor: str | None, mode: str) -> tuple[int | Non
                 }
                 if metrics:
                     looks.append((int(row["step"]), metrics))
-    judged = [each for each in looks if monitor in each[1] and each[1][monitor] == each[1][monitor]]
-    if judged:
-        sign = 1 if mode == "max" else -1
-        return max(judged, key=lambda each: sign * each[1][monitor])  # the first of equals
+    if monitor is not None:
+        judged = [each for each in looks if not isnan(each[1].get(monitor, nan))]
+        if judged:
+            sign = 1 if mode == "max" else -1
+            return max(judged, key=lambda each: sign * each[1][monitor])  # the first of equals
     return looks[-1] if looks else (None, {})
 
 

@@ -393,9 +393,9 @@ def test_the_command_writes_a_page_and_a_picture(folders, capsys, monkeypatch):
     [
         (["posterior"], "the analysis posterior does not exist"),
         (["diversity"], "one or more runs"),
-        (["attention", "run=a", "run=b"], "takes one run"),
-        (["attention", "run=a", "pasage=2"], "did you mean passage"),
-        (["attention", "run=a", "passage=two"], "a whole number is expected"),
+        (["attention", f"run={PROJECT}", f"run={PROJECT}"], "takes one run"),
+        (["attention", f"run={PROJECT}", "pasage=2"], "did you mean passage"),
+        (["attention", f"run={PROJECT}", "passage=two"], "a whole number is expected"),
         (["attention", "a"], "is not a setting"),
     ],
 )

@@ -108,3 +108,19 @@ def test_nobody_reading_is_no_traceback(tmp_path):
 def test_the_benchmark_measures_a_process_and_its_children():
     clock, cpu, code = measure(["-c", "raise SystemExit(3)"], 1)
     assert code == 3 and 0 < cpu and 0 < clock < 60
+
+
+def test_weights_are_loaded_without_transformers_bar(tmp_path, bart):
+    """In Python too, where no command has quietened transformers; downloads would have theirs."""
+    bart.save_pretrained(tmp_path)
+    code = (
+        "import sys\nfrom rag.generators.seq2seq import Generator\n"
+        "from huggingface_hub.utils import are_progress_bars_disabled\n"
+        "from transformers.utils import logging\n"
+        "Generator.from_pretrained(sys.argv[1])\n"
+        "print(logging.is_progress_bar_enabled(), are_progress_bars_disabled())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True", "False"] and "Loading" not in done.stderr, done.stderr

@@ -91,13 +91,18 @@ def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
         blocks.close(verbose=False)
 
 
-def import_gradio() -> Any:
-    """The package, which tells nobody that it is used; UserError where it is not installed."""
+def check_gradio() -> None:
+    """UserError where the package is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "the page needs Gradio, which is not installed: in the project's folder, "
             'python -m pip install -e ".[demo]" -c constraints.txt'
         )
+
+
+def import_gradio() -> Any:
+    """The package, which tells nobody that it is used; UserError where it is not installed."""
+    check_gradio()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -337,6 +342,7 @@ def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
 
 def main(arguments: list[str]) -> None:
     def check(cfg: DictConfig) -> None:
+        check_gradio()
         from_checkpoint(cfg, arguments, "rag.ask.page", CHANGEABLE, OWN)
 
     run_script("demo_page", USAGE, partial(demo_page, overrides=arguments), arguments, check)
