@@ -117,7 +117,7 @@ def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **set
             )
         raise UserError(f"{path} lacks {_named(missing)}: restore it, or give another checkpoint")
     # DPR's released encoders bring BERT's pooler, which DPR does not use.
-    if extra := {key for key in report["unexpected_keys"] if ".pooler." not in key}:
+    if extra := {key for key in report["unexpected_keys"] if ".pooler." not in f".{key}"}:
         log.warning("%s holds %s, which the model has no place for: left out", path, _named(extra))
     check_finite(model.state_dict(), path)
     return model

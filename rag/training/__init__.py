@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rag.training.loggers import wandb_logger as wandb_logger
     from rag.training.module import RagModule as RagModule
     from rag.training.optimization import Optimization as Optimization
+    from rag.training.reading import Reading as Reading
+    from rag.training.reading import ReadingData as ReadingData
 
 __getattr__, __dir__ = face(
     __name__,
@@ -26,6 +28,8 @@ __getattr__, __dir__ = face(
         "bert_encoders": "dpr",
         "DprData": "dpr_data",
         "MinedNegatives": "hard_negatives",
+        "Reading": "reading",
+        "ReadingData": "reading",
         "wandb_logger": "loggers",
     },
 )
