@@ -315,7 +315,7 @@ class Generator(nn.Module):
 
     def _decode(
         self, inputs: Tensor, states: Float[Tensor, "rows length width"], mask: Bool[Tensor, "rows length"]
-    ) -> Float[Tensor, "rows tokens width"]:
+    ) -> Float[Tensor, "rows tokens wide"]:
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         return self.model.get_decoder()(
             **{name: inputs},

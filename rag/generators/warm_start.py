@@ -7,8 +7,8 @@
     scores     the mixture of rag/generators/copying.py, over the encoder's word embeddings
 
 Warm starts are Rothe et al.'s (2020); theirs has no copy head, without which copying does not begin within minutes.
-The model is one of transformers', which `Generator.from_pretrained` opens. It keeps no cache: decoding reads an answer's
-beginning again at each step.
+The model is one of transformers', which `Generator.from_pretrained` opens. It keeps no cache: decoding reads the
+beginning of an answer again at each step.
 """
 
 from collections.abc import Sequence
@@ -226,7 +226,7 @@ class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return CopyOutputLayer(self.head, PlainOutputLayer(self.lm_head), self.config.hidden_size)
 
     def learning_rates(self) -> Sequence[tuple[nn.Module, float]]:
-        """The parts that learn faster than the rest, and how many times as fast; the first that holds a weight counts."""
+        """The parts that learn faster than the rest, and how many times as fast."""
         new = self.config.head_rate
         return [(self.head, new), (self.decoder.copy, new), (self.decoder, self.config.decoder_rate)]
 

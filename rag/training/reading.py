@@ -1,4 +1,4 @@
-"""The reader before retrieval: questions with the passage that holds their answer, as a reader of DPR's or FiD is trained.
+"""The reader before retrieval: questions with the passage that holds their answer, as DPR's and FiD's are trained.
 
     input   question and passage, as the generator reads them (Generator.assemble)
     target  the passage's own tokens where the answer first stands in it, so that it can be copied
@@ -9,7 +9,7 @@ it is found out sooner that the answer stands there.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,10 @@ class ReadingData(StepDataModule):
                 "are of"
             )
         held_out = {gold[i].title for example in every_dev for i in example.positive_ids if i in gold}
-        self.dev = [
-            self._reading(example, gold[i]) for example in dev for i in example.positive_ids[:1] if i in gold
+        given = [
+            (example, gold[example.positive_ids[0]]) for example in dev if example.positive_ids[0] in gold
         ]
+        self.dev = [reading for pair in given if (reading := self._reading(*pair)) is not None]
         for source, examples in asked:
             found = [reading for example in examples if (reading := self._found(example, gold, held_out))]
             self.left_out += len(examples) - len(found)
@@ -177,52 +178,40 @@ class ReadingData(StepDataModule):
             )
         return found[0]
 
-    def _reading(self, example: Example, passage: Passage) -> Reading:
+    def _reading(self, example: Example, passage: Passage, answer: str | None = None) -> Reading | None:
+        """A question with a passage; with an answer only where it stands there, whole, among what is read."""
         generator = self.generator
-        question = generator.tokenize_questions([example.question]).tokens
-        ids, offsets, head = self._tokens(passage)
-        first = sum(start < head for start, _ in offsets)
-        return Reading(example, passage, question, ids[:first], ids[first:])
-
-    def _tokens(self, passage: Passage) -> tuple[np.ndarray, list[tuple[int, int]], int]:
-        head = f"{self.generator.prefix}{passage.title}{self.generator.title_separator}"
-        encoded: Any = self.generator.tokenizer(
+        head = f"{generator.prefix}{passage.title}{generator.title_separator}"
+        encoded: Any = generator.tokenizer(
             head + passage.text,
             add_special_tokens=False,
             return_offsets_mapping=True,
             truncation=False,
             verbose=False,
         )
-        return np.array(encoded["input_ids"], np.int64), encoded["offset_mapping"], len(head)
+        ids, offsets = np.array(encoded["input_ids"], np.int64), encoded["offset_mapping"]
+        first = sum(start < len(head) for start, _ in offsets)
+        question = generator.tokenize_questions([example.question]).tokens
+        if answer is None:
+            return Reading(example, passage, question, ids[:first], ids[first:])
+        if (place := find_answer(answer, passage.text)) is None:
+            return None
+        start, end = place[0] + len(head), place[1] + len(head)
+        inside = [i for i, (s, e) in enumerate(offsets) if i >= first and s < end and e > start]
+        # end-of-sequence comes behind it; the question is never cut
+        too_long = len(inside) >= generator.max_target_length
+        if not inside or too_long or inside[-1] >= self.room - len(question):
+            return None
+        own = inside[0] - first, inside[-1] + 1 - first
+        return Reading(example, passage, question, ids[:first], ids[first:], *own)
 
     def _found(self, example: Example, gold: Mapping[str, Passage], held_out: set[str]) -> Reading | None:
         """The first gold passage with an answer in it, and where; None where there is none that can be read."""
         passages = [gold[i] for i in example.positive_ids if i in gold]
         if any(passage.title in held_out for passage in passages):
             return None
-        for passage in passages:
-            for answer in example.answers:
-                if (place := find_answer(answer, passage.text)) is None:
-                    continue
-                ids, offsets, head = self._tokens(passage)
-                first = sum(start < head for start, _ in offsets)
-                start, end = place[0] + head, place[1] + head
-                inside = [i for i, (s, e) in enumerate(offsets) if i >= first and s < end and e > start]
-                if not inside or len(inside) >= self.generator.max_target_length:
-                    continue
-                question = self.generator.tokenize_questions([example.question]).tokens
-                if inside[-1] >= self.room - len(question):
-                    continue
-                return Reading(
-                    example,
-                    passage,
-                    question,
-                    ids[:first],
-                    ids[first:],
-                    inside[0] - first,
-                    inside[-1] + 1 - first,
-                )
-        return None
+        tried = (self._reading(example, p, answer) for p in passages for answer in example.answers)
+        return next((reading for reading in tried if reading is not None), None)
 
     def sizes(self) -> dict[str, int]:
         return {
@@ -251,19 +240,20 @@ class ReadingData(StepDataModule):
         ]
         end = self.generator.end_token
         labels = [[*one.text[one.start : one.end].tolist(), end] for one in readings]
-        return self._batch(readings, windows, labels)
+        labels, mask = self.generator.pad(Ragged.of(labels))
+        examples, batch = self._batch(readings, windows)
+        return examples, replace(batch, labels=labels, label_mask=mask)
 
     def dev_batch(self, readings: Sequence[Reading]) -> tuple[list[Example], Batch]:
-        rows, _ = self.generator.tokenize_targets([one.example.answers[0] for one in readings])
-        mask = _
-        examples, batch = self._batch(readings, [(0, len(one.text)) for one in readings], None)
-        return examples, Batch(batch.questions, batch.generator_questions, rows, mask, batch.texts)
+        """Whole passages, with the first answer as the target."""
+        labels, mask = self.generator.tokenize_targets([one.example.answers[0] for one in readings])
+        examples, batch = self._batch(readings, [(0, len(one.text)) for one in readings])
+        return examples, replace(batch, labels=labels, label_mask=mask)
 
     def _batch(
         self,
         readings: Sequence[Reading],
         windows: Sequence[tuple[int, int]],
-        labels: Sequence[Sequence[int]] | None,
     ) -> tuple[list[Example], Batch]:
         contexts = []
         for one, (start, end) in zip(readings, windows, strict=True):
@@ -274,9 +264,8 @@ class ReadingData(StepDataModule):
         examples = [one.example for one in readings]
         separator = self.generator.title_separator
         texts = tuple(f"{one.passage.title}{separator}{one.passage.text}" for one in readings)
-        padded, mask = (None, None) if labels is None else self.generator.pad(Ragged.of(labels))
         asked = Questions([example.question for example in examples], {})
-        return examples, Batch(asked, tokens, padded, mask, texts)
+        return examples, Batch(asked, tokens, texts=texts)
 
     def val_dataloader(self) -> DataLoader:
         trainer = self.trainer
