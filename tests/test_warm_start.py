@@ -532,3 +532,46 @@ def test_a_folder_of_another_kind_of_model(tmp_path):
     bert_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds a model of type roberta"):
         new_reader(tmp_path)
+
+
+# -- what is kept between steps --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "decoding"), tiny.MODES)
+def test_nothing_depends_on_what_is_kept(kind, decoding):
+    """The contexts' keys are shared by beams and hypotheses, and no prefix is read twice; or all is read anew."""
+    model = world(kind)
+    shared = tiny.ask(model, decoding)
+    tiny.assert_same(shared, tiny.ask(model, decoding, use_cache=False), rtol=1e-4)
+    model.generator.model.set_attn_implementation("eager")
+    model.generator.model.decoder.bert.set_attn_implementation("eager")
+    tiny.assert_same(shared, tiny.ask(model, decoding), rtol=1e-4)
+
+
+def test_beams_share_their_contexts(monkeypatch):
+    """The tests above would hold as well if nothing was kept."""
+    model = world(RagSequence)
+    read = []
+    own = model.generator.model.decoder.forward
+
+    def counted(input_ids, states, *args, **kwargs):
+        read.append((tuple(input_ids.shape), len(states)))
+        return own(input_ids, states, *args, **kwargs)
+
+    def forward(input_ids=None, encoder_hidden_states=None, **kwargs):
+        return counted(input_ids, encoder_hidden_states, **kwargs)
+
+    monkeypatch.setattr(model.generator.model.decoder, "forward", forward)
+    tiny.ask(model, tiny.BEAM)
+    assert all(tokens == 1 for (_, tokens), _ in read)
+    assert any(rows == 3 * contexts for (rows, _), contexts in read)
+
+
+@torch.no_grad()
+def test_figures_of_attention_show_what_is_copied(generator):
+    from rag.analysis.attention import attended
+
+    ids, mask = read(generator, QUESTIONS[:1], [PASSAGE])
+    weights, tokens = attended(generator, ids, mask, "the river")
+    assert tokens == ["the", "river", "(end)"] and weights.shape == (3, ids.shape[1])
+    assert weights.sum(axis=1) == pytest.approx([1, 1, 1], rel=1e-5)

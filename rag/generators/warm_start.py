@@ -7,8 +7,7 @@
     scores     the mixture of rag/generators/copying.py, over the encoder's word embeddings
 
 Warm starts are Rothe et al.'s (2020); theirs has no copy head, without which copying does not begin within minutes.
-The model is one of transformers', which `Generator.from_pretrained` opens. It keeps no cache: decoding reads the
-beginning of an answer again at each step.
+The model is one of transformers', which `Generator.from_pretrained` opens.
 """
 
 from collections.abc import Sequence
@@ -22,10 +21,12 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BertConfig,
     BertModel,
+    EncoderDecoderCache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
@@ -96,7 +97,7 @@ class WarmStartConfig(PreTrainedConfig):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.decoder_start_token_id = decoder_start_token_id
-        self.use_cache = False
+        self.use_cache = True
         others.setdefault("is_encoder_decoder", True)
         others.setdefault("tie_word_embeddings", True)
         super().__init__(**others)
@@ -151,33 +152,76 @@ class Decoder(nn.Module):
         self.width = config.hidden_size
         self.start_token = config.decoder_start_token_id
 
+    @property
+    def config(self) -> BertConfig:
+        """The network's, which says how it attends: rag/decoding/shared_contexts.py exchanges that for a while."""
+        return self.bert.config
+
     def forward(
         self,
         input_ids: Int[Tensor, "rows tokens"],
-        encoder_hidden_states: Float[Tensor, "rows length wide"],
-        encoder_attention_mask: Int[Tensor, "rows length"],
+        encoder_hidden_states: Float[Tensor, "contexts length wide"],
+        encoder_attention_mask: Tensor,
+        past_key_values: EncoderDecoderCache | None = None,
+        use_cache: bool = False,
         output_attentions: bool = False,
         **ignored: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """With `output_attentions`, `cross_attentions` is one tensor a (rows, 1, tokens, length), what is copied."""
+        """With `output_attentions`, `cross_attentions` is one tensor a (rows, 1, tokens, length), what is copied.
+
+        Rows of one token each may share contexts, as many successive rows for each, where the attention that is set
+        can do that; the mask is then (contexts, 1, 1, length).
+        """
         states, written = encoder_hidden_states[..., : self.width], encoder_hidden_states[..., self.width :]
-        real = encoder_attention_mask.bool()
+        (rows, count), contexts = input_ids.shape, len(states)
+        cache = past_key_values if use_cache else None
         decoded = self.bert(
             input_ids=input_ids,
             encoder_hidden_states=states,
             encoder_attention_mask=encoder_attention_mask,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
-        context = from_digits(written)
+        so_far, keys = input_ids, None
+        if cache is None:
+            keys = self.copy.key(states)
+        else:
+            so_far, keys = self._remembered(cache, input_ids, states)
+        before = last_two(so_far, self.start_token)[:, -count:]
         copied = self.copy(
-            decoded, self.copy.key(states), real, context, last_two(input_ids, self.start_token)
-        )
-        tokens = written.flatten(1).unsqueeze(1).expand(-1, input_ids.shape[1], -1)
-        wide = torch.cat([decoded.to(copied.dtype), copied.to(copied.dtype), tokens.to(copied.dtype)], dim=2)
+            decoded.reshape(contexts, -1, self.width),  # what shares a context is side by side
+            keys,
+            encoder_attention_mask.reshape(contexts, -1).bool(),
+            from_digits(written),
+            before.reshape(contexts, -1, 2),
+        ).reshape(rows, count, -1)
+        tokens = written.flatten(1).repeat_interleave(rows // contexts, dim=0).unsqueeze(1)
+        parts = decoded, copied, tokens.expand(-1, count, -1)
+        wide = torch.cat([part.to(copied.dtype) for part in parts], dim=2)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=wide,
+            past_key_values=cache,
             cross_attentions=(copied.exp().unsqueeze(1),) if output_attentions else None,  # type: ignore[arg-type]
         )
+
+    def _remembered(
+        self, cache: EncoderDecoderCache, tokens: Int[Tensor, "rows tokens"], states: Tensor
+    ) -> tuple[Int[Tensor, "rows so_far"], Float[Tensor, "contexts length width"]]:
+        """All tokens of each row so far, and the copy attention's keys.
+
+        Both stand in the cache, as one more layer of each kind, so that whoever takes rows of it takes these along.
+        """
+        place = self.bert.config.num_hidden_layers
+        own, cross = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
+        for layers in (own, cross):
+            while len(layers) <= place:
+                layers.append(DynamicLayer())
+        if not cross[place].is_initialized:
+            keys = self.copy.key(states).unsqueeze(1)
+            cross[place].update(keys, keys[..., :0])
+        written = tokens[:, None, :, None].float()  # exact below 2^24
+        so_far, _ = own[place].update(written, written[..., :0])
+        return so_far[:, 0, :, 0].long(), cross[place].keys[:, 0]  # type: ignore[index]
 
 
 class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -237,6 +281,8 @@ class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
         decoder_input_ids: Int[Tensor, "rows tokens"] | None = None,
         encoder_outputs: Any = None,
         output_attentions: bool = False,
+        past_key_values: EncoderDecoderCache | None = None,
+        use_cache: bool = False,
         **ignored: Any,
     ) -> Seq2SeqLMOutput:
         if encoder_outputs is None:
@@ -245,9 +291,12 @@ class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(states[..., 0], dtype=torch.long)
         assert decoder_input_ids is not None
-        decoded = self.decoder(decoder_input_ids, states, attention_mask, output_attentions)
+        decoded = self.decoder(
+            decoder_input_ids, states, attention_mask, past_key_values, use_cache, output_attentions
+        )
         return Seq2SeqLMOutput(
             logits=self.make_output_layer().logits(decoded.last_hidden_state),  # type: ignore[arg-type]
+            past_key_values=decoded.past_key_values,
             cross_attentions=decoded.cross_attentions,
             encoder_last_hidden_state=states,
         )
