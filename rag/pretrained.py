@@ -55,11 +55,11 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) 
 
 
 def load_pretrained(
-    model_class: Any, path: str | Path, what: str, dtype: str = FLOAT32
+    model_class: Any, path: str | Path, what: str, dtype: str = FLOAT32, **settings: Any
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a Hugging Face model and its tokenizer from a folder or the hub. Raises UserError if it fails."""
     try:
-        model = load_weights(model_class, path, dtype)
+        model = load_weights(model_class, path, dtype, **settings)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise hub.refusal(error, path) or UserError(

@@ -195,6 +195,10 @@ def test_what_is_wrong_with_the_files_is_told(files, generator):
     (files / "few.jsonl").write_text(json.dumps(TRAIN[4]) + "\n")
     with pytest.raises(UserError, match="no question is left to read with"):
         data(files, generator, sources=[{"questions": f"{files}/few.jsonl"}]).setup()
+    with pytest.raises(
+        UserError, match="datamodule.sources: .*; a source has questions, share, where, at_least"
+    ):
+        data(files, generator, sources=[{"question": "x"}])
     assert packed(files / "train.jsonl") == files / "train.jsonl.gz"
 
 

@@ -12,6 +12,7 @@ import pytest
 import test_decoding as tiny
 import torch
 from conftest import ANSWERS, QUESTIONS, bert_tokenizer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel, GenerationConfig
@@ -511,6 +512,22 @@ def test_the_wheel_s_weights_are_checked(tmp_path, monkeypatch):
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     monkeypatch.setattr(rag.generators.minilm, "SHA256", known)
     assert minilm() == package / "model"
+
+
+def test_a_weight_that_is_missing(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lacks the weight encoder.layer.1.output.dense.weight: restore it"):
+        new_reader(folder, max_context_length=40)
+
+
+def test_a_pooler_is_left_out_without_a_word(folder, caplog):
+    """sentence-transformers' files hold one."""
+    with_pooler = BertModel(BertConfig.from_pretrained(folder))
+    with_pooler.save_pretrained(folder)
+    new_reader(folder, max_context_length=40)
+    assert not caplog.records
 
 
 def test_sizes_that_do_not_fit(folder):

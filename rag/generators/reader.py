@@ -33,7 +33,7 @@ def new_reader(
     # Before the weights are read; a hub's file is only here once they were.
     if sha256 is not None and Path(path).is_dir():
         check_sha256(path, sha256)
-    bert, tokenizer = load_pretrained(_Bert, path, "BERT")
+    bert, tokenizer = load_pretrained(BertModel, path, "BERT", add_pooling_layer=False)
     if sha256 is not None and not Path(path).is_dir():
         check_sha256(path, sha256)
     marks = tokenizer.cls_token, tokenizer.sep_token
@@ -64,13 +64,6 @@ def new_reader(
         name: value.format(sep=marks[1]) if isinstance(value, str) else value for name, value in given.items()
     }
     return Generator(model, tokenizer, **given)
-
-
-class _Bert(BertModel):
-    """Without the pooler, which sentence-transformers' files hold and others lack."""
-
-    def __init__(self, config: Any):
-        super().__init__(config, add_pooling_layer=False)
 
 
 # [CLS] question [SEP] title [SEP] text [SEP]. A tokenizer makes its special tokens of their names, so that the index's

@@ -9,7 +9,7 @@ it is found out sooner that the answer stands there.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,11 @@ class ReadingData(StepDataModule):
         split_words: int | None = None,
     ):
         super().__init__(num_workers)
-        self.sources = [one if isinstance(one, Source) else Source(**one) for one in sources]
+        try:
+            self.sources = [one if isinstance(one, Source) else Source(**one) for one in sources]
+        except TypeError as error:
+            known = ", ".join(each.name for each in fields(Source))
+            raise UserError(f"datamodule.sources: {error}; a source has {known}") from error
         self.file = packed(passages)
         self.generator = model.generator
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
