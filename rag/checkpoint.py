@@ -97,6 +97,8 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
         "prefix": config.prefix or getattr(config.generator, "prefix", None) or "",
         "lowercase_questions": getattr(config, "lowercase_questions", None),
         "max_target_length": getattr(config, "max_target_length", None),
+        "question_first": getattr(config, "question_first", None),
+        "quote": getattr(config, "quote", None),
     }
     if saved["lowercase_questions"] is None:
         saved["lowercase_questions"] = _lower_cases(tokenizers.question_encoder)
@@ -132,6 +134,8 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> None:
         retrieval_vector_size=encoder.dim,
         lowercase_questions=generator.lowercase_questions,
         max_target_length=generator.max_target_length,
+        question_first=generator.question_first,
+        quote=generator.quote,
         architectures=[checkpoint.architecture],
     )
     parts = {"rag.question_encoder": encoder.model, "rag.generator": generator.model}

@@ -29,7 +29,7 @@ from rag.model import Batch, Contexts, Likelihood, RagModel
 from rag.parts import TrainedPart, describe, load_weights_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claims(Contexts):
     """Contexts, and the decoder's input for each question: its own tokens, after the start token."""
 
@@ -172,7 +172,8 @@ class HeadClassifier(Classifier):
             use_cache=False,
         ).last_hidden_state
         last = contexts.claim_mask.sum(dim=1).sub(1).repeat_interleave(docs)
-        final = hidden[torch.arange(len(last), device=last.device), last]
+        width = self.generator.model.config.hidden_size  # what follows is the output layer's
+        final = hidden[torch.arange(len(last), device=last.device), last, :width]
         with marginalize.without_autocast(final):
             logits = marginalize.at_least_float32(self.head(final.to(self.head[1].weight.dtype)))
         return logits.log_softmax(dim=-1).unflatten(0, (-1, docs))

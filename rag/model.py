@@ -37,6 +37,7 @@ class Batch:
     generator_questions: Ragged  # the generator's tokens of " // question"
     labels: Int[Tensor, "batch tokens"] | None = None
     label_mask: Bool[Tensor, "batch tokens"] | None = None
+    texts: tuple[str, ...] | None = None  # passages that were given with the questions, where some were
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -48,6 +49,7 @@ class Batch:
             self.generator_questions,
             None if labels is None else labels.to(device, non_blocking=True),
             None if mask is None else mask.to(device, non_blocking=True),
+            self.texts,
         )
 
 
@@ -59,6 +61,7 @@ class Contexts:
     mask: Bool[Tensor, "rows length"]
     doc_logprobs: Float[Tensor, "batch docs"]
     retrieved: Retrieved | None  # None: closed book
+    texts: tuple[str, ...] | None = None  # passages that were given, not retrieved: one for each question
 
     @property
     def n_docs(self) -> int:
@@ -304,7 +307,7 @@ class ClosedBook(RagModel):
         device = self.generator.model.device
         mask = mask.to(device)
         states = self.generator.encode(ids.to(device), mask)
-        return Contexts(states, mask, states.new_zeros(len(batch), 1), None)
+        return Contexts(states, mask, states.new_zeros(len(batch), 1), None, batch.texts)
 
 
 def _opened(index: Index | str | Path) -> Index:

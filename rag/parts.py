@@ -29,6 +29,7 @@ class TrainedPart:
 
     file: where it is saved, relative to a run's model/.
     rate: whose learning rate it has: optimization.lr ("generator") or optimization.question_encoder_lr ("retriever").
+    faster: modules of it that learn at a multiple of that rate; the first that holds a weight counts.
     save: writes it to a path in a format of its own, which its description then reads; None: its state_dict is saved
         as safetensors, and loaded after the model was made from its description.
     """
@@ -37,6 +38,7 @@ class TrainedPart:
     module: nn.Module
     rate: Literal["generator", "retriever"] = "generator"
     save: Callable[[Path], None] | None = None
+    faster: Sequence[tuple[nn.Module, float]] = ()
 
 
 @runtime_checkable

@@ -357,6 +357,8 @@ def test_settings_travel_with_the_folder(tmp_path):
         "passage_separator": " ? ",
         "prefix": " ",
         "lowercase_questions": True,
+        "question_first": True,
+        "quote": True,
     }
     plain(tokenizer, 77, **settings).save_pretrained(tmp_path / "generator")
     loaded = Generator.from_pretrained(tmp_path / "generator", max_target_length=12)

@@ -37,6 +37,7 @@ import torch
 from rag import marginalize
 from rag.classify import Classifier
 from rag.decoding.answers import Answer, Scored, answers_of, no_answer
+from rag.decoding.quoting import quoted
 from rag.decoding.rescoring import Race, score_by_prefix, score_whole
 from rag.decoding.search import search
 from rag.decoding.settings import NO_TOKEN, Decoding
@@ -94,6 +95,8 @@ def generate_for_each(
             docs: _generate_token(model.generator, contexts.first(docs), decoding, generate_kwargs)
             for docs in n_docs
         }
+    if model.generator.quote and not isinstance(model, Classifier):
+        answers = {docs: quoted(model, contexts, found) for docs, found in answers.items()}
     if any(math.isnan(answer.logprob) for own in answers.values() for found in own for answer in found):
         raise UserError(f"log p(y|x) of an answer is not a number: {NOT_A_NUMBER}")
     return answers

@@ -57,7 +57,7 @@ def decode(
     states: Float[Tensor, "contexts length width"],
     mask: Bool[Tensor, "contexts length"],
     cache: EncoderDecoderCache,
-) -> Float[Tensor, "rows width"]:
+) -> Float[Tensor, "rows wide"]:
     """The decoder's states after one more token of each row; rows are in the order of their contexts.
 
     tokens: (rows, 1), as many for each context; at first, while the cache is empty, (contexts, tokens).

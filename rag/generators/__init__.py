@@ -7,17 +7,21 @@ from rag.lazy import face
 if TYPE_CHECKING:
     from rag.generators.context import Ragged as Ragged
     from rag.generators.lstm import LstmForConditionalGeneration as LstmForConditionalGeneration
+    from rag.generators.output_layer import MakesOutputLayer as MakesOutputLayer
     from rag.generators.output_layer import OutputLayer as OutputLayer
     from rag.generators.output_layer import PlainOutputLayer as PlainOutputLayer
+    from rag.generators.reader import new_reader as new_reader
     from rag.generators.seq2seq import Generator as Generator
 
 __getattr__, __dir__ = face(
     __name__,
     {
         "Generator": "seq2seq",
+        "MakesOutputLayer": "output_layer",
         "OutputLayer": "output_layer",
         "PlainOutputLayer": "output_layer",
         "Ragged": "context",
+        "new_reader": "reader",
         "LstmForConditionalGeneration": "lstm",
     },
 )

@@ -9,7 +9,7 @@ an unaltered `nn.Linear`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -96,6 +96,19 @@ class OutputLayer:
             for some, own in zip(flat.split(self.rows_at_once), words.split(self.rows_at_once), strict=True)
         ]
         return torch.cat(parts).view(tokens.shape) if parts else hidden.new_zeros(tokens.shape)
+
+
+@runtime_checkable
+class MakesOutputLayer(Protocol):
+    """A model whose scores are more than its output embeddings make of the decoder's states: it says how they are made.
+
+    What they need beside config.hidden_size numbers of each state, such as the context's tokens, the decoder puts
+    behind these: its states are then wider, as wide as it likes, and differ in width between batches.
+    """
+
+    def make_output_layer(self) -> OutputLayer:
+        """Scores from the decoder's `last_hidden_state`, by the model as it is now."""
+        ...
 
 
 class PlainOutputLayer(OutputLayer):
@@ -255,9 +268,11 @@ class _TargetScores(torch.autograd.Function):
 def output_layer(model: Any) -> OutputLayer:
     """The output layer of a sequence-to-sequence model of transformers.
 
-    `PlainOutputLayer` where its output embeddings are an `nn.Linear` and nothing else, without hooks, adapters or
-    parametrisations; else they are called as the module they are.
+    The model's own where it makes one; `PlainOutputLayer` where its output embeddings are an `nn.Linear` and nothing
+    else, without hooks, adapters or parametrisations; else they are called as the module they are.
     """
+    if isinstance(model, MakesOutputLayer):
+        return model.make_output_layer()
     module = model.get_output_embeddings()
     # What transformers' models do around their output embeddings: T5 with tied ones scales the states, BART and its
     # relatives add a bias. `check_output_layer` finds a model that does anything else.

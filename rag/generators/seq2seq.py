@@ -8,7 +8,7 @@ too long the passage is cut, never the question.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import rag.generators.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
+import rag.generators.warm_start  # noqa: F401  the same
 from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.generators.context import Ragged, positions, special_tokens, token_rows
@@ -42,6 +43,15 @@ KEPT_ON_CPU = 1 << 26
 KEPT_IN_A_LAYER = 18
 
 
+@runtime_checkable
+class LearnsUnevenly(Protocol):
+    """A model some of whose modules learn at a multiple of the generator's rate: new ones beside pretrained ones."""
+
+    def learning_rates(self) -> Sequence[tuple[nn.Module, float]]:
+        """Modules and multiples; the first that holds a weight counts."""
+        ...
+
+
 class Generator(nn.Module):
     """A sequence-to-sequence model with its tokenizer, and how a passage and a question become its input.
 
@@ -50,6 +60,8 @@ class Generator(nn.Module):
         one warning.
     prefix: stands before the title; a space in the released models.
     lowercase_questions: the generator reads questions in lower case, as the released models were trained to.
+    question_first: it reads "question // title / text" instead, as BERT-like readers were trained to.
+    quote: the text of an answer is the passage's own characters where a passage holds its tokens, as they stand there.
 
     Raises UserError where the tokenizer and the model do not belong together or lack a special token.
     """
@@ -64,6 +76,8 @@ class Generator(nn.Module):
         passage_separator: str = " // ",
         prefix: str = "",
         lowercase_questions: bool = False,
+        question_first: bool = False,
+        quote: bool = False,
     ):
         super().__init__()
         self.model: Any = plain_outputs(model)
@@ -77,6 +91,8 @@ class Generator(nn.Module):
         self.passage_separator = passage_separator
         self.prefix = prefix
         self.lowercase_questions = lowercase_questions
+        self.question_first = question_first
+        self.quote = quote
         check_vocabulary(tokenizer, self.model, "generator")
         if not isinstance(tokenizer.eos_token_id, int) or not isinstance(tokenizer.pad_token_id, int):
             raise UserError("the generator's tokenizer has no end-of-sequence or no padding token: set both")
@@ -111,7 +127,8 @@ class Generator(nn.Module):
         checkpoint_layers(self.model)
 
     def trained_parts(self) -> list[TrainedPart]:
-        return [TrainedPart("generator", self, "generator", self.save_pretrained)]
+        faster = self.model.learning_rates() if isinstance(self.model, LearnsUnevenly) else ()
+        return [TrainedPart("generator", self, "generator", self.save_pretrained, faster)]
 
     def description(self) -> dict[str, Any]:
         return describe(type(self).from_pretrained, path=f"{FOLDER}/generator")
@@ -120,7 +137,8 @@ class Generator(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What the constructor was given, beside model and tokenizer."""
         names = ("max_context_length", "max_target_length", "title_separator", "passage_separator", "prefix")
-        return {name: getattr(self, name) for name in (*names, "lowercase_questions")}
+        names = (*names, "lowercase_questions", "question_first", "quote")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def start_token(self) -> int:
@@ -138,11 +156,14 @@ class Generator(nn.Module):
     # -- text to tokens ---------------------------------------------------------------------------
 
     def tokenize_questions(self, questions: Sequence[str], separator: bool = True) -> Ragged:
-        """The tokens that follow a passage, " // question"; those of "question" if not `separator`."""
-        start = self.passage_separator if separator else ""
+        """The tokens that follow a passage, " // question", or with `question_first` stand before it, "question // ";
+        those of "question" if not `separator`."""
         if self.lowercase_questions:
             questions = [question.lower() for question in questions]
-        return Ragged.of(token_rows(self.tokenizer, [start + question for question in questions]))
+        if separator:
+            around = self.passage_separator
+            questions = [q + around if self.question_first else around + q for q in questions]
+        return Ragged.of(token_rows(self.tokenizer, questions))
 
     def tokenize_targets(
         self, targets: Sequence[str]
@@ -163,7 +184,8 @@ class Generator(nn.Module):
     def assemble(
         self, questions: Ragged, passages: Ragged | None = None
     ) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
-        """Contexts "<s> title / text // question </s>", padded to the longest, and the mask of real tokens.
+        """Contexts "<s> title / text // question </s>", padded to the longest, and the mask of real tokens; with
+        `question_first` "<s> question // title / text </s>".
 
         questions, passages: one row of tokens for each context. A passage is cut to what the question leaves
         free of `max_context_length`. Raises UserError where a question alone is too long for that.
@@ -176,12 +198,13 @@ class Generator(nn.Module):
                 "generator.max_context_length"
             )
         rows = len(questions.lengths)
-        parts = [(np.tile(self._prefix, rows), np.full(rows, len(self._prefix)))]
+        middle = [(questions.tokens, questions.lengths)]
         if passages is not None:
             kept = np.minimum(passages.lengths, free)
-            parts.append((passages.tokens[positions(passages.starts, kept)], kept))
-        parts += [
-            (questions.tokens, questions.lengths),
+            middle.insert(int(self.question_first), (passages.tokens[positions(passages.starts, kept)], kept))
+        parts = [
+            (np.tile(self._prefix, rows), np.full(rows, len(self._prefix))),
+            *middle,
             (np.tile(self._suffix, rows), np.full(rows, len(self._suffix))),
         ]
         lengths = np.sum([length for _, length in parts], axis=0)
@@ -292,7 +315,7 @@ class Generator(nn.Module):
 
     def _decode(
         self, inputs: Tensor, states: Float[Tensor, "rows length width"], mask: Bool[Tensor, "rows length"]
-    ) -> Float[Tensor, "rows tokens width"]:
+    ) -> Float[Tensor, "rows tokens wide"]:
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         return self.model.get_decoder()(
             **{name: inputs},

@@ -223,7 +223,8 @@ def grid(
     image = axes.imshow(values, vmin=0, vmax=largest or 1.0, cmap=BLUES, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = text_on(to_rgb(image.cmap(float(image.norm(value)))))
+            shade = float(np.asarray(image.norm(value)))  # from 0 to 1
+            colour = text_on(to_rgb(image.cmap(shade)))
             text = form.format(value)
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=fontsize)
     axes.set_xticks(range(len(columns)), list(columns))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rag.training.loggers import wandb_logger as wandb_logger
     from rag.training.module import RagModule as RagModule
     from rag.training.optimization import Optimization as Optimization
+    from rag.training.reading import Reading as Reading
+    from rag.training.reading import ReadingData as ReadingData
 
 __getattr__, __dir__ = face(
     __name__,
@@ -29,6 +31,8 @@ __getattr__, __dir__ = face(
         "sentence_encoders": "dpr",
         "DprData": "dpr_data",
         "MinedNegatives": "hard_negatives",
+        "Reading": "reading",
+        "ReadingData": "reading",
         "wandb_logger": "loggers",
         "tensorboard_logger": "loggers",
     },

@@ -44,13 +44,15 @@ class Optimization:
         retriever_lr = self.lr if self.question_encoder_lr is None else self.question_encoder_lr
         for part in parts:
             lr = retriever_lr if part.rate == "retriever" else self.lr
-            # A weight that two parts share, as two encoders their embeddings, belongs to the first.
-            trained = [p for p in part.module.parameters() if p.requires_grad and p not in known]
-            known.update(trained)
-            groups.append(
-                {"params": [p for p in trained if p.dim() > 1], "lr": lr, "weight_decay": self.weight_decay}
-            )
-            groups.append({"params": [p for p in trained if p.dim() <= 1], "lr": lr, "weight_decay": 0.0})
+            for module, multiple in [*part.faster, (part.module, 1.0)]:
+                # A weight that two parts share, as two encoders their embeddings, belongs to the first.
+                trained = [p for p in module.parameters() if p.requires_grad and p not in known]
+                known.update(trained)
+                own = {"lr": lr * multiple}
+                groups.append(
+                    {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay} | own
+                )
+                groups.append({"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0} | own)
         groups = [group for group in groups if group["params"]]
         # Lightning clips no gradients of a fused optimiser in mixed precision, which would unscale them by itself.
         fused = not precision.endswith("mixed")
