@@ -12,10 +12,12 @@ from hub_repositories import build
 from hub_server import copy_hub
 from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import close_session
+from sentence_folders import tiny_transformer, write_modules
 
 from rag import hub
 from rag.checkpoint import architecture
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.opening import open_question_encoder
 from rag.errors import UserError
 from rag.generators.seq2seq import Generator
 from rag.model import RagSequence, RagToken
@@ -121,6 +123,25 @@ def test_no_thread_looks_for_a_conversion(online):
         thread.join(timeout=5)
     assert online.asked("/facebook/bart-large/resolve/*/pytorch_model.bin")
     assert not online.asked("*/commits/*") and not online.asked("*discussions*")
+
+
+# -- encoders by what their repository says ----------------------------------------------------
+
+
+def test_encoders_open_by_name_and_again_without_the_hub(online, at):
+    """A folder in sentence-transformers' format, DPR's, and a BERT, which says nothing of its pooling."""
+    name = "sentence-transformers/tiny"
+    folder = write_modules(tiny_transformer(online.folder("models", name)), prompts={"query": "who "})
+    expected = open_question_encoder(folder)
+    assert open_question_encoder(name).fingerprint() == expected.fingerprint()
+    with pytest.raises(UserError, match="type bert that does not say how its states become one vector"):
+        open_question_encoder("google-bert/bert-base-uncased")
+    assert isinstance(open_question_encoder("facebook/dpr-question_encoder-single-nq-base"), QuestionEncoder)
+    online.__exit__()
+    go_on(at, online)
+    assert open_question_encoder(name).fingerprint() == expected.fingerprint()
+    with pytest.raises(UserError, match="neither a folder here nor was it downloaded before"):
+        open_question_encoder("sentence-transformers/other")
 
 
 # -- a hub that changes, refuses, is gone -----------------------------------------------------
