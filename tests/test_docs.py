@@ -175,7 +175,7 @@ def headers() -> list:
             slow = [pytest.mark.slow] if re.search("/(table|figure|hotswap)", name) else []
             found.append(
                 pytest.param(
-                    Block(name, 1, "bash", "\n".join(lines).replace("=…", "=given")), id=name, marks=slow
+                    Block(name, 1, "bash", "\n".join(lines).replace("…", "given")), id=name, marks=slow
                 )
             )
     return found
