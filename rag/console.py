@@ -33,6 +33,10 @@ def analysis() -> None:
     _run("rag.analysis")
 
 
+def compare() -> None:
+    _run("rag.compare")
+
+
 def miniwiki() -> None:
     _run("rag.miniwiki")
 

@@ -29,6 +29,7 @@ HELP = {  # command: the module that holds its help text
     "python -m rag.ask": "rag/ask/__main__.py",
     "python -m rag.ask.page": "rag/ask/page.py",
     "python -m rag.analysis": "rag/analysis/__main__.py",
+    "python -m rag.compare": "rag/compare.py",
     "python -m rag.download": "rag/download/__main__.py",
     "python -m rag.demo": "rag/demo.py",
     "python -m rag.miniwiki": "rag/miniwiki/__main__.py",

@@ -173,7 +173,11 @@ def headers() -> list:
                 lines = ["DATA=(task.passages=a.tsv task.train=b.jsonl task.dev=c.jsonl)", *lines]
             name = file.relative_to(PROJECT).as_posix()
             slow = [pytest.mark.slow] if re.search("/(table|figure|hotswap)", name) else []
-            found.append(pytest.param(Block(name, 1, "bash", "\n".join(lines)), id=name, marks=slow))
+            found.append(
+                pytest.param(
+                    Block(name, 1, "bash", "\n".join(lines).replace("…", "given")), id=name, marks=slow
+                )
+            )
     return found
 
 
