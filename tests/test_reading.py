@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from commands import run
 from conftest import PASSAGES as TITLED
 from conftest import bert_tokenizer
 from test_warm_start import bert
@@ -221,3 +222,30 @@ def test_it_learns_and_is_judged_with_the_passage_given(files, generator):
     answers = [found[0].text for found in generate(model, model.read(batch), Decoding(max_new_tokens=5))]
     held = {"paris": "Paris", "the Tiber": "The Tiber"}  # as the passages write them
     assert answers == [held.get(e.answers[0], e.answers[0]) for e in examples]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec:FutureWarning", "ignore:.*overridden `transfer_batch_to_device`"
+)
+def test_the_experiment_leaves_a_generator(files, generator, capsys, tmp_path_factory):
+    """train.py with its files packed and plain; the same command again finds its result."""
+    runs = tmp_path_factory.mktemp("runs")
+    settings = [
+        *(
+            "experiment=wiki/reader",
+            f"data={files}",
+            f"paths.outputs={runs}",
+            f"generator.path={files}/bert",
+        ),
+        *("generator.max_context_length=40", "datamodule.batch_size=2", "datamodule.window_steps=2"),
+        *("trainer.max_steps=4", "trainer.val_check_interval=2", "optimization.warmup_steps=1"),
+    ]
+    settings.append("datamodule.sources=[{questions: '${data}/train.jsonl'}]")
+    assert run("train", *settings) == 0
+    assert "4 steps of 2 examples" in capsys.readouterr().out
+    assert run("train", *settings) == 0
+    assert "is there already" in capsys.readouterr().out
+    held = Generator.from_pretrained(runs / "wiki" / "reader" / "model" / "generator")
+    assert held.quote and held.max_context_length == 40
+    with open(runs / "wiki" / "reader" / "metrics.csv") as file:
+        assert "dev/em" in file.readline()

