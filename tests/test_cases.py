@@ -167,7 +167,7 @@ def written(path: Path, content: bytes) -> Path:
         ("a.md", b"---\ntitle: 'Rome'\n---\nA city.", [("1", "Rome")]),
         ("a.md", b"---\ndate: 1\n---\n# Rome\nA city.", [("1", "Rome")]),
         ("a.tsv", b'id\ttext\n7\t"' + b"x " * 100_000 + b'"\n', [("7", "")]),  # more than csv's own limit
-        ("A b.txt.gz", gzip.compress(b"A city."), [("1", "A b")]),
+        ("A b.txt.gz", gzip.compress(b"A city.", mtime=0), [("1", "A b")]),
         ("f/a.tsv", b"id\ttext\n7\tx\n", [("7", "")]),  # a folder of tables
     ],
 )

@@ -8,15 +8,15 @@ from rag.commands.corpus import check_corpus, makes_the_encoder
 USAGE = """
 python build_index.py [experiment=NAME] [key=value …]
 
-Reads a corpus, embeds its passages and builds a FAISS index over them, in the folder index.path. The same command
-goes on after an interruption and does nothing when the index is already there.
+Reads a corpus, embeds its passages and builds a FAISS index over them in the folder index.path. Rerun the same command
+to resume; a finished index is left alone.
 
   python build_index.py experiment=miniwiki/index_a
   python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
-  python build_index.py … estimate=true                      disk, memory and hours, before anything is done
-  python build_index.py experiment=null corpus=wiki_dpr      the hub's vectors, taken over instead of encoded
-  python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and the hub's FAISS file
-  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          another edition of an index
+  python build_index.py … estimate=true                      estimate disk, memory and hours, and stop
+  python build_index.py experiment=null corpus=wiki_dpr      take over the hub's vectors instead of encoding
+  python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and its FAISS file
+  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          update an index
   python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
   torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
 """

@@ -8,19 +8,19 @@ from rag.cli import compose_command, many_imports, quieten_models, run_command
 USAGE = """
 python evaluate.py checkpoint=RUN [key=value …]
 
-Answers the questions of a split with a model that train.py left in the folder RUN, with that run's own settings,
-and writes predictions.jsonl and result.json into RUN/evaluation/. The same command goes on after an interruption.
+Answers the questions of a split with the model of the run folder RUN and that run's own settings, and writes
+predictions.jsonl and result.json to RUN/evaluation/. Rerun the same command to resume.
 
   python evaluate.py checkpoint=outputs/demo/rag_sequence
-  python evaluate.py checkpoint=… split=dev limit=100          a hundred questions of dev, drawn at random
+  python evaluate.py checkpoint=… split=dev limit=100          a random sample of 100 dev questions
   python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
   python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          metrics against K (figure 3)
-  python evaluate.py checkpoint=… index.path=indexes/other     another memory, nothing retrained (hot-swap)
+  python evaluate.py checkpoint=… index.path=indexes/other     another index, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
-  python evaluate.py checkpoint=outputs/demo/dpr               a bi-encoder: recall alone, beside BM25's with bm25=true
+  python evaluate.py checkpoint=outputs/demo/dpr               a bi-encoder: recall only; bm25=true adds BM25's
   python evaluate.py checkpoint=facebook/rag-sequence-nq experiment=table1/nq_rag_sequence
   torchrun --nproc-per-node=2 evaluate.py checkpoint=…         two processes share the questions
-  python evaluate.py report=table1                             finished runs beside the paper's table
+  python evaluate.py report=table1                             finished runs next to the paper's table
 """
 
 

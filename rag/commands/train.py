@@ -10,20 +10,20 @@ from rag.training import plan
 USAGE = """
 python train.py [experiment=NAME] [key=value …]
 
-Trains what the experiment describes and writes the run folder (model/, metrics, config) under outputs/.
-The same command goes on after an interruption and does nothing when its result is already there.
+Trains what the experiment describes and writes a run folder (model/, metrics, config) under outputs/. Rerun the same
+command to resume; a finished run is left alone.
 
   python train.py                                            RAG-Sequence end to end on the built-in mini-wiki
   python train.py experiment=miniwiki/rag_token              one of configs/experiment/
   python train.py experiment=local/rag_sequence task.train=my.jsonl corpus.path=my.tsv
   python train.py optimization.lr=1e-4 trainer.max_steps=500 n_docs=10 seed=2
-  python train.py paths.run=outputs/mine                     where the result goes
+  python train.py paths.run=outputs/mine                     another run folder
   python train.py overwrite=true                             replace a run made with other settings
   python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
   python train.py logger=tensorboard callbacks=learning_rate  TensorBoard beside CSV; Lightning's callbacks
   python train.py -m optimization.lr=1e-4,3e-4 seed=1,2      a sweep: a run for each combination, and a table of all
-  python train.py experiment=… info=true                     show sizes, batch, memory and stop
-  python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit learns one batch
+  python train.py experiment=… info=true                     show sizes, batch and memory, and stop
+  python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit: one batch
   python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
 """
 

@@ -104,7 +104,7 @@ class WarmStartConfig(PreTrainedConfig):
 
     def bert(self, **settings: Any) -> BertConfig:
         """BERT's config of the same sizes."""
-        same = {name: getattr(self, name) for name in SHARED} | {
+        same: dict[str, Any] = {name: getattr(self, name) for name in SHARED} | {
             "hidden_dropout_prob": self.dropout,
             "attention_probs_dropout_prob": self.dropout,
         }
