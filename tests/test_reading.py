@@ -76,6 +76,7 @@ def test_targets_are_the_passages_own_tokens(files, generator):
     assert tiber.passage.title == "Rome"  # the second positive: Berlin's, the first, does not say it
     assert generator.tokenizer.decode(tiber.text[tiber.start : tiber.end]) == "the tiber"
     examples, batch = made.make_batch(0)
+    assert batch.labels is not None and batch.label_mask is not None
     for row, example in enumerate(examples):
         target = batch.labels[row][batch.label_mask[row]].tolist()
         assert target[-1] == generator.end_token
@@ -138,6 +139,7 @@ def test_a_batch_is_a_function_of_the_step(files, generator):
     for step in range(8):  # a window at first, the whole passage later
         _, batch = one.make_batch(step)
         tokens = batch.generator_questions
+        assert batch.texts is not None
         for row, text in zip(np.split(tokens.tokens, tokens.starts[1:]), batch.texts, strict=True):
             separators = np.flatnonzero(row == generator.end_token)
             read = len(row) - separators[1] - 1

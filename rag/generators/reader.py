@@ -53,16 +53,16 @@ def new_reader(
         decoder_rate=decoder_rate,
         head_rate=head_rate,
     )
-    given = READS | settings
+    given: dict[str, Any] = READS | settings
     positions = model.config.max_position_embeddings
     if given["max_context_length"] > positions:
         raise UserError(
             f"generator.max_context_length is {given['max_context_length']}, but the encoder of {path} has {positions} "
             f"positions: give at most {positions}"
         )
-    given = {
-        name: value.format(sep=marks[1]) if isinstance(value, str) else value for name, value in given.items()
-    }
+    for name, value in given.items():
+        if isinstance(value, str):
+            given[name] = value.format(sep=marks[1])
     return Generator(model, tokenizer, **given)
 
 

@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         self.bert = BertModel(bert, add_pooling_layer=False)
         self.copy = CopyAttention(config.hidden_size)
         self.width = config.hidden_size
-        self.start_token = config.decoder_start_token_id
+        self.start_token: Any = config.decoder_start_token_id
 
     @property
     def config(self) -> BertConfig:
@@ -212,7 +212,8 @@ class Decoder(nn.Module):
         Both stand in the cache, as one more layer of each kind, so that whoever takes rows of it takes these along.
         """
         place = self.bert.config.num_hidden_layers
-        own, cross = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
+        own: list[Any] = cache.self_attention_cache.layers  # type: ignore[assignment]
+        cross: list[Any] = cache.cross_attention_cache.layers  # type: ignore[assignment]
         for layers in (own, cross):
             while len(layers) <= place:
                 layers.append(DynamicLayer())
@@ -221,7 +222,7 @@ class Decoder(nn.Module):
             cross[place].update(keys, keys[..., :0])
         written = tokens[:, None, :, None].float()  # exact below 2^24
         so_far, _ = own[place].update(written, written[..., :0])
-        return so_far[:, 0, :, 0].long(), cross[place].keys[:, 0]  # type: ignore[index]
+        return so_far[:, 0, :, 0].long(), cross[place].keys[:, 0]
 
 
 class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -249,10 +250,10 @@ class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().tie_weights(*args, **kwargs)
         self.get_input_embeddings().weight.requires_grad_(self.config.train_words)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.bert.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.encoder.bert.embeddings.word_embeddings = value
         self.decoder.bert.embeddings.word_embeddings = value
 
@@ -316,13 +317,13 @@ def warm_started(
     settings: dropout, train_words and the rates of `WarmStartConfig`. Raises UserError where BERT has fewer layers than
     the decoder is to have.
     """
-    theirs = bert.config
+    theirs: Any = bert.config
     if not 1 <= decoder_layers <= theirs.num_hidden_layers:
         raise UserError(
             f"generator.decoder_layers is {decoder_layers}, but the encoder that the decoder is made of has "
             f"{theirs.num_hidden_layers} layers: give 1 to {theirs.num_hidden_layers}"
         )
-    sizes = {name: getattr(theirs, name) for name in SHARED}
+    sizes: dict[str, Any] = {name: getattr(theirs, name) for name in SHARED}
     model = WarmStartForConditionalGeneration(
         WarmStartConfig(
             **sizes,
@@ -336,6 +337,8 @@ def warm_started(
     weights = bert.state_dict()
     model.encoder.bert.load_state_dict({k: v for k, v in weights.items() if not k.startswith("pooler.")})
     model.decoder.bert.embeddings.load_state_dict(bert.embeddings.state_dict())
+    own: Any
+    layer: Any
     upper = bert.encoder.layer[theirs.num_hidden_layers - decoder_layers :]
     for own, layer in zip(model.decoder.bert.encoder.layer, upper, strict=True):
         own.attention.load_state_dict(layer.attention.state_dict())

@@ -127,10 +127,10 @@ class ReadingData(StepDataModule):
         asked = [(source, self._examples(source)) for source in self.sources]
         asked = [(source, examples) for source, examples in asked if examples]
         dev_file = self._dev_file()
-        dev = [] if dev_file is None else list(self.task.read(dev_file))
+        dev = [] if dev_file is None else list(self.task.read(str(dev_file)))
         dev = sample([example for example in dev if example.positive_ids], self.dev_limit, self.seed)
         every = [example for _, examples in asked for example in examples]
-        every_dev = [] if dev_file is None else list(self.task.read(dev_file))
+        every_dev = [] if dev_file is None else list(self.task.read(str(dev_file)))
         wanted = {each for example in [*every, *every_dev] for each in example.positive_ids}
         gold = {p.id: p for p in read_passages(self.file, *self.reading) if p.id in wanted}
         if dev_file is not None and dev and not any(e.positive_ids[0] in gold for e in dev):
