@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -44,7 +45,7 @@ def test_what_is_required_is_pinned():
         *PYPROJECT["project"]["dependencies"],
         *(each for extra in PYPROJECT["project"]["optional-dependencies"].values() for each in extra),
     ]
-    names = {each.partition(">=")[0].partition("[")[0].lower().replace("_", "-") for each in wanted}
+    names = {re.split(r"[=<>\[]", each)[0].lower().replace("_", "-") for each in wanted}
     assert not names - pinned
 
 
