@@ -38,7 +38,7 @@ from rag import marginalize
 from rag.classify import Classifier
 from rag.decoding.answers import Answer, Scored, answers_of, no_answer
 from rag.decoding.quoting import quoted
-from rag.decoding.rescoring import Race, score_by_prefix, score_whole
+from rag.decoding.rescoring import Hypotheses, PrefixScoring, Race, score_whole
 from rag.decoding.search import search
 from rag.decoding.settings import NO_TOKEN, Decoding
 from rag.errors import UserError
@@ -214,14 +214,13 @@ def _generate_sequence(
     elif found.keys is None:
         token_logprobs = score_whole(generator, contexts, question, tokens)
     else:
-        found_as = torch.full_like(found.batch_row, -1)
-        found_as[real] = which
+        of_found = torch.zeros_like(found.batch_row)
+        of_found[real] = which
+        hypotheses = Hypotheses(question, tokens, of_found, real)
         own_scores = found.token_logprobs[real, 0, found.forced :].masked_fill(~token_mask[which], 0.0)
         race = Race(contexts.doc_logprobs, n_docs, question, proposed, decoding.num_return_sequences)
         race.begin(which, passage[real] % docs, own_scores.sum(dim=1))
-        token_logprobs = score_by_prefix(
-            generator, contexts, found, found.keys, passages, found_as, question, tokens, race
-        )
+        token_logprobs = PrefixScoring(generator, contexts, found, passages, hypotheses, race).run()
         proposed &= race.open.unsqueeze(1)
     token_logprobs = token_logprobs[:, :, found.forced :].masked_fill(~token_mask.unsqueeze(1), 0.0)
     doc_scores = token_logprobs.sum(dim=2)

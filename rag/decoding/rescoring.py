@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +12,6 @@ from rag import marginalize
 from rag.decoding import shared_contexts as cross_attention
 from rag.decoding.search import SearchResult
 from rag.decoding.settings import NO_TOKEN, chunks
-from rag.decoding.shared_contexts import CrossKeys
 from rag.generators.seq2seq import Generator
 from rag.model import Contexts
 
@@ -103,81 +103,143 @@ class Race:
         self.open &= still
 
 
-def score_by_prefix(
-    generator: Generator,
-    contexts: Contexts,
-    found: SearchResult,
-    keys: CrossKeys,
-    searched: Int[Tensor, " searched"],
-    found_as: Int[Tensor, " found"],
-    question: Int[Tensor, " sequences"],
-    tokens: Int[Tensor, "sequences tokens"],
-    race: Race,
-) -> Float[Tensor, "sequences docs tokens"]:
-    """The same, each prefix that sequences share once, and nothing that the search computed already.
+@dataclass(frozen=True)
+class Hypotheses:
+    """N distinct sequences, each of a question, in the order of the questions; and which of them a search found where.
 
-    The sequences of a question are a tree of prefixes. The decoder goes down all trees level by level: at a level each
+    of_found: for each sequence of the search, which of the N it is; any number where `is_one` is False.
+    """
+
+    question: Int[Tensor, " sequences"]
+    tokens: Int[Tensor, "sequences tokens"]  # NO_TOKEN after the last
+    of_found: Int[Tensor, " found"]
+    is_one: Bool[Tensor, " found"]
+
+
+class PrefixScoring:
+    """log p_θ(y_i|x,z,y_<i) of hypotheses under every passage, each prefix that they share once, and nothing that the
+    search computed already.
+
+    The hypotheses of a question are a tree of prefixes. The decoder goes down all trees level by level: at a level each
     context has a row for each prefix of its question, which goes on from its parent's row in the cache. What is
     expensive is normalising over the vocabulary: where the search went through a prefix from the same passage, it has
     done so.
 
-    question: ascending. searched: the contexts whose keys these are, those that were found. found_as: which sequence
-    each that was found is; −1 for none. race: what cannot win any more is not scored to its end; the log-probabilities
-    of those sequences are no use.
+    searched: the contexts that the search read, whose keys `found` has. race: a hypothesis that cannot win any more is
+    not scored to its end; its log-probabilities are no use.
     """
-    docs, batch = contexts.n_docs, len(contexts.doc_logprobs)
-    levels = _levels(question, tokens)
-    logprobs = _nothing_scored(contexts, tokens)
-    widest = max(int(torch.bincount(level.question).max()) for level in levels)
-    at_once = STATES_AT_ONCE // (widest * tokens.shape[1] * keys.numbers_per_token)
-    decoder, output = generator.model.get_decoder(), generator.output_layer
-    for some in chunks(len(searched), at_once):
-        chunk = searched[some]
-        asked, doc = chunk // docs, chunk % docs
-        cache = keys[some].cache()
-        rows_before, place_before = 1, torch.zeros_like(question)
-        for i, level in enumerate(levels):
-            race.narrow()
-            runs_on = race.open & (level.of_sequence >= 0)
+
+    def __init__(
+        self,
+        generator: Generator,
+        contexts: Contexts,
+        found: SearchResult,
+        searched: Int[Tensor, " searched"],
+        hypotheses: Hypotheses,
+        race: Race,
+    ):
+        self.generator, self.contexts, self.found = generator, contexts, found
+        self.searched, self.hypotheses, self.race = searched, hypotheses, race
+        self.decoder, self.output = generator.model.get_decoder(), generator.output_layer
+        self.levels = _levels(hypotheses.question, hypotheses.tokens)
+        self.logprobs = _nothing_scored(contexts, hypotheses.tokens)
+
+    def run(self) -> Float[Tensor, "sequences docs tokens"]:
+        assert self.found.keys is not None  # else there is nothing to share: see `score_whole`
+        widest = max(int(torch.bincount(level.question).max()) for level in self.levels)
+        numbers = widest * self.hypotheses.tokens.shape[1] * self.found.keys.numbers_per_token
+        for some in chunks(len(self.searched), STATES_AT_ONCE // numbers):
+            self._go_down(some, self.found.keys[some].cache())
+        return self.logprobs
+
+    def _go_down(self, some: slice, cache: Any) -> None:
+        """Score the hypotheses under a few of the contexts, level by level."""
+        contexts = self.searched[some]
+        asked = contexts // self.contexts.n_docs
+        above = None
+        for i, level in enumerate(self.levels):
+            self.race.narrow()
+            runs_on = self.race.open & level.goes_on
             if not runs_on.any():
                 break
-            kept = torch.unique(level.of_sequence[runs_on])  # prefixes
-            grid = Grid.of(level.question[kept], batch)
-            place_of = torch.full_like(level.question, -1)
-            place_of[kept] = grid.place
-            prefixes = kept[grid.numbers[asked]]  # (chunk, prefixes of a question); any where there are fewer
-            exists = grid.numbers[asked] >= 0
-            if i > 0:
-                parents = place_before[level.parent[prefixes]] * exists
-                first = torch.arange(len(chunk), device=chunk.device).unsqueeze(1) * rows_before
-                cross_attention.take_rows(cache, (first + parents).flatten())
-                step = level.token[prefixes].masked_fill(~exists, generator.pad_token)
+            row = _Row.of(i, level, runs_on, asked, len(self.contexts.doc_logprobs))
+            if above is None:
+                step = torch.full_like(row.prefixes, self.generator.start_token)
             else:
-                step = torch.full_like(prefixes, generator.start_token)
-            rows_before, place_before = prefixes.shape[1], place_of
+                parents = above.place[level.parent[row.prefixes]] * row.exists
+                first = torch.arange(len(asked), device=asked.device).unsqueeze(1) * above.prefixes.shape[1]
+                cross_attention.take_rows(cache, (first + parents).flatten())
+                step = level.token[row.prefixes].masked_fill(~row.exists, self.generator.pad_token)
+            above = row
             hidden = cross_attention.decode(
-                decoder, step.flatten().unsqueeze(1), contexts.states[chunk], contexts.mask[chunk], cache
-            ).view(*prefixes.shape, -1)
-            if i < found.forced:
-                continue
+                self.decoder,
+                step.flatten().unsqueeze(1),
+                self.contexts.states[contexts],
+                self.contexts.mask[contexts],
+                cache,
+            ).view(*step.shape, -1)
+            if i >= self.found.forced:
+                self._score(contexts, row, hidden, self._normalisers(some, row, hidden))
 
-            normalisers = hidden.new_full(prefixes.shape, torch.nan, dtype=logprobs.dtype)
-            here = (found.batch_row >= some.start) & (found.batch_row < some.stop) & (found_as >= 0)
-            here &= runs_on[found_as]
-            place = place_of[level.of_sequence[found_as[here]]]
-            normalisers[found.batch_row[here] - some.start, place] = found.normalisers[here, 0, i]
-            unknown = exists & normalisers.isnan()
-            normalisers[unknown] = output.log_normalisers(hidden[unknown])
+    def _normalisers(
+        self, some: slice, row: "_Row", hidden: Float[Tensor, "chunk prefixes width"]
+    ) -> Float[Tensor, "chunk prefixes"]:
+        """The logarithm of what normalises p_θ after each prefix: the search's where it was there, else made now."""
+        found, hypothesis = self.found, self.hypotheses.of_found
+        known = self.hypotheses.is_one & (found.batch_row >= some.start) & (found.batch_row < some.stop)
+        known &= row.runs_on[hypothesis]
+        normalisers = hidden.new_full(row.prefixes.shape, torch.nan, dtype=self.logprobs.dtype)
+        place = row.place[row.level.of_sequence[hypothesis[known]]]
+        normalisers[found.batch_row[known] - some.start, place] = found.normalisers[known, 0, row.i]
+        unknown = row.exists & normalisers.isnan()
+        normalisers[unknown] = self.output.log_normalisers(hidden[unknown])
+        return normalisers
 
-            sequences = race.own.numbers[asked]
-            row, at = ((sequences >= 0) & runs_on[sequences]).nonzero(as_tuple=True)
-            sequence = sequences[row, at]
-            place = place_of[level.of_sequence[sequence]]
-            logits = output.token_logits(hidden[row, place], tokens[sequence, i])
-            of_token = logits - normalisers[row, place]
-            logprobs[sequence, doc[row], i] = of_token
-            race.add(sequence, doc[row], of_token)
-    return logprobs
+    def _score(
+        self,
+        contexts: Int[Tensor, " chunk"],
+        row: "_Row",
+        hidden: Float[Tensor, "chunk prefixes width"],
+        normalisers: Float[Tensor, "chunk prefixes"],
+    ) -> None:
+        """The next token of every hypothesis that runs on, under each context of its question."""
+        sequences = self.race.own.numbers[contexts // self.contexts.n_docs]
+        of, at = ((sequences >= 0) & row.runs_on[sequences.clamp(min=0)]).nonzero(as_tuple=True)
+        sequence, doc = sequences[of, at], contexts[of] % self.contexts.n_docs
+        place = row.place[row.level.of_sequence[sequence]]
+        logits = self.output.token_logits(hidden[of, place], self.hypotheses.tokens[sequence, row.i])
+        of_token = logits - normalisers[of, place]
+        self.logprobs[sequence, doc, row.i] = of_token
+        self.race.add(sequence, doc, of_token)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """At level i, the prefixes that go on, laid out in a row for each context: where their hidden states stand."""
+
+    i: int
+    level: "_Level"
+    runs_on: Bool[Tensor, " sequences"]  # hypotheses that have a token here and may still win
+    prefixes: Int[Tensor, "chunk most"]  # any prefix where a question has fewer than the most
+    exists: Bool[Tensor, "chunk most"]
+    place: Int[Tensor, " prefixes"]  # of each prefix in its question's row; 0 for those that do not go on
+
+    @classmethod
+    def of(
+        cls,
+        i: int,
+        level: "_Level",
+        runs_on: Bool[Tensor, " sequences"],
+        asked: Int[Tensor, " chunk"],
+        batch: int,
+    ) -> "_Row":
+        """asked: the question of each context; batch: how many questions there are."""
+        kept = torch.unique(level.of_sequence[runs_on])
+        grid = Grid.of(level.question[kept], batch)
+        place = torch.zeros_like(level.question)
+        place[kept] = grid.place
+        numbers = grid.numbers[asked]
+        return cls(i, level, runs_on, kept[numbers.clamp(min=0)], numbers >= 0, place)
 
 
 @dataclass(frozen=True)
@@ -201,9 +263,10 @@ class _Level:
     """The distinct prefixes of i tokens that sequences go on from, in the order of their questions."""
 
     question: Int[Tensor, " prefixes"]
-    token: Int[Tensor, " prefixes"]  # the last of each
+    token: Int[Tensor, " prefixes"]  # the last of each; nothing at the first level, where there is none
     parent: Int[Tensor, " prefixes"]  # what comes before it, one level up
-    of_sequence: Int[Tensor, " sequences"]  # each sequence's prefix; −1 for those that end before
+    goes_on: Bool[Tensor, " sequences"]  # whether a sequence has a token after this prefix
+    of_sequence: Int[Tensor, " sequences"]  # its prefix; 0 for those that end before
 
 
 def _levels(question: Int[Tensor, " sequences"], tokens: Int[Tensor, "sequences tokens"]) -> list[_Level]:
@@ -211,15 +274,16 @@ def _levels(question: Int[Tensor, " sequences"], tokens: Int[Tensor, "sequences 
     before = question  # of each sequence, what its prefix goes on from
     for i in range(tokens.shape[1]):
         goes_on = tokens[:, i] != NO_TOKEN
-        key = before * (tokens.max() + 1) + tokens[:, i - 1] if i else question
+        key = before * (tokens.max() + 1) + tokens[:, i - 1].clamp(min=0) if i else question
         # Sorted: the prefixes of a question stay together.
         _, of_those = torch.unique(key[goes_on], return_inverse=True)
-        of_sequence = torch.full_like(question, -1)
+        of_sequence = torch.zeros_like(question)
         of_sequence[goes_on] = of_those
         one = question.new_zeros(int(of_those.max()) + 1)  # a sequence for each prefix
         one[of_those] = goes_on.nonzero().squeeze(1)
         parent = before[one] if i else torch.zeros_like(one)
-        levels.append(_Level(question[one], tokens[one, i - 1], parent, of_sequence))
+        token = tokens[one, i - 1] if i else torch.zeros_like(one)
+        levels.append(_Level(question[one], token, parent, goes_on, of_sequence))
         before = of_sequence
     return levels
 
