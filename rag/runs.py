@@ -24,8 +24,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from omegaconf import OmegaConf
-
 from rag.errors import UserError
 from rag.files import hash_file, read_json, write_aside, write_json
 
@@ -40,8 +38,6 @@ CONFIGS = Path(__file__).resolve().parent / "configs" if INSTALLED else _CHECKOU
 PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and indexes/ go
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
 
-# What a configuration says in place of the project's folder.
-OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
 
 
 class Run:

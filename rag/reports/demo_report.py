@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -238,12 +239,18 @@ def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str
     write_json(before, report)
 
     console = Console()
+    # Narrow enough for a terminal of 80 columns: n, which is the same in every row, stands in the title.
     shown = Table(
-        *(Column(each, no_wrap=each == "model") for each in HEADER),
+        *(
+            Column(each, no_wrap=True)
+            for each in ("model", "EM", "95 % interval", "F1", "recall@1", "@5", "@20")
+        ),
         title=f"{report['questions']} questions about people never asked about in training",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
     )
     for row in rows_of(metrics_of(report)):
-        shown.add_row(*row)
+        shown.add_row(*row[:3], *row[4:])
     console.print(shown)
     for target in report["targets"]:
         if not target["reached"]:
