@@ -39,7 +39,6 @@ PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and in
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
 
 
-
 class Run:
     """A run folder, opened for one configuration.
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rag.cli import compose_command, many_imports, quieten_models, run_command
+from rag.cli import compose_command, many_imports, quieten, run_command
 from rag.commands.corpus import check_corpus, makes_the_encoder
 
 USAGE = """
@@ -33,7 +33,7 @@ def build_index(*overrides: str) -> Path:
     with many_imports():
         from rag.commands import indexing  # what takes seconds to import, after what is told at once
 
-        quieten_models()
+        quieten()
     return indexing.build_index(cfg)
 
 

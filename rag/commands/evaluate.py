@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rag.checkpoint_config import from_checkpoint
-from rag.cli import compose_command, many_imports, quieten_models, run_command
+from rag.cli import compose_command, many_imports, quieten, run_command
 
 USAGE = """
 python evaluate.py checkpoint=RUN [key=value …]
@@ -40,7 +40,7 @@ def evaluate(*overrides: str) -> Path | None:
     with many_imports():
         from rag.commands import evaluating  # what takes seconds to import, after what is told at once
 
-        quieten_models()
+        quieten()
     return evaluating.evaluate(cfg, list(overrides))
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rag.cli import compose_command, many_imports, quieten_models, run_command
+from rag.cli import compose_command, many_imports, quieten, run_command
 from rag.sweep import sweep_if_asked
 from rag.training import plan
 
@@ -39,7 +39,7 @@ def train(*overrides: str) -> Path:
     with many_imports():
         from rag.commands import training  # what takes seconds to import, after what is told at once
 
-        quieten_models()
+        quieten()
     return training.train(cfg)
 
 

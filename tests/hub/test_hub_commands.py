@@ -114,7 +114,7 @@ def test_the_published_models_are_evaluated(place, wiki_dpr, kind):
         *place.paths,
     ]
     said = place.run(*command)
-    assert "em" in said
+    assert "exact match" in said
     folder = next((place.folder / "outputs/evaluation" / f"facebook--rag-{kind}-nq").iterdir())
     inputs = json.loads((folder / "run.json").read_text())["description"]["inputs"]
     model = inputs[f"hub://facebook/rag-{kind}-nq"]
@@ -157,7 +157,7 @@ def test_the_papers_run_is_trained_in_half_precision(place, wiki_dpr):
     config = json.loads((run / "model/generator/config.json").read_text())
     assert config["dtype"] == "float32"
     test = [f"task.test={nq}/validation", "n_docs=3", "recall_at=[1]"]
-    assert "em" in place.run("evaluate.py", f"checkpoint={run}", *test)
+    assert "exact match" in place.run("evaluate.py", f"checkpoint={run}", *test)
 
 
 def test_ones_own_passages_with_the_hubs_models(place):
