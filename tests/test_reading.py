@@ -61,6 +61,7 @@ def data(files: Path, generator: Generator, **settings) -> ReadingData:
     given = {
         "sources": [{"questions": f"{files}/train.jsonl"}],
         "passages": f"{files}/passages.tsv",
+        "cache": files / "cache",
         "batch_size": 2,
     }
     return ReadingData(model=ClosedBook(generator), **(given | settings))
@@ -162,6 +163,35 @@ def test_a_window_holds_the_answer_at_every_offset():
         assert first <= start and end <= last and last - first == min(20, max(size, end - start))
 
 
+def test_a_share_is_read_with_a_wrong_passage_and_answered_by_nothing(files, generator):
+    """Half of the questions here: the wrong passage holds no answer, is none of the positives, and the target is
+    end-of-sequence alone. The others are read as they are without."""
+    made = data(files, generator, unanswerable=0.5, window=8, window_steps=20)
+    made.setup()
+    wrong = answered = 0
+    for step in range(40):
+        examples, batch = made.make_batch(step)
+        assert batch.labels is not None and batch.label_mask is not None and batch.texts is not None
+        for row, example in enumerate(examples):
+            target = batch.labels[row][batch.label_mask[row]].tolist()
+            if target == [generator.end_token]:
+                wrong += 1
+                assert find_answer(example.answers[0], batch.texts[row]) is None
+            else:
+                answered += 1
+                assert find_answer(example.answers[0], batch.texts[row]) is not None
+    assert 20 < wrong < 60 and wrong + answered == 80
+    assert [e.question for e in data_again(files, generator).make_batch(3)[0]] == [
+        e.question for e in made.make_batch(3)[0]
+    ]
+
+
+def data_again(files, generator) -> ReadingData:
+    made = data(files, generator, unanswerable=0.5, window=8, window_steps=20)
+    made.setup()
+    return made
+
+
 def test_dev_s_articles_are_left_out_of_training(files, generator):
     made = data(files, generator, dev=[f"{files}/nowhere.jsonl", f"{files}/dev.jsonl"])
     made.setup()
@@ -198,6 +228,8 @@ def test_what_is_wrong_with_the_files_is_told(files, generator):
     (files / "few.jsonl").write_text(json.dumps(TRAIN[4]) + "\n")
     with pytest.raises(UserError, match="no question is left to read with"):
         data(files, generator, sources=[{"questions": f"{files}/few.jsonl"}]).setup()
+    with pytest.raises(UserError, match="datamodule.unanswerable is 1.0"):
+        data(files, generator, unanswerable=1.0)
     with pytest.raises(
         UserError, match="datamodule.sources: .*; a source has questions, share, where, at_least"
     ):

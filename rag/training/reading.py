@@ -1,14 +1,19 @@
 """The reader before retrieval: questions with the passage that holds their answer, as DPR's and FiD's are trained.
 
     input   question and passage, as the generator reads them (Generator.assemble)
-    target  the passage's own tokens where the answer first stands in it, so that it can be copied
+    target  the passage's own tokens where the answer first stands in it, so that it can be copied;
+            end-of-sequence alone where the passage holds no answer
+
+Without passages of the second kind a reader is as sure of itself on a wrong passage as on the right one, and the sum
+over passages, Σ_z p(z|x) p(y|x,z), is decided by the retriever alone. They are BM25's best without an answer.
 
 For its first steps a passage is cut to a window around the answer, at an offset drawn anew each time: among few tokens
 it is found out sooner that the answer stands there.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +25,15 @@ from torch.utils.data import DataLoader
 from rag.errors import UserError
 from rag.generators.context import Ragged, special_tokens
 from rag.index.passage import Passage
-from rag.index.readers import read_passages
+from rag.index.passages import PassageStore
 from rag.model import Batch, RagModel
 from rag.retrievers.protocol import Questions
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
 from rag.tasks.records import read_records
 from rag.training.datamodule import Listed, Shuffled, StepDataModule, sample, step_generator
+from rag.training.dpr_data import open_corpus
+from rag.training.hard_negatives import MinedNegatives
 
 POOL = 8  # batches whose examples are sorted by length together, so that little padding is
 
@@ -54,10 +61,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """A question, its gold passage as the generator's tokens, and where in these the answer stands.
+    """A question, a passage as the generator's tokens, and where in these the answer stands.
 
-    head: tokens of the title and its separator, read whole. start, end: the answer's tokens among `text`'s; None for
-    dev, whose answer need not be found.
+    head: tokens of the title and its separator, read whole. start, end: the answer's tokens among `text`'s; None where
+    the passage holds no answer, and for dev, whose answer need not be found.
     """
 
     example: Example
@@ -72,7 +79,9 @@ class Reading:
 class ReadingData(StepDataModule):
     """Questions with their gold passage. The model reads it as a part of the question: model=closed_book.
 
-    passages: the corpus that holds them. Only gold passages are kept in memory.
+    passages: the corpus that holds them, which is kept in memory-mapped files under `cache`.
+    unanswerable: the share of training questions that are read with a wrong passage instead, one of `mined`, anew each
+        time; nothing is the right answer to them.
     dev: a file of the same kind, or several of which the first that exists is taken; its articles (titles) are left out
     of training. dev_limit: so many dev questions, a seeded sample.
     window, window_steps: so many tokens around the answer are read in so many first steps.
@@ -96,8 +105,14 @@ class ReadingData(StepDataModule):
         seed: int = 0,
         encoding: str | None = None,
         split_words: int | None = None,
+        unanswerable: float = 0.0,
+        mined: MinedNegatives | None = None,
+        *,
+        cache: str | Path,
     ):
         super().__init__(num_workers)
+        if not 0 <= unanswerable < 1:
+            raise UserError(f"datamodule.unanswerable is {unanswerable}: give a share from 0 to below 1")
         try:
             self.sources = [one if isinstance(one, Source) else Source(**one) for one in sources]
         except TypeError as error:
@@ -111,11 +126,18 @@ class ReadingData(StepDataModule):
         self.window, self.window_steps = window, window_steps
         self.seed = seed
         self.reading = encoding, split_words
+        self.unanswerable = unanswerable
+        self.mined = mined or MinedNegatives()
+        self.cache = Path(cache)
+        self.store: PassageStore | None = None
         self.task = QuestionAnswering()
         self.room = self.generator.max_context_length - sum(
             map(len, special_tokens(self.generator.tokenizer))
         )
         self.train: list[list[Reading]] = []
+        self.wrong: list[
+            np.ndarray
+        ] = []  # rows of each training question's wrong passages, −1 beyond their number
         self.dev: list[Reading] = []
         self.left_out = 0
 
@@ -132,7 +154,8 @@ class ReadingData(StepDataModule):
         every = [example for _, examples in asked for example in examples]
         every_dev = [] if dev_file is None else list(self.task.read(str(dev_file)))
         wanted = {each for example in [*every, *every_dev] for each in example.positive_ids}
-        gold = {p.id: p for p in read_passages(self.file, *self.reading) if p.id in wanted}
+        store = self.store = open_corpus(self.file, self.cache, *self.reading)
+        gold = _passages_of(store, wanted)
         if dev_file is not None and dev and not any(e.positive_ids[0] in gold for e in dev):
             raise UserError(
                 f"{self.file} holds none of the gold passages (positive_ids) of {dev_file}: give the corpus that they "
@@ -158,6 +181,11 @@ class ReadingData(StepDataModule):
         block = self.batch_size * POOL
         self.counts = np.diff(np.round(np.cumsum(shares) / shares.sum() * block), prepend=0).astype(int)
         self.orders = [Shuffled(len(found), self.seed + number) for number, found in enumerate(self.train)]
+        if self.unanswerable:
+            self.wrong = [
+                self.mined.rows(store, [reading.example for reading in readings], self.cache)
+                for readings in self.train
+            ]
 
     def _examples(self, source: Source) -> list[Example]:
         path = packed(source.questions)
@@ -228,13 +256,16 @@ class ReadingData(StepDataModule):
 
     def make_batch(self, step: int) -> tuple[list[Example], Batch]:
         block, place = divmod(step, POOL)
+        shuffled = step_generator(self.seed, block)
+        chosen = int(shuffled.permutation(POOL)[place])
         pool = [
-            found[i]
-            for found, order, count in zip(self.train, self.orders, self.counts, strict=True)
+            self._wrong(source, i, shuffled) or readings[i]
+            for source, (readings, order, count) in enumerate(
+                zip(self.train, self.orders, self.counts, strict=True)
+            )
             for i in order.take(block * int(count), int(count))
         ]
         pool.sort(key=lambda reading: len(reading.text) + len(reading.question))
-        chosen = int(step_generator(self.seed, block).permutation(POOL)[place])
         readings = pool[chosen * self.batch_size : (chosen + 1) * self.batch_size]
         ranks = self.trainer.world_size if self.trainer else 1
         random = step_generator(self.seed, step)
@@ -243,10 +274,21 @@ class ReadingData(StepDataModule):
             for one in readings
         ]
         end = self.generator.end_token
-        labels = [[*one.text[one.start : one.end].tolist(), end] for one in readings]
+        labels = [[*answer_tokens(one), end] for one in readings]
         labels, mask = self.generator.pad(Ragged.of(labels))
         examples, batch = self._batch(readings, windows)
         return examples, replace(batch, labels=labels, label_mask=mask)
+
+    def _wrong(self, source: int, number: int, random: np.random.Generator) -> Reading | None:
+        """A training question with a passage without its answer; None where it is read with its own."""
+        if not self.unanswerable or random.random() >= self.unanswerable:
+            return None
+        rows = self.wrong[source][number]
+        rows = rows[rows >= 0]
+        if not len(rows):
+            return None
+        assert self.store is not None
+        return self._reading(self.train[source][number].example, self.store[int(random.choice(rows))])
 
     def dev_batch(self, readings: Sequence[Reading]) -> tuple[list[Example], Batch]:
         """Whole passages, with the first answer as the target."""
@@ -290,14 +332,29 @@ def find_answer(answer: str, text: str) -> tuple[int, int] | None:
     return None if found is None else found.span()
 
 
+def answer_tokens(reading: Reading) -> list[int]:
+    """The answer as the passage has it; nothing where it has none."""
+    return [] if reading.start is None else reading.text[reading.start : reading.end].tolist()
+
+
 def window(reading: Reading, size: int, random: np.random.Generator) -> tuple[int, int]:
-    """The first and the end of about `size` tokens of the text around the answer, at a random offset."""
-    assert reading.start is not None and reading.end is not None
-    size = max(size, reading.end - reading.start)
-    earliest = max(0, reading.end - size)
-    latest = min(reading.start, max(0, len(reading.text) - size))
+    """The first and the end of about `size` tokens of the text, around the answer if there is one, at a random offset."""
+    answered = reading.start is not None and reading.end is not None
+    size = max(size, reading.end - reading.start) if answered else size
+    earliest, latest = 0, max(0, len(reading.text) - size)
+    if answered:
+        earliest, latest = max(0, reading.end - size), min(reading.start, latest)
     start = int(random.integers(earliest, max(earliest, latest) + 1))
     return start, min(len(reading.text), start + size)
+
+
+def _passages_of(store: PassageStore, ids: Iterable[str]) -> dict[str, Passage]:
+    """Those of the passages that the store holds, by their ids."""
+    held = {}
+    for each in ids:
+        with suppress(KeyError):
+            held[each] = store[store.row_of(each)]
+    return held
 
 
 def packed(path: str | Path) -> Path:
