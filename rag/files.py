@@ -145,3 +145,9 @@ def put_back(folder: Path | str) -> None:
     left = sorted(folder.parent.glob(f".{folder.name}.*.old"))
     if left and not folder.exists():
         left[-1].rename(folder)
+
+
+def packed(*paths: str | Path) -> Path:
+    """The first of these files that exists, as it is or packed (train.jsonl.gz, train.jsonl.xz); else the last one."""
+    there = (file for path in paths for end in ("", ".gz", ".xz") if (file := Path(f"{path}{end}")).exists())
+    return next(there, Path(paths[-1]))

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,3 +64,13 @@ def local_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def cpu_has_bfloat16() -> bool | None:
+    """Whether the processor multiplies in bfloat16, rather than emulating it several times slower than float32; None
+    where torch does not know."""
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", None)
+    has = {} if capabilities is None else capabilities()
+    if has.get("architecture") != "x86_64":
+        return None
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rag.errors import UserError
-from rag.files import hash_file, read_json, write_aside, write_json
+from rag.files import hash_file, packed, read_json, write_aside, write_json
 
 MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/parts.py
 # What it says in place of the folder with the weights, of the index and of K.
@@ -137,10 +137,12 @@ def check_place(folder: Path, setting: str) -> None:
 
 
 def know_project() -> None:
-    """Let OmegaConf resolve ${project:}, as configurations name the project's folder."""
+    """Let OmegaConf resolve ${project:}, as configurations name the project's folder, and ${packed:FILE,FILE}, the
+    first of these files that is there, as it is, .gz or .xz."""
     from omegaconf import OmegaConf  # not needed by a model alone, which comes here for the run's files
 
     OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+    OmegaConf.register_new_resolver("packed", lambda *files: str(packed(*files)), replace=True)
 
 
 def portable(value: Any) -> Any:

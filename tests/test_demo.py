@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from rag.demo import Stage, run_all
 from rag.errors import UserError
 from rag.runs import PROJECT
+from rag.stages import Stage, run_all
 
 
 def python(name: str, code: str, *needs: str) -> Stage:
@@ -39,7 +39,8 @@ def test_no_stage_outlives_a_driver_that_is_terminated(tmp_path):
     file = tmp_path / "pid"
     stage = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     driver = (
-        "from pathlib import Path; from rag.demo import Stage, run_all; from rag.cli import mistakes_in_one_sentence\n"
+        "from pathlib import Path; from rag.stages import Stage, run_all\n"
+        "from rag.cli import mistakes_in_one_sentence\n"
         f"with mistakes_in_one_sentence(): run_all([Stage('long', ['-c', {stage!r}])], Path({str(tmp_path)!r}), 1, 1)"
     )
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=PROJECT, stderr=subprocess.PIPE, text=True)

@@ -15,7 +15,7 @@ LAYERS = [
     {"hub", "finite", "text_files", "metrics"},
     {"runs"},
     {"parts", "saved_model", "index", "compose", "miniwiki"},
-    {"tasks", "pretrained", "cli"},
+    {"tasks", "pretrained", "cli", "stages"},
     {"encoders", "download"},
     {"retrievers", "generators"},
     {"checkpoint"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"training", "evaluation"},
     {"scratch", "reports"},
     {"checkpoint_config"},
-    {"analysis", "ask", "demo"},
+    {"analysis", "ask", "demo", "wiki"},
     {"compare", "sweep"},
     {"commands"},
 ]

@@ -17,6 +17,7 @@ from rag.decoding.generation import generate
 from rag.decoding.quoting import as_written
 from rag.decoding.settings import Decoding
 from rag.errors import UserError
+from rag.files import packed
 from rag.generators.reader import new_reader
 from rag.generators.seq2seq import Generator
 from rag.index.passage import Passage
@@ -24,7 +25,7 @@ from rag.model import ClosedBook
 from rag.tasks.example import Example
 from rag.training.module import RagModule
 from rag.training.optimization import Optimization
-from rag.training.reading import Reading, ReadingData, find_answer, packed, window
+from rag.training.reading import Reading, ReadingData, find_answer, window
 
 TRAIN = [
     {"question": "what is the capital of France?", "answers": ["paris"], "positive_ids": ["1"], "origin": "gold"},

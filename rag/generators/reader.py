@@ -20,14 +20,12 @@ def new_reader(
     train_words: bool = False,
     decoder_rate: float = 2.0,
     head_rate: float = 6.67,
-    encoder_attention: str | None = None,
     **settings: Any,
 ) -> Generator:
     """A reader whose encoder is a pretrained BERT and whose decoder is made of its upper layers; not trained yet.
 
     path: a folder or hub id of a BERT, such as sentence-transformers/all-MiniLM-L6-v2; None: those weights from the
-    extra `minilm`. sha256: of its model.safetensors, checked where given. encoder_attention: how transformers computes
-    it while this object lives; "eager" makes a training step on a CPU a quarter faster. settings: `Generator`'s.
+    extra `minilm`. sha256: of its model.safetensors, checked where given. settings: `Generator`'s.
 
     Raises UserError where the weights are missing, damaged or not a BERT's, or the context is longer than BERT's.
     """
@@ -55,8 +53,6 @@ def new_reader(
         decoder_rate=decoder_rate,
         head_rate=head_rate,
     )
-    if encoder_attention is not None:
-        model.encoder.bert.set_attn_implementation(encoder_attention)
     given: dict[str, Any] = READS | settings
     positions = model.config.max_position_embeddings
     if given["max_context_length"] > positions:

@@ -10,7 +10,8 @@ Warm starts are Rothe et al.'s (2020); theirs has no copy head, without which co
 The model is one of transformers', which `Generator.from_pretrained` opens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ from rag.generators.output_layer import PlainOutputLayer
 
 SHARED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
           "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id")  # fmt: skip
+
+PLAIN_UP_TO = 256  # tokens a row; their scores, length² a head, are in memory at once
 
 
 class WarmStartConfig(PreTrainedConfig):
@@ -111,6 +114,17 @@ class WarmStartConfig(PreTrainedConfig):
         return BertConfig(**(same | settings))
 
 
+@contextmanager
+def _attending(bert: BertModel, how: str | None) -> Iterator[None]:
+    """For as long as this lasts, BERT computes its attention in this one of transformers' ways; None: as it is set."""
+    before = bert.config._attn_implementation
+    bert.config._attn_implementation = how or before
+    try:
+        yield
+    finally:
+        bert.config._attn_implementation = before
+
+
 class Encoder(nn.Module):
     """BERT over each context; its states, and the digits of the tokens that they are of."""
 
@@ -129,9 +143,12 @@ class Encoder(nn.Module):
         ended = (input_ids == self.end_token).long()
         # 0 up to the first [SEP], the question, and 1 for all that follows
         types = (ended.cumsum(dim=1) - ended).clamp(max=min(1, self.types - 1))
-        states = self.bert(
-            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types
-        ).last_hidden_state
+        # The fused attention's backward pass on a CPU takes half as long again as three plain products on short rows.
+        plain = self.training and input_ids.device.type == "cpu" and input_ids.shape[1] <= PLAIN_UP_TO
+        with _attending(self.bert, "eager" if plain else None):
+            states = self.bert(
+                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types
+            ).last_hidden_state
         written = to_digits(input_ids, self.digits).to(states.dtype)
         return BaseModelOutput(last_hidden_state=torch.cat([states, written], dim=2))  # type: ignore[arg-type]
 

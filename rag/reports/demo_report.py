@@ -1,27 +1,36 @@
 """The demo's report: the paper's comparisons (Tables 1 and 6, figure 3, section 4.5) on the mini-wiki."""
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
-
 from rag.files import read_json, write_aside, write_json
-from rag.metrics.record import Record, by_k, find, records_of, swap_cells, swap_pair
+from rag.metrics.record import by_k, find, records_of, swap_cells, swap_pair
 from rag.reports import plots
+from rag.reports.comparison import (
+    Metrics,
+    header,
+    judged,
+    longest,
+    metrics_of,
+    plot_against_k,
+    plot_answers,
+    rows_of,
+    show,
+    table_against_k,
+    table_of_seconds,
+    table_of_targets,
+    value,
+)
 from rag.reports.page import table
 from rag.reports.plots import COLOURS, NAMES
-from rag.reports.result_table import NONE, count, interval, number
+from rag.reports.result_table import number
 from rag.reports.run_report import answers
 from rag.runs import git_commit, versions
 
+MODELS = {name: NAMES[name] for name in ("closed_book", "bm25", "frozen", "rag_token", "rag_sequence")}
 RETRIEVES = ("rag_sequence", "rag_token", "frozen", "bm25")
 SWAPPED = ("rag_sequence", "rag_token")  # whose index is exchanged, and whose retriever is trained
 RECALL_AT = (1, 5, 20)
-Metrics = dict[str, list[Record]]  # of each model
 
 # What the demo is expected to reach: (metric, at least or at most, bound).
 TARGETS = [
@@ -46,7 +55,7 @@ def gather(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]
     """The contents of report.json, from the evaluations in `folder`."""
     results = {
         name: read_json(folder / "evaluation" / name / "result.json")
-        for name in (*NAMES, "closed_book_train")
+        for name in (*MODELS, "closed_book_train")
     }
     metrics = {name: records_of(result) for name, result in results.items()}
     report: dict[str, Any] = {
@@ -57,26 +66,8 @@ def gather(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]
         "questions": results["rag_sequence"]["questions"],
         "metrics": {name: [record.plain() for record in records] for name, records in metrics.items()},
     }
-    report["targets"] = [
-        {"metric": metric, "bound": f"{sign} {bound}", "value": value, "reached": reached(value, sign, bound)}
-        for (metric, sign, bound), value in zip(TARGETS, measured(metrics), strict=True)
-    ]
+    report["targets"] = judged(TARGETS, measured(metrics))
     return report
-
-
-def metrics_of(report: dict[str, Any]) -> Metrics:
-    """The records of each model's evaluation."""
-    return {name: records_of({"metrics": records}) for name, records in report["metrics"].items()}
-
-
-def reached(value: float, sign: str, bound: float) -> bool:
-    return value >= bound - 1e-9 if sign == "≥" else value <= bound + 1e-9
-
-
-def value(records: Sequence[Record], metric: str, k: int | None = None) -> float:
-    """A metric at that K, without one at the evaluation's own; NaN where it could not be judged."""
-    record = find(records, metric, k)
-    return math.nan if record is None or record.value is None else record.value
 
 
 def measured(metrics: Metrics) -> list[float]:
@@ -111,38 +102,12 @@ def measured(metrics: Metrics) -> list[float]:
     ]
 
 
-HEADER = ["model", "exact match", "95 % interval", "n", "F1", "recall@1", "recall@5", "recall@20"]
-
-
-def rows_of(metrics: Metrics) -> list[list[str]]:
-    """The main table: exact match with interval and n, F1, recall@1, 5, 20."""
-    rows = []
-    for name, label in NAMES.items():
-        records = metrics[name]
-        em, f1 = find(records, "em"), find(records, "f1")
-        retrieved = [find(records, "recall", k) for k in RECALL_AT]
-        row = [label, *([number(em.value), interval(em), count(em)] if em else [NONE] * 3)]
-        rows.append([*row, *(number(each.value) if each else NONE for each in (f1, *retrieved))])
-    return rows
-
-
 def plot(metrics: Metrics, path: Path) -> None:
     """Four panels: exact match of each model, recall before and after, EM against K, hot-swap."""
     figure, axes = plots.new_figure(11, 8.6, 2, 2)
     bars, recall, sweep, swap = axes.flat
 
-    names = list(NAMES)[::-1]
-    ems = [find(metrics[name], "em") for name in names]
-    known = [each if each else Record("em", None, "", 0.0, 0.0, 0.0, 0) for each in ems]
-    plots.interval_bars(
-        bars,
-        [NAMES[name] for name in names],
-        [each.value or 0.0 for each in known],
-        [(each.low or 0.0, each.high or 0.0) for each in known],
-        [COLOURS[name] for name in names],
-    )
-    over = ", ".join(sorted({count(each) for each in known}))
-    bars.set(xlabel="exact match (95 % interval)", title=f"Questions about unseen people (n = {over})")
+    plot_answers(bars, metrics, MODELS, "Questions about unseen people")
 
     shown = {"before": "frozen"} | {NAMES[name]: name for name in SWAPPED[::-1]}
     found = {label: [value(metrics[name], "recall", k) for k in RECALL_AT] for label, name in shown.items()}
@@ -150,12 +115,7 @@ def plot(metrics: Metrics, path: Path) -> None:
     plots.grouped_bars(recall, [f"recall@{k}" for k in RECALL_AT], found, colours)
     recall.set(ylabel="gold passage found", title="Retrieval before and after end-to-end training")
 
-    lines = {name: by_k(metrics[name], "em") for name in RETRIEVES}
-    plots.against_k(
-        sweep,
-        {name: {k: each.value for k, each in line.items()} for name, line in lines.items()},
-        "exact match",
-    )
+    plot_against_k(sweep, metrics, RETRIEVES)
     sweep.set_title("More passages at test time (figure 3)")
 
     cells = swap_cells(metrics["rag_sequence"])
@@ -170,7 +130,7 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
     swapped = {name: swap_cells(metrics[name]) for name in SWAPPED[::-1]}
     pairs = [(asked, indexed) for asked, row in swapped[SWAPPED[0]].items() for indexed in row]
     ks = list(by_k(metrics["rag_sequence"], "em"))
-    judged = find(metrics["rag_sequence"], "em")
+    em = find(metrics["rag_sequence"], "em")
     asked_about = next((each.n for each in metrics["rag_sequence"] if swap_pair(each)), None)
     lines = ["# The demo's report", ""]
     lines += [
@@ -178,7 +138,7 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
         f"people who are never asked about in training. Seed {report['seed']}, commit {report['commit']}, "
         f"{report['seconds']['total']:,.0f} s in all.",
         "",
-        *table(HEADER, rows_of(metrics)),
+        *table(header(RECALL_AT), rows_of(metrics, MODELS, RECALL_AT)),
         "",
         f"Closed-book BART answers {value(metrics['closed_book_train'], 'em'):.1%} of its own training questions and "
         f"{value(metrics['closed_book'], 'em'):.1%} of those about anybody else.",
@@ -191,13 +151,7 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
         "",
         "## What was to be reached",
         "",
-        *table(
-            ["metric", "bound", "value", "reached"],
-            [
-                [t["metric"], t["bound"], f"{t['value']:.3f}", "yes" if t["reached"] else "**no**"]
-                for t in report["targets"]
-            ],
-        ),
+        *table_of_targets(report["targets"]),
         "",
         "## Hot-swap",
         "",
@@ -212,50 +166,29 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
             ],
         ),
         "",
-        f"## Exact match against K, n = {(judged.n if judged else None) or 0:,}",
+        f"## Exact match against K, n = {(em.n if em else None) or 0:,}",
         "",
-        *table(
-            ["model", *(f"K = {k}" for k in ks)],
-            [[NAMES[name], *(f"{value(metrics[name], 'em', k):.3f}" for k in ks)] for name in RETRIEVES],
-        ),
+        *table_against_k(metrics, {name: NAMES[name] for name in RETRIEVES}, ks),
     ]
     lines += answers(predictions, report["questions"], NAMES["rag_sequence"])
-    lines += ["", "## Seconds of each stage", ""]
-    lines += table(["stage", "seconds"], [[name, f"{took:,.1f}"] for name, took in report["seconds"].items()])
+    lines += table_of_seconds(report["seconds"])
     return "\n".join(lines) + "\n"
 
 
 def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str, Any]:
     """Write report.json, report.md and report.png into `folder` and print the tables."""
-    before = folder / "report.json"
-    if before.exists():  # stages that were skipped keep the seconds they took when they ran
-        old = read_json(before)["seconds"]
-        seconds = {name: max(took, old.get(name, 0.0)) for name, took in seconds.items()}
+    seconds = longest(seconds, folder / "report.json")
     report = gather(folder, seed, seconds)
     plot(metrics_of(report), folder / "report.png")
     with write_aside(folder / "report.md") as aside:
         predictions = folder / "evaluation" / "rag_sequence" / "predictions.jsonl"
         aside.write_text(markdown(report, predictions), encoding="utf-8")
-    write_json(before, report)
+    write_json(folder / "report.json", report)
 
-    console = Console()
-    # Narrow enough for a terminal of 80 columns: n, which is the same in every row, stands in the title.
-    shown = Table(
-        *(
-            Column(each, no_wrap=True)
-            for each in ("model", "EM", "95 % interval", "F1", "recall@1", "@5", "@20")
-        ),
-        title=f"{report['questions']} questions about people never asked about in training",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0),
+    show(
+        f"{report['questions']} questions about people never asked about in training",
+        rows_of(metrics_of(report), MODELS, RECALL_AT),
+        report["targets"],
     )
-    for row in rows_of(metrics_of(report)):
-        shown.add_row(*row[:3], *row[4:])
-    console.print(shown)
-    for target in report["targets"]:
-        if not target["reached"]:
-            console.print(
-                f"not reached: {target['metric']} {target['value']:.3f}, {target['bound']} was to be shown"
-            )
     print(f"{seconds['total']:,.0f} s; report in {folder / 'report.md'}")
     return report

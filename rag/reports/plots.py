@@ -29,6 +29,8 @@ COLOURS = {
     "frozen": "#56B4E9",
     "rag_token": "#009E73",
     "rag_sequence": "#0072B2",
+    "hybrid": "#D55E00",
+    "gold": "#CC79A7",
 }
 NAMES = {
     "closed_book": "closed-book BART",
@@ -36,6 +38,8 @@ NAMES = {
     "frozen": "RAG-Sequence, frozen",
     "rag_token": "RAG-Token",
     "rag_sequence": "RAG-Sequence",
+    "hybrid": "RAG-Sequence, hybrid",
+    "gold": "gold passage given",
 }
 BLUES: Colormap = LinearSegmentedColormap.from_list("blues", ["#FFFFFF", "#6FB1DC", "#08306B"])
 DPI = 120

@@ -23,6 +23,7 @@ from jaxtyping import Int64
 from torch.utils.data import DataLoader
 
 from rag.errors import UserError
+from rag.files import packed
 from rag.generators.context import Ragged, special_tokens
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
@@ -338,7 +339,7 @@ def answer_tokens(reading: Reading) -> list[int]:
 
 
 def window(reading: Reading, size: int, random: np.random.Generator) -> tuple[int, int]:
-    """The first and the end of about `size` tokens of the text, around the answer if there is one, at a random offset."""
+    """The first and the end of about `size` tokens of the text, at random; around the answer where there is one."""
     answered = reading.start is not None and reading.end is not None
     size = max(size, reading.end - reading.start) if answered else size
     earliest, latest = 0, max(0, len(reading.text) - size)
@@ -355,9 +356,3 @@ def _passages_of(store: PassageStore, ids: Iterable[str]) -> dict[str, Passage]:
         with suppress(KeyError):
             held[each] = store[store.row_of(each)]
     return held
-
-
-def packed(path: str | Path) -> Path:
-    """The file as it is, or where it is not there, packed: train.jsonl.gz or train.jsonl.xz."""
-    path = Path(path)
-    return next((f for end in ("", ".gz", ".xz") if (f := Path(f"{path}{end}")).exists()), path)

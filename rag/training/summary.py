@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from rag.files import read_json
 from rag.model import RagModel
+from rag.processes import cpu_has_bfloat16
 
 # Bytes for each trained parameter in float32: itself, its gradient and AdamW's two moments; a frozen one has none.
 _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
@@ -44,15 +44,8 @@ def first_line(name: str, trainer: pl.Trainer, datamodule: Any, folder: Path, re
 
 def slow_precision(trainer: pl.Trainer) -> str | None:
     """A sentence where a CPU without bfloat16 arithmetic is asked for it; None otherwise, or if torch does not know."""
-    ask: Any = getattr(torch.cpu, "get_capabilities", None)
-    if (
-        trainer.strategy.root_device.type != "cpu"
-        or not str(trainer.precision).startswith("bf16")
-        or ask is None
-    ):
-        return None
-    has = ask()
-    if has.get("architecture") != "x86_64" or has.get("avx512_bf16") or has.get("amx_bf16"):
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if not on_cpu or not str(trainer.precision).startswith("bf16") or cpu_has_bfloat16() is not False:
         return None
     return (
         f"trainer.precision={trainer.precision}: this CPU has no bfloat16 arithmetic and emulates it, several times "
