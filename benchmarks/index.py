@@ -119,7 +119,7 @@ def build_type(folder: Path, name: str) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     start = time.perf_counter()
     with highest("RssAnon") as peak:
-        manifest = build(folder, index_type(name), queries).manifest
+        manifest = build(folder, index_type(name), queries)
     return {
         "build_s": round(time.perf_counter() - start, 1),
         "build_peak_mb": round(peak[0] - anonymous, 1),

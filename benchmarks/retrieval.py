@@ -60,7 +60,8 @@ def dense_index(run: Path, place: Path, kind: str = "flat", queries: np.ndarray 
     encoder = PassageEncoder.from_pretrained(run / "model" / "passage_encoder").eval()
     info = EncoderInfo(str(run), encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     embed(PassageStore.open(place / "passages"), encoder.encode, place, info, batch_size=128)
-    return build(place, index_type(kind), queries)
+    build(place, index_type(kind), queries)
+    return Index.open(place)
 
 
 def recall(

@@ -27,7 +27,8 @@ from transformers import (
 from rag.generators.seq2seq import Generator
 from rag.index.build import build
 from rag.index.embed import embed
-from rag.index.folder import CorpusInfo, Index, Manifest
+from rag.index.folder import Index
+from rag.index.manifest import CorpusInfo, Manifest
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
 from rag.index.vectors import EncoderInfo, open_vectors
@@ -204,7 +205,8 @@ def index(passages: Sequence[Passage], dim: int, folder: Path, with_faiss: bool 
     info = EncoderInfo("random", "random", "random")
     embed(store, vectors, folder, info, show_progress=False)
     if with_faiss:
-        return build(folder, "Flat", show_progress=False)
+        build(folder, "Flat", show_progress=False)
+        return Index.open(folder)
     _, made = open_vectors(folder, store)
     manifest = Manifest(
         encoder=info,

@@ -44,7 +44,8 @@ def make(
 ) -> Index:
     store = PassageStore.write(corpus(count), folder / "passages")
     embed(store, encode, folder, ENCODER, shard_size, batch_size=7, show_progress=False)
-    return build(folder, kind, show_progress=False, **options)
+    build(folder, kind, show_progress=False, **options)
+    return Index.open(folder)
 
 
 def random_queries(count: int) -> np.ndarray:

@@ -255,7 +255,8 @@ def build_tiny_index(
     store = PassageStore.write(rows, folder / "passages")
     info = info or EncoderInfo("tiny", encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
     embed(store, encoder.encode, folder, info, show_progress=False)
-    return build(folder, kind, show_progress=False)
+    build(folder, kind, show_progress=False)
+    return Index.open(folder)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from sentence_folders import tiny_transformer, write_modules
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.encoders.opening import open_passage_encoder
 from rag.index.embed import lock_folder
-from rag.index.folder import DECODED, Index
+from rag.index.folder import Index
+from rag.index.manifest import DECODED
 from rag.index.passage import Passage
 from rag.index.vectors import UNKNOWN
 from rag.runs import PROJECT

@@ -63,7 +63,7 @@ def test_the_sizes_are_those_of_the_index_that_is_built(tmp_path, factory):
     found = estimate(corpus, kind, D, encode)
     store = PassageStore.write(read_passages(corpus), folder / "passages")
     embed(store, encode, folder, EncoderInfo("made", "w", "t"), batch_size=1_000, show_progress=False)
-    manifest = build(folder, kind, show_progress=False).manifest
+    manifest = build(folder, kind, show_progress=False)
     sizes = {name: each["bytes"] for name, each in manifest.files.items()}
     assert found.factory == manifest.factory
     assert found.disk_index == pytest.approx(sizes["index.faiss"], rel=0.03)

@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from sentence_folders import tiny_transformer, write_modules
 from torch.testing import assert_close
 
-from rag.encoders.opening import describe_encoder, open_passage_encoder, open_question_encoder
+from rag.encoders.opening import open_passage_encoder, open_question_encoder
+from rag.encoders.protocol import describe_encoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.folder import Index

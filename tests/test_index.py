@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rag.errors import UserError
-from rag.index import folder as index_module
+from rag.index import manifest as manifest_module
 from rag.index.build import build
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
@@ -48,7 +48,8 @@ def two_thousand(tmp_path_factory):
 )
 def test_every_type_finds_what_exact_search_finds(two_thousand, factory):
     queries = random_queries(40)
-    index = build(two_thousand, factory, queries=queries, show_progress=False)
+    build(two_thousand, factory, queries=queries, show_progress=False)
+    index = Index.open(two_thousand)
     products = queries @ encode(corpus(2000)).T
     best = np.argsort(-products, axis=1)[:, :50]
     scores, rows = index.search(queries, 50)
@@ -67,7 +68,8 @@ def test_every_type_finds_what_exact_search_finds(two_thousand, factory):
 
 def test_refining_gives_true_scores_and_better_recall(two_thousand):
     kind = IndexType("IVF{nlist},RaBitQ", nlist=8, nprobe=8, refine=1)
-    index = build(two_thousand, kind, show_progress=False)
+    build(two_thousand, kind, show_progress=False)
+    index = Index.open(two_thousand)
     assert index.manifest.search == {"nprobe": 8, "refine": 1}
     queries = random_queries(20)
     products = queries @ encode(corpus(2000)).T
@@ -86,7 +88,8 @@ def test_refining_gives_true_scores_and_better_recall(two_thousand):
 
 def test_rows_that_were_not_found_are_minus_one(two_thousand):
     kind = IndexType("IVF{nlist},Flat", nlist=32, nprobe=1, refine=1)
-    index = build(two_thousand, kind, show_progress=False)
+    build(two_thousand, kind, show_progress=False)
+    index = Index.open(two_thousand)
     for refine in (1, 2):
         scores, rows = index.search(random_queries(3), 900, refine)
         missed = rows == -1
@@ -96,7 +99,8 @@ def test_rows_that_were_not_found_are_minus_one(two_thousand):
 
 
 def test_sampled_queries_are_named_in_the_manifest(two_thousand):
-    index = build(two_thousand, "Flat", recall_queries=12, show_progress=False)
+    build(two_thousand, "Flat", recall_queries=12, show_progress=False)
+    index = Index.open(two_thousand)
     assert index.manifest.recall_queries.startswith("vectors of 12 sampled passages")
     assert index.manifest.recall["100"] == 1.0
     assert index.manifest.encoder == ENCODER
@@ -185,7 +189,9 @@ def put_faiss(folder: Path, count: int, dim: int) -> None:
     record = json.loads((folder / "manifest.json").read_text())
     del record["checksum"]
     record["files"]["index.faiss"]["bytes"] = (folder / "index.faiss").stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(record | {"checksum": index_module._checksum(record)}))
+    (folder / "manifest.json").write_text(
+        json.dumps(record | {"checksum": manifest_module._checksum(record)})
+    )
 
 
 def other_passages(folder: Path) -> None:

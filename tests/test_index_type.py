@@ -74,7 +74,8 @@ def recall(rows: np.ndarray, products: np.ndarray, k: int) -> float:
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name != "hnsw_sq8"])
 def test_every_type_reaches_its_target_with_its_defaults(folder, truth, name):
-    index = build(folder, type_of(name), QUERIES[:50], show_progress=False)
+    build(folder, type_of(name), QUERIES[:50], show_progress=False)
+    index = Index.open(folder)
     products = QUERIES[50:] @ truth.T
     scores, rows = index.search(QUERIES[50:], 50)
     if name != "ivf_pq":  # 4 bytes of 32 dimensions: re-ranking 16 times as many is not enough
@@ -91,7 +92,8 @@ def test_every_type_reaches_its_target_with_its_defaults(folder, truth, name):
 
 @pytest.mark.slow
 def test_the_papers_type_reaches_its_target(folder, truth):
-    index = build(folder, type_of("hnsw_sq8"), QUERIES[:50], show_progress=False)
+    build(folder, type_of("hnsw_sq8"), QUERIES[:50], show_progress=False)
+    index = Index.open(folder)
     assert recall(index.search(QUERIES, 50)[1], QUERIES @ truth.T, 50) >= 0.99
     assert index.manifest.factory == "HNSW128,SQ8"
 

@@ -7,7 +7,8 @@ from clustered import ENCODER, D, bytes_of, corpus, encode, make, random_queries
 
 from rag.errors import UserError
 from rag.index.embed import embed
-from rag.index.folder import DECODED, Index
+from rag.index.folder import Index
+from rag.index.manifest import DECODED
 from rag.index.passages import PassageStore
 from rag.index.ready_index import ReadyIndex, adopt
 from rag.index.vectors import UNKNOWN, EncoderInfo
@@ -46,7 +47,8 @@ def folder(tmp_path):
 
 
 def test_taken_over_with_true_vectors_its_recall_is_measured(folder, file):
-    index = adopt(folder, ReadyIndex(str(file)), ENCODER, show_progress=False)
+    adopt(folder, ReadyIndex(str(file)), ENCODER, show_progress=False)
+    index = Index.open(folder)
     queries = random_queries(30)
     products = queries @ encode(corpus(N)).T
     best = np.argsort(-products, axis=1)[:, :5]
@@ -62,7 +64,8 @@ def test_without_vectors_the_recall_is_unknown_and_said_to_be(tmp_path, file):
     """Search is the file's own, and the vectors what its quantiser left of them."""
     PassageStore.write(corpus(N), tmp_path / "index" / "passages")
     ready = ReadyIndex(str(file), nprobe=8, ef_search=64)
-    index = adopt(tmp_path / "index", ready, INFO, show_progress=False)
+    adopt(tmp_path / "index", ready, INFO, show_progress=False)
+    index = Index.open(tmp_path / "index")
     manifest = Index.open(tmp_path / "index").manifest
     assert (manifest.recall, manifest.vectors, manifest.encoder) == ({}, DECODED, INFO)
     assert manifest.recall_queries == "unknown: there are no true vectors to search exactly"

@@ -12,6 +12,7 @@ from rag.download.fetch import partial_of
 from rag.errors import UserError
 from rag.index.build import build
 from rag.index.embed import embed
+from rag.index.folder import Index
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
 from rag.index.readers import read_passages
@@ -42,7 +43,8 @@ def test_wiki_dpr_is_taken_over_without_encoding(tmp_path, fixed):
     info = EncoderInfo("facebook/dpr-ctx_encoder-single-nq-base", UNKNOWN, UNKNOWN)
     assert embed(store, None, tmp_path / "index", info, 20, show_progress=False, known=known) == 50
     np.testing.assert_array_equal(vectors_of(tmp_path), encode(corpus(50)))
-    index = build(tmp_path / "index", show_progress=False)
+    build(tmp_path / "index", show_progress=False)
+    index = Index.open(tmp_path / "index")
     assert index.manifest.encoder == info
     assert index.manifest.recall["1"] == 1.0
 

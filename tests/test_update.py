@@ -14,7 +14,8 @@ from rag.errors import UserError
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
 from rag.index.passage import Passage
-from rag.index.update import read_ids, update
+from rag.index.update import read_ids
+from rag.index.update import update as update_folder
 from rag.index.vectors import EncoderInfo
 
 NEW = [Passage(f"new {n}", f"title {n % 20}", f"news of {n}") for n in range(9)]
@@ -32,6 +33,12 @@ def holds(index: Index, passages: list[Passage], k: int = 5) -> None:
     assert found >= 0.97
     assert index.manifest.recall["5"] >= 0.97
     index.verify()
+
+
+def update(folder: Path, *arguments, **settings) -> Index:
+    """The new edition, opened."""
+    update_folder(folder, *arguments, **settings)
+    return Index.open(folder)
 
 
 TYPES = ["Flat", "HNSW32", "IVF{nlist},SQ8"]

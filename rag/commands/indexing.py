@@ -14,23 +14,19 @@ from rich.table import Table
 from rag.commands.corpus import check_corpus, makes_the_encoder
 from rag.compose import plain, reading
 from rag.demo import ensure
-from rag.encoders.opening import describe_encoder, open_passage_encoder, open_question_encoder
+from rag.encoders.opening import open_passage_encoder, open_question_encoder
 from rag.encoders.protocol import AnyPassageEncoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
-from rag.files import put_back, read_json, replace_folder
-from rag.index.build import build
-from rag.index.embed import embed, prepare
+from rag.files import put_back
 from rag.index.estimate import Estimate, estimate
-from rag.index.faiss_types import IndexType, filled_factory
-from rag.index.folder import Index, Manifest
+from rag.index.faiss_types import IndexType
+from rag.index.folder import Index
 from rag.index.passage import counted
-from rag.index.passages import PassageStore
-from rag.index.ready_index import ReadyIndex, adopt, factory_of
-from rag.index.ready_vectors import MatchedVectors, ReadyVectors
-from rag.index.update import read_ids, update
-from rag.index.vectors import UNKNOWN, EncoderInfo
-from rag.processes import processes, wait_for_all
+from rag.index.ready_index import ReadyIndex
+from rag.index.ready_vectors import ReadyVectors
+from rag.index.update import read_ids
+from rag.processes import processes
 from rag.reports.run_report import write_run_report
 from rag.runs import check_place
 from rag.tasks.qa import read_examples
@@ -46,93 +42,63 @@ def build_index(cfg: DictConfig) -> Path:
         return folder
     if makes_the_encoder(cfg):
         ensure(plain(cfg.needs), Path(cfg.paths.demo), Path(cfg.paths.data), cfg.seed)
-    kind = instantiate(cfg.index.type)
+    index_type = instantiate(cfg.index.type)
     check_corpus(cfg.corpus.path)
     check_place(folder, "index.path")
     given = cfg.corpus.get("vectors")
     vectors = None if given is None else ReadyVectors.find(plain(given))
-    taken_over = vectors is not None or isinstance(kind, ReadyIndex)
-    encoder, info = open_encoder(
-        cfg.passage_encoder,
-        optional=taken_over and not cfg.embed_missing and not cfg.estimate,
-        settings=instantiate(cfg.encoder),
-    )
+    taken_over = vectors is not None or isinstance(index_type, ReadyIndex)
+    optional = taken_over and not cfg.embed_missing and not cfg.estimate
+    encoder = open_encoder(cfg.passage_encoder, instantiate(cfg.encoder), optional)
     if cfg.estimate:
-        if encoder is None or isinstance(kind, ReadyIndex):
-            raise UserError(
-                "there is nothing to estimate for a FAISS file that is taken over: give index=flat, sq8, …"
-            )
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        costs = (cfg.batch_size, count, cfg.passages_per_second)
-        show_estimate(
-            estimate(cfg.corpus.path, kind, encoder.dim, encoder.encode, *costs, *reading(cfg.corpus)),
-            cfg.corpus.path,
-            folder,
-        )
+        show_estimate(estimate_costs(cfg, encoder, index_type), cfg.corpus.path, folder)
         return folder
-    queries = held_out_questions(cfg)
-    work = folder
-    if (folder / "manifest.json").exists():
-        found = difference(folder, cfg.corpus, info)
-        other_type = None if found else type_difference(Index.open(folder).manifest, kind)
-        if found is None and other_type is None and cfg.overwrite is not True:
-            show(Index.open(folder), f"{folder} is there already")
-            return folder
-        if (found or other_type) and not cfg.overwrite:
-            raise UserError(
-                f"{folder} holds {found or other_type}: choose another index.path, or replace it with overwrite=true"
-            )
-        if (
-            other_type is None
-        ):  # the old index stays until the new one is complete; for another type it has the vectors
-            work = folder.with_name(f".{folder.name}.new")
+    before = last_change(folder)
+    encoding, split_words = reading(cfg.corpus)
     with processes() as (number, count):
-        if number == 0:
-            what = (
-                f"taking over {kind.file}"
-                if isinstance(kind, ReadyIndex)
-                else f"building an index ({kind.factory})"
-            )
-            whose = f"vectors of {vectors.path}" if vectors is not None else cfg.passage_encoder
-            print(f"{what} of {cfg.corpus.path} by {whose} in {folder}")
-            if cfg.overwrite and begun_otherwise(work, cfg.corpus, info):
-                shutil.rmtree(work)
-            prepare(cfg.corpus.path, work, True, *reading(cfg.corpus))
-        wait_for_all()
-        store = PassageStore.open(work / "passages")
-        known = None if vectors is None else matched(vectors, store, encoder, cfg, number == 0)
-        if known is not None or not isinstance(kind, ReadyIndex):
-            encode = None if encoder is None else encoder.encode
-            sizes = (cfg.shard_size, cfg.batch_size)
-            embed(store, encode, work, info, *sizes, number, count, show_progress=number == 0, known=known)
-        if encoder is not None:
-            say_cut(encoder)
-        wait_for_all()
-        if number == 0:
-            if isinstance(kind, ReadyIndex):
-                adopt(work, kind, info, queries)
-            else:
-                build(work, kind, queries)
-            if work != folder:
-                replace_folder(work, folder)
-            write_run_report(folder)
-            show(Index.open(folder), f"index and report.md in {folder}")
+        index = Index.build(
+            folder,
+            cfg.corpus.path,
+            encoder or cfg.passage_encoder,
+            index_type,
+            vectors,
+            embed_missing=cfg.embed_missing,
+            queries=held_out_questions(cfg),
+            encoding=encoding,
+            split_words=split_words,
+            shard_size=cfg.shard_size,
+            batch_size=cfg.batch_size,
+            overwrite=bool(cfg.overwrite),
+            process_index=number,
+            process_count=count,
+        )
+    if encoder is not None:
+        say_cut(encoder)
+    if number == 0 and last_change(folder) == before:
+        show(index, f"{folder} is there already")
+    elif number == 0:
+        write_run_report(folder)
+        show(index, f"index and report.md in {folder}")
     return folder
 
 
-def open_encoder(
-    name: str, optional: bool = False, settings: EncoderSettings | None = None
-) -> tuple[AnyPassageEncoder | None, EncoderInfo]:
-    """The passage encoder, on a GPU if there is one; where it may be missing and is, only its name."""
+def last_change(folder: Path) -> int | None:
+    """When a finished index was written, in nanoseconds; None where there is none."""
+    manifest = folder / "manifest.json"
+    return manifest.stat().st_mtime_ns if manifest.exists() else None
+
+
+def open_encoder(name: str, settings: EncoderSettings, optional: bool = False) -> AnyPassageEncoder | None:
+    """The passage encoder, on a GPU if there is one; None where it may be missing and is."""
     try:
         encoder = open_passage_encoder(name, settings).eval()
     except UserError:
         if not optional:
             raise
-        return None, EncoderInfo(name, UNKNOWN, UNKNOWN)
+        return None
     if torch.cuda.is_available():
         encoder.cuda(int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")))
-    return encoder, describe_encoder(name, encoder)
+    return encoder
 
 
 def say_cut(encoder: AnyPassageEncoder) -> None:
@@ -157,39 +123,16 @@ def held_out_questions(cfg: DictConfig) -> Any:
         return asker(**asker.tokenize(questions)).float().numpy()
 
 
-def matched(
-    vectors: ReadyVectors, store: PassageStore, encoder: AnyPassageEncoder | None, cfg: DictConfig, say: bool
-) -> MatchedVectors:
-    """Vectors held against the passages, and against the encoder where it is at hand."""
-    known = vectors.of(store)
-    if known.missing and not cfg.embed_missing:
-        raise UserError(
-            f"{vectors.path} holds {len(vectors):,} vectors for the {len(store):,} passages of {cfg.corpus.path}: "
-            f"{known.describe_missing()}; embed them with embed_missing=true, or take the passages that have a vector, "
-            f"as in corpus.path={vectors.path}"
-        )
-    if encoder is not None:
-        known.check_encoder(encoder.encode, cfg.passage_encoder)
-    if say and known.missing:
-        print(f"of {len(store):,} passages {known.describe_missing()}; these are embedded")
-    if say and known.strangers:
-        print(
-            f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {cfg.corpus.path}: left out"
-        )
-    if say and encoder is None:
-        print(f"{cfg.passage_encoder} is not at hand: that the vectors are its own is taken for granted")
-    return known
-
-
 def change(cfg: DictConfig, folder: Path) -> None:
     """Add passages to an index, remove some."""
-    mine = Index.open(folder).manifest.encoder
+    index = Index.open(folder)
+    mine = index.manifest.encoder
     removed = [] if cfg.remove is None else read_ids(cfg.remove)
-    encoder, info = None, None
+    encoder = None
     if cfg.add is not None:
         for name in dict.fromkeys([mine.name, cfg.passage_encoder]):
-            encoder, info = open_encoder(name, True, instantiate(cfg.encoder))
-            if encoder is not None and info.may_be(mine):
+            encoder = open_encoder(name, instantiate(cfg.encoder), optional=True)
+            if encoder is not None and encoder.describe().may_be(mine):
                 break
         else:
             raise UserError(
@@ -200,16 +143,15 @@ def change(cfg: DictConfig, folder: Path) -> None:
         removed
     )
     print(f"{' and '.join(parts)}: {folder} stays as it is until its new edition is complete")
-    encode = None if encoder is None else encoder.encode
-    index = update(
-        folder,
+    encoding, split_words = reading(cfg.corpus)
+    index = index.update(
         cfg.add,
         removed,
-        encode,
-        info,
-        held_out_questions(cfg),
-        cfg.batch_size,
-        reading=reading(cfg.corpus),
+        encoder,
+        queries=held_out_questions(cfg),
+        encoding=encoding,
+        split_words=split_words,
+        batch_size=cfg.batch_size,
     )
     if encoder is not None:
         say_cut(encoder)
@@ -217,47 +159,24 @@ def change(cfg: DictConfig, folder: Path) -> None:
     show(index, f"index and report.md in {folder}")
 
 
-def difference(folder: Path, corpus: DictConfig, encoder: EncoderInfo) -> str | None:
-    """In what the vectors of a finished index are not the ones asked for; None if they are."""
-    try:
-        manifest = Index.open(folder).manifest
-    except UserError as error:
-        return f"a damaged index ({error})"
-    if not manifest.encoder.may_be(encoder):
-        return f"vectors of another encoder ({manifest.encoder.name})"
-    try:
-        PassageStore.prepare(corpus.path, folder / "passages", False, *reading(corpus))
-    except UserError:
-        return f"another corpus ({manifest.corpus.path})"
-    return None
-
-
-def type_difference(manifest: Manifest, kind: IndexType | ReadyIndex) -> str | None:
-    """In what a finished index is not of the type asked for; None if it is."""
-    if isinstance(kind, ReadyIndex):
-        factory = factory_of(kind.open(manifest.corpus.passages, manifest.dim))
-    else:
-        factory = filled_factory(kind, manifest.corpus.passages, manifest.dim)
-    if manifest.factory != factory:
-        return f"an index of type {manifest.factory} instead of {factory}"
-    for name, found in manifest.search.items():
-        wanted = getattr(kind, name)
-        if wanted is not None and wanted != found:
-            return f"an index with {name}={found} instead of {wanted}"
-    return None
-
-
-def begun_otherwise(folder: Path, corpus: DictConfig, encoder: EncoderInfo) -> bool:
-    """Whether an unfinished build in `folder` is of another corpus or encoder."""
-    plan, store = folder / "vectors" / "plan.json", folder / "passages"
-    if plan.exists() and not EncoderInfo(**read_json(plan)["encoder"]).may_be(encoder):
-        return True
-    try:
-        if (store / "store.json").exists():
-            PassageStore.prepare(corpus.path, store, False, *reading(corpus))
-    except UserError:
-        return True
-    return False
+def estimate_costs(
+    cfg: DictConfig, encoder: AnyPassageEncoder | None, index_type: IndexType | ReadyIndex
+) -> Estimate:
+    """Disk, memory and hours of the index that the configuration describes."""
+    if encoder is None or isinstance(index_type, ReadyIndex):
+        raise UserError(
+            "there is nothing to estimate for a FAISS file that is taken over: give index=flat, sq8, …"
+        )
+    return estimate(
+        cfg.corpus.path,
+        index_type,
+        encoder.dim,
+        encoder.encode,
+        cfg.batch_size,
+        int(os.environ.get("WORLD_SIZE", "1")),
+        cfg.passages_per_second,
+        *reading(cfg.corpus),
+    )
 
 
 def show_estimate(found: Estimate, corpus: str, folder: Path) -> None:

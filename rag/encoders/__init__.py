@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from rag.encoders.dpr import Encoder as Encoder
     from rag.encoders.dpr import PassageEncoder as PassageEncoder
     from rag.encoders.dpr import QuestionEncoder as QuestionEncoder
-    from rag.encoders.opening import describe_encoder as describe_encoder
     from rag.encoders.opening import open_embedder as open_embedder
     from rag.encoders.opening import open_passage_encoder as open_passage_encoder
     from rag.encoders.opening import open_question_encoder as open_question_encoder
     from rag.encoders.protocol import AnyPassageEncoder as AnyPassageEncoder
     from rag.encoders.protocol import AnyQuestionEncoder as AnyQuestionEncoder
+    from rag.encoders.protocol import describe_encoder as describe_encoder
     from rag.encoders.sentence_transformer import SentencePassageEncoder as SentencePassageEncoder
     from rag.encoders.sentence_transformer import SentenceQuestionEncoder as SentenceQuestionEncoder
     from rag.encoders.settings import EncoderSettings as EncoderSettings
@@ -29,7 +29,7 @@ __getattr__, __dir__ = face(
         "QuestionEncoder": "dpr",
         "SentencePassageEncoder": "sentence_transformer",
         "SentenceQuestionEncoder": "sentence_transformer",
-        "describe_encoder": "opening",
+        "describe_encoder": "protocol",
         "open_embedder": "opening",
         "open_passage_encoder": "opening",
         "open_question_encoder": "opening",

@@ -21,9 +21,10 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag.encoders.one_layer import one_layer_state
-from rag.encoders.protocol import encode, hash_weights
-from rag.index.folder import DPR_READING
+from rag.encoders.protocol import describe_encoder, encode, hash_weights
+from rag.index.manifest import DPR_READING
 from rag.index.passage import Passage
+from rag.index.vectors import EncoderInfo
 from rag.pretrained import (
     FLOAT32,
     check_model_kind,
@@ -148,6 +149,17 @@ class PassageEncoder(Encoder):
 
     model_class = DPRContextEncoder
     cut = 0  # passages that were longer than `max_length`, and lost their end
+    name = "an encoder that was not loaded from a folder"
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, max_length: int = 256, dtype: str = FLOAT32) -> Self:
+        encoder = super().from_pretrained(path, max_length, dtype)
+        encoder.name = str(path)
+        return encoder
+
+    def describe(self) -> EncoderInfo:
+        """What an index's manifest says of the encoder that made its vectors."""
+        return describe_encoder(self.name, self)
 
     def tokenize(self, passages: Sequence[Passage]) -> dict[str, Tensor]:
         """Token ids, attention mask and token types of the pairs (title, text), padded to the longest.

@@ -15,7 +15,6 @@ from transformers import PreTrainedConfig
 from rag import hub
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.encoders.pooling import POOLINGS
-from rag.encoders.protocol import AnyPassageEncoder
 from rag.encoders.sentence_format import MODULES, SentenceFormat, local_copy, read_format
 from rag.encoders.sentence_transformer import (
     Embedder,
@@ -25,8 +24,6 @@ from rag.encoders.sentence_transformer import (
 )
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
-from rag.index.tokens import tokenizer_fingerprint
-from rag.index.vectors import EncoderInfo
 
 _AS_THEY_ARE = EncoderSettings()
 
@@ -46,13 +43,9 @@ def open_passage_encoder(path: str | Path, settings: EncoderSettings | None = No
     Raises UserError where there is none, or it is of a kind that is not read.
     """
     embedder = _embedder(path, settings or _AS_THEY_ARE)
-    return PassageEncoder.from_pretrained(path) if embedder is None else SentencePassageEncoder(embedder)
-
-
-def describe_encoder(name: str, encoder: AnyPassageEncoder) -> EncoderInfo:
-    """What an index's manifest says of the encoder that made its vectors."""
-    tokenizer = tokenizer_fingerprint(encoder.tokenizer)
-    return EncoderInfo(name, encoder.fingerprint(), tokenizer, reading=encoder.reading)
+    if embedder is None:
+        return PassageEncoder.from_pretrained(path)
+    return SentencePassageEncoder(embedder, str(path))
 
 
 def open_embedder(path: str | Path, settings: EncoderSettings | None = None) -> Embedder:

@@ -18,6 +18,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from rag.index.passage import Passage
+from rag.index.tokens import tokenizer_fingerprint
+from rag.index.vectors import EncoderInfo
 
 COSINE, INNER_PRODUCT = "cosine", "inner product"
 SCALE_OF_COSINES = 20.0  # sentence-transformers' own; at 1 a softmax of cosines is all but uniform
@@ -73,9 +75,17 @@ class AnyQuestionEncoder(AnyEncoder, Protocol):
 
 
 class AnyPassageEncoder(AnyEncoder, Protocol):
-    """d(z). cut: passages so far that were longer than `max_length`, and lost their end."""
+    """d(z). cut: passages so far that were longer than `max_length`, and lost their end.
+
+    name: the folder or hub id that it was loaded from, by which an index's manifest names it.
+    """
 
     cut: int
+    name: str
+
+    def describe(self) -> EncoderInfo:
+        """What an index's manifest says of the encoder that made its vectors."""
+        ...
 
     def tokenize(self, passages: Sequence[Passage]) -> dict[str, Tensor]:
         """What `__call__` takes, padded to the longest."""
@@ -84,6 +94,12 @@ class AnyPassageEncoder(AnyEncoder, Protocol):
     def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
         """The vectors of some passages, float32 on the CPU, made in one batch on the model's device."""
         ...
+
+
+def describe_encoder(name: str, encoder: AnyEncoder) -> EncoderInfo:
+    """What an index's manifest says of the encoder that made its vectors."""
+    tokenizer = tokenizer_fingerprint(encoder.tokenizer)
+    return EncoderInfo(name, encoder.fingerprint(), tokenizer, reading=encoder.reading)
 
 
 def similarity(reading: Mapping[str, Any] | None) -> str:

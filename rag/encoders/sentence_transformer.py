@@ -21,10 +21,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag import hub
 from rag.encoders.pooling import pool, unit_length
-from rag.encoders.protocol import encode, hash_weights
+from rag.encoders.protocol import describe_encoder, encode, hash_weights
 from rag.encoders.sentence_format import SentenceFormat, write_format
 from rag.errors import UserError
 from rag.index.passage import Passage
+from rag.index.vectors import EncoderInfo
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
 
 log = logging.getLogger(__name__)
@@ -233,6 +234,14 @@ class SentencePassageEncoder(SentenceEncoder):
 
     side = "passage"
     cut = 0  # passages that were longer than `max_length`, and lost their end
+
+    def __init__(self, embedder: Embedder, name: str = "an encoder that was not loaded from a folder"):
+        super().__init__(embedder)
+        self.name = name
+
+    def describe(self) -> EncoderInfo:
+        """What an index's manifest says of the encoder that made its vectors."""
+        return describe_encoder(self.name, self)
 
     def tokenize(self, passages: Sequence[Passage]) -> dict[str, Tensor]:
         """Token ids and attention mask of "title text", padded to the longest; those that are cut are counted."""

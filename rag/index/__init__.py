@@ -7,7 +7,7 @@ from rag.lazy import face
 if TYPE_CHECKING:
     from rag.index.faiss_types import IndexType as IndexType
     from rag.index.folder import Index as Index
-    from rag.index.folder import Manifest as Manifest
+    from rag.index.manifest import Manifest as Manifest
     from rag.index.passage import Passage as Passage
     from rag.index.passages import PassageStore as PassageStore
     from rag.index.readers import read_passages as read_passages
@@ -20,7 +20,7 @@ __getattr__, __dir__ = face(
         "PassageStore": "passages",
         "read_passages": "readers",
         "Index": "folder",
-        "Manifest": "folder",
+        "Manifest": "manifest",
         "IndexType": "faiss_types",
         "ReadyIndex": "ready_index",
     },

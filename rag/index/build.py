@@ -17,7 +17,7 @@ from rag.files import hash_file, write_aside
 from rag.index import lazy_faiss as faiss
 from rag.index.embed import lock_folder, seconds_embedding
 from rag.index.faiss_types import IndexType, add_rest, fill, new_index, train
-from rag.index.folder import DECODED, CorpusInfo, Index, Manifest
+from rag.index.manifest import DECODED, CorpusInfo, Manifest
 from rag.index.passages import PassageStore
 from rag.index.tuning import RECALL_AT, Trial, tune, untuned
 from rag.index.vectors import DecodedVectors, EncoderInfo, Vectors, open_vectors, shard_file
@@ -33,8 +33,8 @@ def build(
     show_progress: bool = True,
     begun: Any = None,
     encoder: EncoderInfo | None = None,
-) -> "Index":
-    """Make index.faiss from the vectors that `embed` wrote, measure its recall, write the manifest and open it.
+) -> Manifest:
+    """Make index.faiss from the vectors that `embed` wrote, measure its recall, and write the manifest, returned.
 
     kind: an IndexType, or a factory string for one whose parameters are all chosen from the corpus.
     queries: vectors of held-out questions to measure recall and to choose search parameters with; the first
@@ -75,8 +75,9 @@ def build(
             with add[0], add[1] as bar:
                 add_rest(index, vectors, bar)
 
-        _finish(folder, store, plan, vectors, kind, factory, index, queries, recall_queries, seed, seconds)
-    return Index.open(folder)
+        return _finish(
+            folder, store, plan, vectors, kind, factory, index, queries, recall_queries, seed, seconds
+        )
 
 
 def _finish(
@@ -91,7 +92,7 @@ def _finish(
     recall_queries: int,
     seed: int,
     seconds: dict[str, float],
-) -> None:
+) -> Manifest:
     """Measure an index that holds all vectors, choose its search parameters, write it and its manifest."""
     with _timed(seconds, "measure"):
         described = "{n} held-out questions"
@@ -121,7 +122,7 @@ def _finish(
             shards = range(-(-len(store) // vectors.shard_size))
             names += [f"vectors/{shard_file(Path(), number)}" for number in shards]
         files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
-    Manifest(
+    manifest = Manifest(
         encoder=EncoderInfo(**plan["encoder"]),
         corpus=CorpusInfo(str((store.source or {}).get("path", "")), store.sha256, len(store)),
         dim=vectors.dim,
@@ -143,7 +144,9 @@ def _finish(
         files=files,
         vectors=plan.get("origin", "encoded") if isinstance(vectors, Vectors) else DECODED,
         type=asdict(kind),
-    ).write(folder / "manifest.json")
+    )
+    manifest.write(folder / "manifest.json")
+    return manifest
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +59,18 @@ class Known(Protocol):
 
 
 Encode = Callable[[list[Passage]], Float32[np.ndarray, "N D"]]
+
+
+class PassageEncoder(Protocol):
+    """d(z), as far as an index needs it: what `rag.encoders.open_passage_encoder` returns, or one of your own."""
+
+    def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "N D"]:
+        """The vectors of some passages."""
+        ...
+
+    def describe(self) -> EncoderInfo:
+        """What the manifest says of the vectors' encoder. An index is refused for another one's."""
+        ...
 
 
 def embed(

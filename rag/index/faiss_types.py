@@ -62,6 +62,11 @@ class IndexType:
     refine: int | None = None
     target_recall: float = 0.99
 
+    @property
+    def search_parameters(self) -> dict[str, int | None]:
+        """What a search goes by, as a manifest names it; None: chosen."""
+        return {"nprobe": self.nprobe, "ef_search": self.ef_search, "refine": self.refine}
+
 
 # ---------------------------------------------------------------------------------- an empty index
 

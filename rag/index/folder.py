@@ -12,125 +12,39 @@ of D dimensions each. An index is a folder that explains itself:
     manifest.json         encoder, corpus, counts, parameters, measured recall, sizes; written last
 
 A row is a passage's number in all of them. Everything is opened by mapping files, so that the processes of a
-machine share one copy; nothing is pickled. `prepare`, `embed` and `build` are separate steps: an index of
-another type is built from the same vectors.
+machine share one copy; nothing is pickled. `Index.build` takes all steps (rag/index/from_corpus.py);
+`prepare`, `embed` and `build` are the steps, so that an index of another type is built from the same vectors.
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
-from rag.files import hash_file, lock_file, read_json, write_json
-from rag.index import lazy_faiss as faiss
+from rag.files import hash_file, lock_file
+from rag.index.manifest import DPR_READING, Manifest
+from rag.index.opening import open_files
 from rag.index.passages import PassageStore
 from rag.index.tokens import TokenStore, tokenizer_fingerprint
-from rag.index.tuning import find, set_search
-from rag.index.vectors import (
-    UNKNOWN,
-    DecodedVectors,
-    EncoderInfo,
-    Vectors,
-)
+from rag.index.tuning import find
+from rag.index.vectors import UNKNOWN, DecodedVectors, Vectors
+
+if TYPE_CHECKING:
+    from rag.index.embed import PassageEncoder
+    from rag.index.faiss_types import IndexType
+    from rag.index.ready_index import ReadyIndex
+    from rag.index.ready_vectors import ReadyVectors
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-DECODED = "decoded from index.faiss"
-DPR_READING = {"pooling": "cls", "normalize": False, "prompt": ""}  # of indexes that do not say
-
-
-# ---------------------------------------------------------------------------------- what an index is
-
-
-@dataclass(frozen=True)
-class CorpusInfo:
-    """Which passages: the file they were read from, their hash (`PassageStore.sha256`), how many."""
-
-    path: str
-    sha256: str
-    passages: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is in an index folder, and how good it is.
-
-    metric: what p(z|x) is a softmax of, times the retriever's scale: the "inner product" q(x)ᵀd(z), or the "cosine",
-    which is the same of vectors of unit length. search: the parameters in force (nprobe, ef_search, refine). recall:
-    "1" … "100" → the share of the K best passages by exact search that this index finds, over the queries that
-    `recall_queries` describes.
-    ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of embedding, all processes
-    together, and of each step of `build`.
-    files: name → bytes and SHA-256. vectors: how the true vectors came here: "encoded", or where they were taken
-    from and how that was checked, or DECODED where there are none. type: the IndexType as it was asked for.
-
-    Where there are no true vectors, recall is empty: nobody knows it.
-    """
-
-    encoder: EncoderInfo
-    corpus: CorpusInfo
-    dim: int
-    shard_size: int
-    factory: str
-    metric: str
-    search: dict[str, int]
-    recall: dict[str, float]
-    recall_queries: str
-    ms_per_query: float
-    threads: int
-    seconds: dict[str, float]
-    versions: dict[str, str]
-    files: dict[str, dict[str, Any]]
-    vectors: str = "encoded"
-    type: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def write(self, path: Path) -> None:
-        record = asdict(self)
-        write_json(path, record | {"checksum": _checksum(record)})
-
-    @classmethod
-    def read(cls, path: Path) -> "Manifest":
-        """Raises UserError if the file is missing, of another format, or was edited."""
-        folder = path.parent
-        if not path.is_file():
-            raise UserError(
-                f"{folder} is not a finished index (manifest.json is missing): run build_index.py with this "
-                "index.path, which goes on where an earlier run stopped"
-            )
-        record = read_json(path)
-        again = f"restore it, or run build_index.py with index.path={folder} again"
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise UserError(f"{path} is of format {found}, not {FORMAT}: {again}")
-        if record.pop("checksum", None) != _checksum(record):
-            raise UserError(f"{path} was edited since it was written (its checksum does not fit): {again}")
-        record["encoder"] = EncoderInfo(**record["encoder"])
-        record["corpus"] = CorpusInfo(**record["corpus"])
-        return cls(**record)
-
-
-def _checksum(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# ---------------------------------------------------------------------------------- building
-
-
-# ---------------------------------------------------------------------------------- the finished index
-
 
 class Index:
-    """N passages that can be searched by vector. Make one with `embed` and `build`; open it with
-    `Index.open`.
+    """N passages that can be searched by vector: made by `Index.build`, opened by `Index.open`.
 
     manifest: what it is and how well it finds. passages: the PassageStore. true_vectors: DecodedVectors where it was
     taken over without any. `len(index)` is N, `dim` is D.
@@ -160,37 +74,100 @@ class Index:
         checks every byte. Where FAISS is not installed, index.faiss stays closed and `search` refuses; the passages,
         tokens and vectors serve exact search.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(
-                f"there is no index at {folder}: build one there with build_index.py, or give index.path"
-            )
-        manifest = Manifest.read(folder / "manifest.json")
-        again = f"run build_index.py with index.path={folder} again"
-        for name, expected in manifest.files.items():
-            file = folder / name
-            found = file.stat().st_size if file.is_file() else None
-            if found != expected["bytes"]:
-                size = (
-                    "is missing" if found is None else f"has {found:,} bytes instead of {expected['bytes']:,}"
-                )
-                raise UserError(f"{file} {size}: it was cut short or replaced; {again}")
-        passages = PassageStore.open(folder / "passages")
-        if (len(passages), passages.sha256) != (manifest.corpus.passages, manifest.corpus.sha256):
-            raise UserError(
-                f"{folder} holds {len(passages):,} passages (hash {passages.sha256[:12]}) where its "
-                "manifest names "
-                f"{manifest.corpus.passages:,} ({manifest.corpus.sha256[:12]}): {again}"
-            )
-        decoded = manifest.vectors == DECODED
-        index = None
-        if decoded or faiss.installed():
-            index = _open_faiss(folder, manifest, len(passages), again)
-        if decoded:
-            vectors = DecodedVectors(index)
-        else:
-            vectors = Vectors(folder / "vectors", len(passages), manifest.dim, manifest.shard_size)
-        return cls(folder, manifest, passages, vectors, index)
+        files = open_files(folder)
+        return cls(files.folder, files.manifest, files.passages, files.vectors, files.faiss_index)
+
+    @classmethod
+    def build(
+        cls,
+        folder: Path | str,
+        corpus: Path | str,
+        passage_encoder: "PassageEncoder | str | None" = None,
+        index_type: "IndexType | ReadyIndex | str" = "Flat",
+        vectors: "ReadyVectors | Path | str | Sequence[Path | str] | None" = None,
+        embed_missing: bool = False,
+        queries: Float32[np.ndarray, "Q D"] | None = None,
+        encoding: str | None = None,
+        split_words: int | None = None,
+        shard_size: int = 50_000,
+        batch_size: int = 64,
+        overwrite: bool = False,
+        show_progress: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> "Index":
+        """Make the index of a corpus in `folder` and open it; what `python build_index.py` does.
+
+        Resumes what an interrupted call left, and opens an index that is finished already.
+
+        corpus: a file or folder that `read_passages` reads. passage_encoder: as
+            `rag.encoders.open_passage_encoder` returns it; its name alone is enough where all vectors are taken over.
+        index_type: an IndexType, a factory string of FAISS, or a ReadyIndex, which is a FAISS file made elsewhere.
+        vectors: vectors that exist already, as ReadyVectors or the files of them. embed_missing: embed the passages
+            that they lack.
+        queries: vectors of held-out questions, which the recall is measured with; None: perturbed passages.
+        encoding, split_words: the corpus's, as in `read_passages`. shard_size: passages in a file of vectors.
+        batch_size: passages encoded at once. overwrite: replace an index of another corpus, encoder or type.
+        process_index, process_count: where several processes share the embedding (`rag.processes.processes`).
+
+        Raises UserError for a malformed corpus, for an index of another one, encoder or type in `folder` unless
+        `overwrite`, and where there is neither an encoder nor a vector.
+        """
+        from rag.index.from_corpus import build_from_corpus
+
+        build_from_corpus(
+            folder,
+            corpus,
+            passage_encoder,
+            index_type,
+            vectors,
+            embed_missing,
+            queries,
+            encoding,
+            split_words,
+            shard_size,
+            batch_size,
+            overwrite,
+            show_progress,
+            process_index,
+            process_count,
+        )
+        return cls.open(folder)
+
+    def update(
+        self,
+        add: Path | str | None = None,
+        remove: Sequence[str] = (),
+        passage_encoder: "PassageEncoder | None" = None,
+        queries: Float32[np.ndarray, "Q D"] | None = None,
+        encoding: str | None = None,
+        split_words: int | None = None,
+        batch_size: int = 64,
+        show_progress: bool = True,
+    ) -> "Index":
+        """Add the passages of the corpus `add`, remove those with the ids `remove`, and open the new edition, which
+        takes the old one's folder; what `python build_index.py add=… remove=…` does.
+
+        An id in both is a passage that is replaced. Only new passages are embedded, by `passage_encoder`, which must be
+        the index's. This object goes on with the old edition. The other parameters are those of `build`.
+
+        Raises UserError, and leaves the index as it was, for an id that is not there, one that would come twice, a
+        malformed corpus, another encoder than the index's, or where nothing would be left.
+        """
+        from rag.index.update import update
+
+        update(
+            self.folder,
+            add,
+            remove,
+            None if passage_encoder is None else passage_encoder.encode,
+            None if passage_encoder is None else passage_encoder.describe(),
+            queries,
+            batch_size,
+            show_progress,
+            (encoding, split_words),
+        )
+        return type(self).open(self.folder)
 
     def __len__(self) -> int:
         return len(self.passages)
@@ -335,20 +312,3 @@ class Index:
                     f"{self.folder / name} was altered since the index was built: run build_index.py with "
                     f"index.path={self.folder} again"
                 )
-
-
-def _open_faiss(folder: Path, manifest: Manifest, passages: int, again: str) -> Any:
-    """The FAISS index of a folder, mapped, with its search parameters in force."""
-    try:
-        index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        raise UserError(f"{folder / 'index.faiss'} is damaged: {again}") from error
-    if (index.ntotal, index.d) != (passages, manifest.dim):
-        raise UserError(
-            f"{folder / 'index.faiss'} holds {index.ntotal:,} vectors of {index.d} dimensions for "
-            f"{passages:,} passages of {manifest.dim}: {again}"
-        )
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise UserError(f"{folder / 'index.faiss'} does not search by inner product: {again}")
-    set_search(index, manifest.search)
-    return index

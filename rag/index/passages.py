@@ -1,8 +1,8 @@
 """The corpus (section 3): N passages in a memory-mapped store.
 
 The paper's non-parametric memory is English Wikipedia cut into 21 million disjoint passages of 100 words.
-Nothing here holds a corpus in memory: `read_passages` (passage_readers.py) streams any of the usual file formats,
-`PassageStore` keeps ids, titles and texts in an Arrow file, `TokenStore` (passage_tokens.py) keeps the generator's
+Nothing here holds a corpus in memory: `read_passages` (readers.py) streams any of the usual file formats,
+`PassageStore` keeps ids, titles and texts in an Arrow file, `TokenStore` (tokens.py) keeps the generator's
 tokens of "title / text" in one flat array. Both stores are opened by mapping their files, so that all processes of a
 machine share one copy.
 

@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from rag.errors import UserError
 from rag.index.build import build
 from rag.index.faiss_types import IndexType
-from rag.index.folder import Index
+from rag.index.manifest import Manifest
 from rag.index.passages import PassageStore
 from rag.index.vectors import DecodedVectors, EncoderInfo, Vectors, open_vectors
 
@@ -37,6 +37,11 @@ class ReadyIndex:
     ef_search: int | None = None
     refine: int | None = None
     target_recall: float = 0.99
+
+    @property
+    def search_parameters(self) -> dict[str, int | None]:
+        """As in IndexType."""
+        return {"nprobe": self.nprobe, "ef_search": self.ef_search, "refine": self.refine}
 
     def open(self, passages: int, dim: int | None = None) -> Any:
         """The index, mapped. Raises UserError if it cannot be one of so many passages and dimensions."""
@@ -84,7 +89,7 @@ def adopt(
     recall_queries: int = 200,
     seed: int = 0,
     show_progress: bool = True,
-) -> Index:
+) -> Manifest:
     """Make an index folder of the passages in it and a FAISS file made elsewhere; see `build`.
 
     Where the folder has true vectors, the recall is measured against them; otherwise it is unknown, and the loss

@@ -24,7 +24,7 @@ from rag.files import replace_folder
 from rag.index.build import build
 from rag.index.embed import Encode, embed, lock_folder
 from rag.index.faiss_types import IndexType
-from rag.index.folder import Index
+from rag.index.opening import IndexFiles, open_files
 from rag.index.passage import Passage, whole_id
 from rag.index.passages import PassageStore, describe_corpus
 from rag.index.readers import FORMATS, read_passages
@@ -45,21 +45,21 @@ def update(
     batch_size: int = 64,
     show_progress: bool = True,
     reading: tuple[str | None, int | None] = (None, None),
-) -> Index:
+) -> None:
     """Add the passages of a corpus to the index in `folder`, and remove those with the ids `removed`.
 
     An id in both is a passage that is replaced. New passages come after the old ones. encode, encoder: the passage
     encoder of the index, needed to add. FAISS's index is edited where its type allows that and a fifth of the
     passages at most change, otherwise it is built anew from the vectors; its recall is measured again. queries: as in
     `build`. reading: encoding and words of a piece of `added`, as in `read_passages`; passages without ids are numbered
-    after those that are there. A killed update goes on where it was, when it is asked for again.
+    after those that are there. A killed update resumes when it is asked for again.
 
     Raises UserError, and leaves the index as it was, for an id that is not there, one that would come twice, a
     malformed corpus, another encoder than the index's, or where nothing would be left.
     """
     folder = Path(folder)
-    old = Index.open(folder)
-    if not isinstance(old.true_vectors, Vectors):
+    old = open_files(folder)
+    if not isinstance(old.vectors, Vectors):
         raise UserError(
             f"{folder} holds no true vectors, only what {old.manifest.factory} left of them: build an index with "
             "vectors (corpus.vectors=…) to add passages or remove some"
@@ -80,19 +80,18 @@ def update(
         store = _new_store(old, kept, added, removed, work, show_progress, reading)
         rows = np.full(len(store), -1)
         rows[: kept.sum()] = np.flatnonzero(kept)
-        known = _Kept(old.true_vectors, rows, old.manifest.vectors)
+        known = _Kept(old.vectors, rows, old.manifest.vectors)
         _link_shards(known, work)
         size = old.manifest.shard_size
         info = old.manifest.encoder
         embed(store, encode, work, info, size, batch_size, show_progress=show_progress, known=known)
         kind = IndexType(**old.manifest.type) if old.manifest.type else IndexType(old.manifest.factory)
         begun = None
-        if (~kept).sum() + (rows < 0).sum() <= LARGEST_EDIT * len(old):
+        if (~kept).sum() + (rows < 0).sum() <= LARGEST_EDIT * len(old.passages):
             begun = _edited(folder / "index.faiss", kept)
             kind = kind if begun is None else replace(kind, factory=old.manifest.factory)
         build(work, kind, queries, show_progress=show_progress, begun=begun)
         replace_folder(work, folder)
-    return Index.open(folder)
 
 
 def read_ids(path: Path | str) -> list[str]:
@@ -110,8 +109,8 @@ def read_ids(path: Path | str) -> list[str]:
     return [id for id in ids if id]
 
 
-def _kept(old: Index, removed: Sequence[str]) -> Bool[np.ndarray, " N"]:
-    kept = np.ones(len(old), bool)
+def _kept(old: IndexFiles, removed: Sequence[str]) -> Bool[np.ndarray, " N"]:
+    kept = np.ones(len(old.passages), bool)
     unknown = []
     for id in removed:
         try:
@@ -126,14 +125,16 @@ def _kept(old: Index, removed: Sequence[str]) -> Bool[np.ndarray, " N"]:
     return kept
 
 
-def _check_encoder(old: Index, encode: Encode, encoder: EncoderInfo) -> None:
+def _check_encoder(old: IndexFiles, encode: Encode, encoder: EncoderInfo) -> None:
     mine = old.manifest.encoder
     if mine.weights == encoder.weights:
         return
     same = False
     if mine.weights == UNKNOWN:  # taken over from elsewhere: encode some passages again
-        rows = np.random.default_rng(0).choice(len(old), min(_SAMPLED, len(old)), replace=False)
-        ours, theirs = np.asarray(encode([old.passages[row] for row in rows])), old.vectors(rows)
+        rows = np.random.default_rng(0).choice(
+            len(old.passages), min(_SAMPLED, len(old.passages)), replace=False
+        )
+        ours, theirs = np.asarray(encode([old.passages[row] for row in rows])), old.vectors.gather(rows)
         if ours.shape == theirs.shape:
             norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
             same = bool(np.median((ours * theirs).sum(axis=1) / np.maximum(norms, 1e-12)) >= LEAST_COSINE)
@@ -145,7 +146,7 @@ def _check_encoder(old: Index, encode: Encode, encoder: EncoderInfo) -> None:
 
 
 def _new_store(
-    old: Index,
+    old: IndexFiles,
     kept: Bool[np.ndarray, " N"],
     added: Path | str | None,
     removed: Sequence[str],
@@ -180,7 +181,7 @@ def _new_store(
 
 def _new_passages(
     added: Path | str,
-    old: Index,
+    old: IndexFiles,
     kept: Bool[np.ndarray, " N"],
     reading: tuple[str | None, int | None],
 ) -> Iterator[Passage]:

@@ -1,0 +1,211 @@
+"""Sections 2.2 and 3: all steps from a corpus to a finished index, and what becomes of one that is there already.
+
+    prepare ──▶ embed, or take vectors over ──▶ build, or take a FAISS file over ──▶ the new index replaces the old one
+
+`Index.build` is this function, and build_index.py calls that.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from rag.errors import UserError
+from rag.files import put_back, read_json, replace_folder
+from rag.index.build import build
+from rag.index.embed import PassageEncoder, embed, prepare
+from rag.index.faiss_types import IndexType, filled_factory
+from rag.index.manifest import Manifest
+from rag.index.opening import open_files
+from rag.index.passages import PassageStore
+from rag.index.ready_index import ReadyIndex, adopt, factory_of
+from rag.index.ready_vectors import MatchedVectors, ReadyVectors
+from rag.index.vectors import UNKNOWN, EncoderInfo
+from rag.processes import wait_for_all
+
+Reading = tuple[str | None, int | None]  # encoding, words of a piece: as in `read_passages`
+
+
+def build_from_corpus(
+    folder: Path | str,
+    corpus: Path | str,
+    passage_encoder: PassageEncoder | str | None = None,
+    index_type: IndexType | ReadyIndex | str = "Flat",
+    vectors: ReadyVectors | Path | str | Sequence[Path | str] | None = None,
+    embed_missing: bool = False,
+    queries: Float32[np.ndarray, "Q D"] | None = None,
+    encoding: str | None = None,
+    split_words: int | None = None,
+    shard_size: int = 50_000,
+    batch_size: int = 64,
+    overwrite: bool = False,
+    show_progress: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> None:
+    """See `Index.build`, whose parameters these are. Every process of `rag.processes.processes` calls it."""
+    folder = Path(folder)
+    first, reading = process_index == 0, (encoding, split_words)
+    index_type = IndexType(index_type) if isinstance(index_type, str) else index_type
+    if vectors is not None and not isinstance(vectors, ReadyVectors):
+        vectors = ReadyVectors.find(vectors)
+    encoder = None if isinstance(passage_encoder, str) else passage_encoder
+    if encoder is None and ((vectors is None and not isinstance(index_type, ReadyIndex)) or embed_missing):
+        given = "None" if passage_encoder is None else repr(passage_encoder)
+        raise UserError(
+            f"passage_encoder={given} cannot embed passages: give an encoder, as open_passage_encoder of rag.encoders "
+            "returns it, or vectors=… that exist already"
+        )
+    name = passage_encoder if isinstance(passage_encoder, str) else UNKNOWN
+    info = EncoderInfo(name, UNKNOWN, UNKNOWN) if encoder is None else encoder.describe()
+    put_back(folder)
+    work = _where_to_work(folder, corpus, reading, info, index_type, overwrite)
+    wait_for_all()
+    if work is None:
+        return
+    if first:
+        if show_progress:
+            _announce(folder, corpus, index_type, info, vectors)
+        if overwrite and _begun_otherwise(work, corpus, reading, info):
+            shutil.rmtree(work)
+        prepare(corpus, work, show_progress, *reading)
+    wait_for_all()
+    store = PassageStore.open(work / "passages")
+    known = None
+    if vectors is not None:
+        known = _matched(vectors, store, encoder, info, embed_missing, corpus, show_progress and first)
+    if known is not None or not isinstance(index_type, ReadyIndex):
+        embed(
+            store,
+            None if encoder is None else encoder.encode,
+            work,
+            info,
+            shard_size,
+            batch_size,
+            process_index,
+            process_count,
+            show_progress=show_progress and first,
+            known=known,
+        )
+    wait_for_all()
+    if first:
+        if isinstance(index_type, ReadyIndex):
+            adopt(work, index_type, info, queries, show_progress=show_progress)
+        else:
+            build(work, index_type, queries, show_progress=show_progress)
+        if work != folder:
+            replace_folder(work, folder)
+    wait_for_all()
+
+
+def _where_to_work(
+    folder: Path,
+    corpus: Path | str,
+    reading: Reading,
+    encoder: EncoderInfo,
+    index_type: IndexType | ReadyIndex,
+    overwrite: bool,
+) -> Path | None:
+    """The folder to build in, None where the index that was asked for is there. UserError where another one is."""
+    if not (folder / "manifest.json").exists():
+        return folder
+    other = _other_vectors(folder, corpus, reading, encoder)
+    other_type = None if other else _other_type(open_files(folder).manifest, index_type)
+    if other is None and other_type is None and not overwrite:
+        return None
+    if not overwrite:
+        raise UserError(
+            f"{folder} holds {other or other_type}: choose another index.path, or replace it with overwrite=true"
+        )
+    if other_type is not None:  # its vectors are the right ones
+        return folder
+    return folder.with_name(f".{folder.name}.new")  # the old index stays until the new one is complete
+
+
+def _other_vectors(folder: Path, corpus: Path | str, reading: Reading, encoder: EncoderInfo) -> str | None:
+    """In what the vectors of a finished index are not the ones asked for; None if they are."""
+    try:
+        manifest = open_files(folder).manifest
+    except UserError as error:
+        return f"a damaged index ({error})"
+    if not manifest.encoder.may_be(encoder):
+        return f"vectors of another encoder ({manifest.encoder.name})"
+    try:
+        PassageStore.prepare(corpus, folder / "passages", False, *reading)
+    except UserError:
+        return f"another corpus ({manifest.corpus.path})"
+    return None
+
+
+def _other_type(manifest: Manifest, index_type: IndexType | ReadyIndex) -> str | None:
+    """In what a finished index is not of the type asked for; None if it is."""
+    if isinstance(index_type, ReadyIndex):
+        factory = factory_of(index_type.open(manifest.corpus.passages, manifest.dim))
+    else:
+        factory = filled_factory(index_type, manifest.corpus.passages, manifest.dim)
+    if manifest.factory != factory:
+        return f"an index of type {manifest.factory} instead of {factory}"
+    asked = index_type.search_parameters
+    for name, value in manifest.search.items():
+        if asked[name] is not None and asked[name] != value:
+            return f"an index with {name}={value} instead of {asked[name]}"
+    return None
+
+
+def _begun_otherwise(folder: Path, corpus: Path | str, reading: Reading, encoder: EncoderInfo) -> bool:
+    """Whether an unfinished build in `folder` is of another corpus or encoder."""
+    plan, store = folder / "vectors" / "plan.json", folder / "passages"
+    if plan.exists() and not EncoderInfo(**read_json(plan)["encoder"]).may_be(encoder):
+        return True
+    try:
+        if (store / "store.json").exists():
+            PassageStore.prepare(corpus, store, False, *reading)
+    except UserError:
+        return True
+    return False
+
+
+def _announce(
+    folder: Path,
+    corpus: Path | str,
+    index_type: IndexType | ReadyIndex,
+    encoder: EncoderInfo,
+    vectors: ReadyVectors | None,
+) -> None:
+    taken_over = isinstance(index_type, ReadyIndex)
+    what = f"taking over {index_type.file}" if taken_over else f"building an index ({index_type.factory})"
+    whose = encoder.name if vectors is None else f"vectors of {vectors.path}"
+    print(f"{what} of {corpus} by {whose} in {folder}")
+
+
+def _matched(
+    vectors: ReadyVectors,
+    store: PassageStore,
+    encoder: PassageEncoder | None,
+    info: EncoderInfo,
+    embed_missing: bool,
+    corpus: Path | str,
+    show_progress: bool,
+) -> MatchedVectors:
+    """Vectors held against the passages, and against the encoder where it is at hand."""
+    known = vectors.of(store)
+    if known.missing and not embed_missing:
+        raise UserError(
+            f"{vectors.path} holds {len(vectors):,} vectors for the {len(store):,} passages of {corpus}: "
+            f"{known.describe_missing()}; embed them with embed_missing=true, or take the passages that have a vector, "
+            f"as in corpus.path={vectors.path}"
+        )
+    if encoder is not None:
+        known.check_encoder(encoder.encode, info.name)
+    if show_progress:
+        if known.missing:
+            print(f"of {len(store):,} passages {known.describe_missing()}; these are embedded")
+        if known.strangers:
+            print(
+                f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {corpus}: left out"
+            )
+        if encoder is None:
+            print(f"{info.name} is not at hand: that the vectors are its own is taken for granted")
+    return known
