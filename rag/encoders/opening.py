@@ -27,6 +27,7 @@ from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.tokens import tokenizer_fingerprint
 from rag.index.vectors import EncoderInfo
+from rag.minilm import at_hand
 
 _AS_THEY_ARE = EncoderSettings()
 
@@ -68,6 +69,7 @@ def open_embedder(path: str | Path, settings: EncoderSettings | None = None) -> 
 
 def _embedder(path: str | Path, settings: EncoderSettings) -> Embedder | None:
     """None where DPR's classes read it, or say why they do not."""
+    path = at_hand(path)
     if _has_modules(path):
         folder = local_copy(path)
         form, transformer = read_format(folder, settings)
