@@ -101,10 +101,24 @@ class Classifier(RagModel):
     def _with_claims(self, batch: Batch, contexts: Contexts) -> Contexts:
         return contexts
 
-    def forward(self, batch: Batch, n_docs: int | None = None, want_smoothing: bool = False) -> Likelihood:
+    def check_attention(self) -> None:
+        raise UserError(
+            "retriever_loss=adist distils the attention with which an answer is written, and a class is not written: "
+            "take retriever_loss=pdist, emdr2, loop or replug"
+        )
+
+    def forward(
+        self,
+        batch: Batch,
+        n_docs: int | None = None,
+        want_smoothing: bool = False,
+        want_attention: bool = False,
+    ) -> Likelihood:
         """log p(c|x) of the batch's classes; smoothing is over the classes, and for the generator alone."""
         if batch.labels is None or batch.label_mask is None:
             raise UserError("this batch has no classes, so there is no log p(c|x): give them to `prepare`")
+        if want_attention:
+            self.check_attention()
         contexts = self.read(batch, n_docs)
         logprobs = self.class_logprobs(contexts)
         chosen = batch.labels.unsqueeze(1).expand(-1, contexts.n_docs, -1)

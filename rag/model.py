@@ -18,6 +18,7 @@ from rag import checkpoint, marginalize
 from rag.encoders.dpr import QuestionEncoder
 from rag.encoders.opening import open_question_encoder
 from rag.errors import UserError
+from rag.generators.attention import ScoresContexts
 from rag.generators.context import Ragged
 from rag.generators.seq2seq import Generator
 from rag.index.folder import Index
@@ -94,6 +95,7 @@ class Likelihood:
     token_logprobs: Float[Tensor, "batch docs tokens"]
     doc_logprobs: Float[Tensor, "batch docs"]
     retrieved: Retrieved | None
+    attention: Float[Tensor, "batch docs"] | None = None  # to each passage, where asked for; a constant
 
 
 class RagModel(nn.Module):
@@ -239,7 +241,22 @@ class RagModel(nn.Module):
         states = generator.encode(ids.to(device, non_blocking=True), mask)
         return Contexts(states, mask, retrieved.doc_logprobs.to(device), retrieved)
 
-    def forward(self, batch: Batch, n_docs: int | None = None, want_smoothing: bool = False) -> Likelihood:
+    def check_attention(self) -> None:
+        """UserError where `want_attention` of `forward` asks for what the generator does not offer."""
+        if not isinstance(self.generator, ScoresContexts):
+            raise UserError(
+                f"retriever_loss=adist distils the generator's attention, which a {type(self.generator).__name__} does "
+                "not show: take retriever_loss=pdist, emdr2, loop or replug"
+            )
+        self.generator.check_context_scores()
+
+    def forward(
+        self,
+        batch: Batch,
+        n_docs: int | None = None,
+        want_smoothing: bool = False,
+        want_attention: bool = False,
+    ) -> Likelihood:
         """log p(y|x) of the batch's targets, marginalised over `n_docs` retrieved passages.
 
         Labels below zero, such as the usual −100, count as padding. Raises UserError without targets.
@@ -261,8 +278,14 @@ class RagModel(nn.Module):
         if means is not None:
             means = means[:, given:].unflatten(0, (-1, docs))
             smoothing = marginalize.smoothing_loss(contexts.doc_logprobs, means, mask)
+        attention = None
+        if want_attention:
+            asked = torch.nn.functional.pad(mask, (given, 0), value=False)
+            rows = (each.repeat_interleave(docs, dim=0) for each in (labels, asked))
+            scores = self.generator.context_scores(contexts.states, contexts.mask, *rows)
+            attention = scores.unflatten(0, (-1, docs))
         logprob = self.marginal(contexts.doc_logprobs, tokens, mask)
-        return Likelihood(logprob, smoothing, tokens, contexts.doc_logprobs, contexts.retrieved)
+        return Likelihood(logprob, smoothing, tokens, contexts.doc_logprobs, contexts.retrieved, attention)
 
 
 class RagSequence(RagModel):

@@ -10,11 +10,19 @@ question; sg(·) is a constant, through which no gradient goes:
     replug   KL(p_γ ‖ sg(q)),  q = softmax of exp l(z) / β                Shi et al. 2023 (REPLUG), section 4
 
 `marginal`, RAG's own, is marginalize.py's: its gradient reaches both. Here the generator's side is a constant
-throughout, and the gradient reaches the retriever alone.
+throughout, and the gradient reaches the retriever alone. a(z) is how much the generator attends to a passage
+(rag/generators/attention.py).
+
+A loss names what it takes, among GIVEN, by its parameters: `takes` reads them, so that one of your own needs no more
+than such a function.
 
 Shapes and names are marginalize.py's. A passage that was not found (−inf) has no part in either distribution; a
 question none of whose passages was found has a loss of zero. All are in float32 (or float64, if given that), in nats.
 """
+
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,6 +31,27 @@ from torch import Tensor
 from rag import marginalize
 from rag.errors import UserError
 from rag.marginalize import at_least_float32
+
+# What a training step has for a loss: shapes as below.
+GIVEN = ("doc_logprobs", "token_logprobs", "token_mask", "attention")
+
+
+def takes(loss: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of GIVEN a loss takes. Raises UserError for one that asks for anything else, or for none of them."""
+    needed, taken = [], []
+    for name, parameter in inspect.signature(loss).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name in GIVEN and parameter.kind != parameter.POSITIONAL_ONLY:
+            taken.append(name)
+        elif parameter.default is parameter.empty:
+            needed.append(name)
+    if needed or not taken:
+        raise UserError(
+            f"a retriever_loss that takes {', '.join(needed) or 'nothing'} is none: its parameters are among "
+            f"{', '.join(GIVEN)}, and others have defaults"
+        )
+    return tuple(taken)
 
 
 def answer_logprobs(
@@ -82,8 +111,8 @@ def adist(
     attention: Float[Tensor, "batch docs"],
     temperature: float = 1.0,
 ) -> Float[Tensor, " batch"]:
-    """Attention distillation. attention: a(z), the generator's attention to each passage, averaged over layers, heads
-    and tokens; a constant."""
+    """Attention distillation. attention: a(z), scores of cross-attention averaged over layers, heads and tokens; a
+    constant."""
     return _distil(doc_logprobs, at_least_float32(attention.detach()), temperature)
 
 

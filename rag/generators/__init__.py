@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rag.lazy import face
 
 if TYPE_CHECKING:
+    from rag.generators.attention import ScoresContexts as ScoresContexts
     from rag.generators.context import Ragged as Ragged
     from rag.generators.lstm import LstmForConditionalGeneration as LstmForConditionalGeneration
     from rag.generators.output_layer import MakesOutputLayer as MakesOutputLayer
@@ -21,6 +22,7 @@ __getattr__, __dir__ = face(
         "OutputLayer": "output_layer",
         "PlainOutputLayer": "output_layer",
         "Ragged": "context",
+        "ScoresContexts": "attention",
         "new_reader": "reader",
         "LstmForConditionalGeneration": "lstm",
     },

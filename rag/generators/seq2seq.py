@@ -22,6 +22,7 @@ import rag.generators.lstm  # noqa: F401  so that folders that hold such a model
 import rag.generators.warm_start  # noqa: F401  the same
 from rag.errors import UserError
 from rag.files import read_json, write_json
+from rag.generators.attention import cross_attention_scores
 from rag.generators.context import Ragged, positions, special_tokens, token_rows
 from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
 from rag.parts import TrainedPart, describe
@@ -293,9 +294,7 @@ class Generator(nn.Module):
         The log-probabilities of the whole vocabulary are never held at once but for a chunk of rows at a
         time, computed again in the backward pass.
         """
-        tokens = labels.roll(1, dims=1)
-        tokens[:, 0] = self.start_token
-        inputs = self._embedded("decoder", tokens)
+        inputs = self._embedded("decoder", self._shifted(labels))
         # Cross-attention keeps a key and a value of each token of the context.
         per_row = self._kept_by(labels.shape[1]) + self._kept_by(mask.shape[1]) * 2 // KEPT_IN_A_LAYER
         may_keep = self._may_keep // 2
@@ -312,6 +311,29 @@ class Generator(nn.Module):
             hidden = torch.cat(pieces)
         targets, means = self.output_layer.target_logprobs(hidden.flatten(0, 1), labels.flatten(), want_mean)
         return targets.view(labels.shape), None if means is None else means.view(labels.shape)
+
+    def _shifted(self, labels: Int[Tensor, "rows tokens"]) -> Int[Tensor, "rows tokens"]:
+        """What the decoder reads where it is to write the labels."""
+        tokens = labels.roll(1, dims=1)
+        tokens[:, 0] = self.start_token
+        return tokens
+
+    def context_scores(
+        self,
+        states: Float[Tensor, "rows length width"],
+        mask: Bool[Tensor, "rows length"],
+        labels: Int[Tensor, "rows tokens"],
+        label_mask: Bool[Tensor, "rows tokens"],
+    ) -> Float[Tensor, " rows"]:
+        """How much each context is attended to while the labels are written (attention.py); a constant."""
+        return cross_attention_scores(self.model, self._shifted(labels), label_mask, states, mask)
+
+    def check_context_scores(self) -> None:
+        """UserError where the model does not let its attention be seen."""
+        token = torch.tensor([[self.start_token]], device=self.model.device)
+        real = torch.ones_like(token, dtype=torch.bool)
+        with torch.no_grad():
+            self.context_scores(self._encode(token, real), real, token, real)
 
     def _decode(
         self, inputs: Tensor, states: Float[Tensor, "rows length width"], mask: Bool[Tensor, "rows length"]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rag import objectives
 from rag.decoding.generation import generate
 from rag.decoding.settings import Decoding
 from rag.errors import UserError
@@ -44,9 +45,9 @@ class RagModule(WholeBatchModule):
 
     gradient_checkpointing: recompute each layer of BERT and of the generator in the backward pass.
 
-    retriever_loss: one of rag/objectives.py's, which teaches the retriever in place of the marginal: the loss is then
-    −log p(y|x) with p_η(z|x) as a constant, plus `retriever_weight` times it. generator_loss: False leaves the former
-    out and freezes the generator.
+    retriever_loss: one of rag/objectives.py's or your own, which teaches the retriever in place of the marginal: the
+    loss is then −log p(y|x) with p_η(z|x) as a constant, plus `retriever_weight` times it. generator_loss: False leaves
+    the former out and freezes the generator.
     """
 
     dev_metrics = (
@@ -65,7 +66,7 @@ class RagModule(WholeBatchModule):
         per_token: bool = False,
         seed: int = 0,
         gradient_checkpointing: bool = False,
-        retriever_loss: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        retriever_loss: Callable[..., Tensor] | None = None,
         retriever_weight: float = 1.0,
         generator_loss: bool = True,
     ):
@@ -73,6 +74,7 @@ class RagModule(WholeBatchModule):
         self.model = model
         self.retriever_loss, self.retriever_weight = retriever_loss, retriever_weight
         self.generator_loss = generator_loss
+        self.taken = () if retriever_loss is None else objectives.takes(retriever_loss)
         self._check_retriever_loss()
         self.frozen = (
             [] if generator_loss else [p.module for p in model.trained_parts() if p.rate == "generator"]
@@ -98,7 +100,9 @@ class RagModule(WholeBatchModule):
 
     def training_step(self, batch: tuple[list[Example], Batch], batch_idx: int) -> Tensor:
         examples, inputs = batch
-        likelihood: Likelihood = self.model(inputs, want_smoothing=self.label_smoothing > 0)
+        likelihood: Likelihood = self.model(
+            inputs, want_smoothing=self.label_smoothing > 0, want_attention="attention" in self.taken
+        )
         assert inputs.label_mask is not None
         found = has_passages(likelihood)
         # Before anything is mixed: a difference of infinities is NaN.
@@ -122,9 +126,16 @@ class RagModule(WholeBatchModule):
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The generator's loss, with p_η(z|x) as a constant, and the retriever's."""
         assert self.retriever_loss is not None and inputs.labels is not None and inputs.label_mask is not None
-        given = likelihood.doc_logprobs, likelihood.token_logprobs, inputs.label_mask & (inputs.labels >= 0)
-        of_generator = -self.model.marginal(given[0].detach(), *given[1:])
-        return torch.where(found, of_generator, 0.0), torch.where(found, self.retriever_loss(*given), 0.0)
+        mask = inputs.label_mask & (inputs.labels >= 0)
+        of_generator = -self.model.marginal(likelihood.doc_logprobs.detach(), likelihood.token_logprobs, mask)
+        given = {
+            "doc_logprobs": likelihood.doc_logprobs,
+            "token_logprobs": likelihood.token_logprobs,
+            "token_mask": mask,
+            "attention": likelihood.attention,
+        }
+        of_retriever = self.retriever_loss(**{name: given[name] for name in self.taken})
+        return torch.where(found, of_generator, 0.0), torch.where(found, of_retriever, 0.0)
 
     def _check_retriever_loss(self) -> None:
         if self.retriever_loss is None:
@@ -141,6 +152,8 @@ class RagModule(WholeBatchModule):
                 "a retriever_loss is given, but nothing of the retriever is trained: leave it out, or train the "
                 "question encoder (retriever=dense retriever.trainable=true)"
             )
+        if "attention" in self.taken:
+            self.model.check_attention()
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
