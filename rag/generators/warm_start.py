@@ -144,7 +144,9 @@ class Encoder(nn.Module):
         # 0 up to the first [SEP], the question, and 1 for all that follows
         types = (ended.cumsum(dim=1) - ended).clamp(max=min(1, self.types - 1))
         # The fused attention's backward pass on a CPU takes half as long again as three plain products on short rows.
-        plain = self.training and input_ids.device.type == "cpu" and input_ids.shape[1] <= PLAIN_UP_TO
+        on_cpu = input_ids.device.type == "cpu" and input_ids.shape[1] <= PLAIN_UP_TO
+        # Layers that are recomputed in the backward pass would not be within this.
+        plain = self.training and on_cpu and not self.bert.is_gradient_checkpointing
         with _attending(self.bert, "eager" if plain else None):
             states = self.bert(
                 input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types
