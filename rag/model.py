@@ -103,6 +103,7 @@ class RagModel(nn.Module):
 
     retriever: Any
     architecture: ClassVar[str]  # transformers' class for the same model
+    title: ClassVar[str] = "RAG"  # the model's name where answers are shown
 
     def __init__(self, retriever: Retriever, generator: Generator, n_docs: int = 5):
         super().__init__()
@@ -292,6 +293,7 @@ class RagSequence(RagModel):
     """One passage explains the whole answer: p(y|x) ≈ Σ_z p_η(z|x) Π_i p_θ(y_i|x,z,y_<i)."""
 
     architecture = "RagSequenceForGeneration"
+    title = "RAG-Sequence"
     marginal = staticmethod(marginalize.sequence_logprob)
 
 
@@ -299,12 +301,14 @@ class RagToken(RagModel):
     """Each token may come from another passage: p(y|x) ≈ Π_i Σ_z p_η(z|x) p_θ(y_i|x,z,y_<i)."""
 
     architecture = "RagTokenForGeneration"
+    title = "RAG-Token"
     marginal = staticmethod(marginalize.token_logprob)
 
 
 class ClosedBook(RagModel):
     """The generator without retrieval (BART in Tables 1 and 2): the question is all it reads."""
 
+    title = "closed book"
     marginal = staticmethod(marginalize.token_logprob)
 
     def __init__(self, generator: Generator):

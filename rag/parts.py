@@ -66,8 +66,11 @@ class Trainable(Protocol):
 def describe(target: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     """The node that makes hydra.utils.instantiate call `target` (a class, function or classmethod) with `arguments`."""
     owner = getattr(target, "__self__", None)  # a classmethod's class
-    path = f"{owner.__qualname__}.{target.__name__}" if isinstance(owner, type) else target.__qualname__
-    return {"_target_": f"{_face_of(target.__module__, path.partition('.')[0])}.{path}", **arguments}
+    if isinstance(owner, type):  # which may have inherited the method from a class of another module
+        module, path = owner.__module__, f"{owner.__qualname__}.{target.__name__}"
+    else:
+        module, path = target.__module__, target.__qualname__
+    return {"_target_": f"{_face_of(module, path.partition('.')[0])}.{path}", **arguments}
 
 
 def _face_of(module: str, name: str) -> str:

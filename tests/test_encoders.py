@@ -36,24 +36,6 @@ def test_a_question_is_encoded_alone_as_the_state_of_cls(question_encoder):
     assert question_encoder.dim == 16
 
 
-def test_one_layer_alone_is_computed_for_cls_alone():
-    """The short cut of a model of one layer gives transformers' vectors and gradients."""
-    tokenizer = bert_tokenizer()
-    model = tiny_passage_encoder(len(tokenizer), num_hidden_layers=1)
-    torch.nn.init.normal_(model.ctx_encoder.bert_model.encoder.layer[0].attention.self.value.bias)
-    encoder = PassageEncoder(model, tokenizer)
-    tokens = encoder.tokenize(passages())
-    assert not tokens["attention_mask"].all()  # some are padded
-    weights = torch.randn(len(PASSAGES), 16)
-    found, expected = encoder(**tokens), model(**tokens).pooler_output
-    assert_close(found, expected)
-    parameters = dict(model.named_parameters())
-    own = torch.autograd.grad((found * weights).sum(), list(parameters.values()))
-    theirs = torch.autograd.grad((expected * weights).sum(), list(parameters.values()))
-    for name, a, b in zip(parameters, own, theirs, strict=True):
-        assert_close(a, b, rtol=1e-4, atol=2e-5, msg=name)
-
-
 def test_a_passage_is_encoded_as_the_pair_of_title_and_text(passage_encoder):
     tokens = passage_encoder.tokenize(passages())
     tokenizer = passage_encoder.tokenizer

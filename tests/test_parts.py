@@ -26,6 +26,7 @@ from rag.retrievers.null_document import NullBias
 from rag.retrievers.protocol import Retriever
 from rag.runs import PROJECT
 from rag.saved_model import load_config
+from rag.scratch.one_layer import OneLayerQuestionEncoder
 from rag.training.module import RagModule
 from rag.training.optimization import Optimization
 
@@ -165,6 +166,10 @@ def test_descriptions_are_what_hydra_instantiates():
         "_target_": "rag.generators.Generator.from_pretrained",
         "path": "x",
     }
+    # a classmethod that a class of another module inherits
+    assert describe(OneLayerQuestionEncoder.from_pretrained)["_target_"] == (
+        "rag.scratch.one_layer.OneLayerQuestionEncoder.from_pretrained"
+    )
     node = describe_partial(functools.partial(functools.partial(dict, a=1), b=2))
     assert instantiate(node)() == {"a": 1, "b": 2}
 

@@ -138,14 +138,14 @@ class Talk:
 
     def state(self) -> str:
         """One line: the model, its memory, how it answers."""
-        from rag.ask.session import describe, describe_decoding
+        from rag.ask.session import describe_decoding
 
         model, choice = self.session.model, self.choice
         how = describe_decoding(choice.decoding)
         if choice.index is None:
-            return f"{describe(model)}, {how}"
+            return f"{model.title}, {how}"
         over = f"{self.index_name()} ({len(model.retriever.index):,} passages)"
-        return f"{describe(model)} over {over}, K = {choice.n_docs}, {how}"
+        return f"{model.title} over {over}, K = {choice.n_docs}, {how}"
 
     def index_name(self) -> str:
         index = self.choice.index

@@ -56,7 +56,7 @@ def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
     print(f"opening {saved.checkpoint}" + (f" and {closed}" if closed else ""), file=sys.stderr)
     import torch
 
-    from rag.ask.session import describe, open_session
+    from rag.ask.session import open_session
 
     session, choice, indexes = open_session(saved)
     torch.manual_seed(saved.seed)
@@ -67,7 +67,7 @@ def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
         beside, its_choice, _ = open_session(from_checkpoint(other, [], "rag.ask.page", CHANGEABLE, OWN))
         if not beside.closed_book:
             raise UserError(
-                f"closed_book={closed} is {describe(beside.model)}: give a run of a closed-book model"
+                f"closed_book={closed} is {beside.model.title}: give a run of a closed-book model"
             )
         beside = partial(beside.answer, choice=its_choice)
 
@@ -82,7 +82,7 @@ def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
     page = Page(session, choice, indexes, decoding, beside, example_questions(saved.task))
     blocks = page.blocks(gradio)
     address = serve(gradio, blocks, saved.host, saved.port)
-    print(f"{describe(session.model)} of {saved.checkpoint} answers at {address} until Ctrl-C", flush=True)
+    print(f"{session.model.title} of {saved.checkpoint} answers at {address} until Ctrl-C", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -141,7 +141,6 @@ class Page:
         examples: list[str],
     ):
         from rag.ask import reply_html
-        from rag.ask import session as sessions
 
         self.session = session
         self.choice = choice
@@ -150,7 +149,7 @@ class Page:
         self.closed_book = closed_book
         self.examples = examples
         self.html = reply_html
-        self.name = sessions.describe(session.model)
+        self.name = session.model.title
 
     def chosen(self, index: str, n_docs: int, decoding: str) -> Any:
         """What the visitor chose, or UserError."""

@@ -244,12 +244,6 @@ def _belongs(file: Path, retriever: Any) -> bool:
     return True
 
 
-def describe(model: RagModel) -> str:
-    """The model's name in the paper."""
-    names = {"RagSequence": "RAG-Sequence", "RagToken": "RAG-Token", "ClosedBook": "closed book"}
-    return names.get(type(model).__name__, type(model).__name__)
-
-
 def describe_decoding(decoding: Decoding) -> str:
     """How answers are searched for, in a few words."""
     if decoding.do_sample:

@@ -46,7 +46,7 @@ def train(cfg: DictConfig) -> Path:
     module = instantiate(cfg.module)
     module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds
     datamodule = instantiate(cfg.datamodule, model=module.model)
-    measures = getattr(getattr(datamodule, "task", None), "measures", ())
+    measures = () if datamodule.task is None else datamodule.task.measures
     check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_metrics))
     callbacks = [
         TrainingProgress(cfg.name),

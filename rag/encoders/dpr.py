@@ -20,7 +20,6 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from rag.encoders.one_layer import one_layer_state
 from rag.encoders.protocol import describe_encoder, encode, hash_weights
 from rag.index.manifest import DPR_READING
 from rag.index.passage import Passage
@@ -84,8 +83,6 @@ class Encoder(nn.Module):
         attention_mask: Int[Tensor, "batch length"] | Bool[Tensor, "batch length"],
         token_type_ids: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        if self.model.config.num_hidden_layers == 1 and not self.model.config.projection_dim:
-            return one_layer_state(self.bert, input_ids, attention_mask, token_type_ids)
         return self.model(
             input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).pooler_output

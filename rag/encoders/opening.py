@@ -1,5 +1,6 @@
 """The one place where an encoder is opened: what a folder or a repository on the hub says of itself decides how.
 
+encoder.json                        a class that the folder names
 modules.json                        sentence-transformers' format
 config.json of model_type dpr       DPR's encoders
 config.json of another model_type   a transformer, whose pooling the settings must state
@@ -14,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from rag import hub
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.named_class import ENCODER_FILE, opener_of
 from rag.encoders.pooling import POOLINGS
 from rag.encoders.sentence_format import MODULES, SentenceFormat, local_copy, read_format
 from rag.encoders.sentence_transformer import (
@@ -34,6 +36,9 @@ def open_question_encoder(path: str | Path, settings: EncoderSettings | None = N
 
     Raises UserError where there is none, or it is of a kind that is not read.
     """
+    if (opener := opener_of(path, "question")) is not None:
+        _refuse(settings or _AS_THEY_ARE, path, f"an encoder that {ENCODER_FILE} opens")
+        return opener(path)
     embedder = _embedder(path, settings or _AS_THEY_ARE)
     return QuestionEncoder.from_pretrained(path) if embedder is None else SentenceQuestionEncoder(embedder)
 
@@ -43,6 +48,9 @@ def open_passage_encoder(path: str | Path, settings: EncoderSettings | None = No
 
     Raises UserError where there is none, or it is of a kind that is not read.
     """
+    if (opener := opener_of(path, "passage")) is not None:
+        _refuse(settings or _AS_THEY_ARE, path, f"an encoder that {ENCODER_FILE} opens")
+        return opener(path)
     embedder = _embedder(path, settings or _AS_THEY_ARE)
     if embedder is None:
         return PassageEncoder.from_pretrained(path)
@@ -72,12 +80,7 @@ def _embedder(path: str | Path, settings: EncoderSettings) -> Embedder | None:
     except (OSError, ValueError):
         return None
     if kind in (None, "dpr"):
-        if given := settings.given:
-            name, value = next(iter(given.items()))
-            raise UserError(
-                f"encoder.{name}={value} is given, but {path} holds an encoder of DPR's, which says all by itself: "
-                "leave that setting out"
-            )
+        _refuse(settings, path, "an encoder of DPR's")
         return None
     check_kind(kind, path)
     if settings.pooling is None:
@@ -93,6 +96,16 @@ def _embedder(path: str | Path, settings: EncoderSettings) -> Embedder | None:
                 f"give the text itself as encoder.{side}_prompt"
             )
     return Embedder.from_pretrained(path, SentenceFormat(settings.pooling).with_settings(settings))
+
+
+def _refuse(settings: EncoderSettings, path: str | Path, kind: str) -> None:
+    """UserError where settings are given for an encoder that takes none."""
+    if given := settings.given:
+        name, value = next(iter(given.items()))
+        raise UserError(
+            f"encoder.{name}={value} is given, but {path} holds {kind}, which says all by itself: leave that setting "
+            "out"
+        )
 
 
 def _has_modules(path: str | Path) -> bool:

@@ -33,7 +33,9 @@ class AnyEncoder(Protocol):
     """
 
     tokenizer: Any
-    max_length: int
+
+    @property
+    def max_length(self) -> int: ...
 
     @property
     def dim(self) -> int: ...

@@ -138,7 +138,7 @@ def examples_of(task: Task, answers: Answers) -> list[Example]:
     """
     sets: dict[tuple[str, str], str] = {}
     records = answers.predictions
-    if getattr(task, "report_sets", None) is not None and not any("set" in record for record in records):
+    if task.report_sets is not None and not any("set" in record for record in records):
         sets = {(one.id, one.question): one.set for one in task.examples(answers.config.split)}
     return [
         Example(

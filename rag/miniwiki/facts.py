@@ -1,18 +1,22 @@
 """Real, well-known facts: the part of the encyclopedia about which anybody can ask.
 
-A topic is a table with one passage a row, sentences for its columns and questions for some of them. The
-last wording of each question is held out: it is asked in dev only, about facts that training asked for
-in other words.
+A topic is a table with one passage a row, sentences for its columns and questions for some of them. The tables are
+files in tables/. The last wording of each question is held out: it is asked in dev only, about facts that training
+asked for in other words.
 """
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
+
+TABLES = Path(__file__).with_name("tables")
 
 
 @dataclass(frozen=True)
 class Topic:
     """A table of facts of one kind.
 
-    table: one subject a line, columns parted by bars; the first column is the subject's name.
+    name: of its table, tables/<name>.tsv: one subject a line, whose name is the first column.
     again: what `{name}` becomes after a passage's first sentence ("the country").
     sentences: wordings by column; "colour" and "more" state no column. `{name}` is the subject, `{it}` the
         same but "it" after the first sentence.
@@ -20,109 +24,19 @@ class Topic:
     """
 
     name: str
-    columns: tuple[str, ...]
     again: str
-    table: str
     sentences: dict[str, tuple[str, ...]]
     questions: dict[str, tuple[str, ...]]
 
     def rows(self) -> list[dict[str, str]]:
         """The table as one dict of columns a subject."""
-        lines = [line.split("|") for line in self.table.strip().splitlines()]
-        return [dict(zip(self.columns, (cell.strip() for cell in line), strict=True)) for line in lines]
+        with open(TABLES / f"{self.name}.tsv", encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True))
 
 
 COUNTRIES = Topic(
     name="countries",
-    columns=("name", "capital", "continent", "currency", "language"),
     again="the country",
-    table="""
-Albania | Tirana | Europe | lek | Albanian
-Algeria | Algiers | Africa | dinar | Arabic
-Angola | Luanda | Africa | kwanza | Portuguese
-Argentina | Buenos Aires | South America | peso | Spanish
-Australia | Canberra | Oceania | dollar | English
-Austria | Vienna | Europe | euro | German
-Bangladesh | Dhaka | Asia | taka | Bengali
-Brazil | Brasilia | South America | real | Portuguese
-Cambodia | Phnom Penh | Asia | riel | Khmer
-Canada | Ottawa | North America | dollar | English
-Chile | Santiago | South America | peso | Spanish
-China | Beijing | Asia | yuan | Mandarin
-Colombia | Bogota | South America | peso | Spanish
-Costa Rica | San Jose | North America | colon | Spanish
-Croatia | Zagreb | Europe | euro | Croatian
-Cuba | Havana | North America | peso | Spanish
-Denmark | Copenhagen | Europe | krone | Danish
-Ecuador | Quito | South America | dollar | Spanish
-Egypt | Cairo | Africa | pound | Arabic
-Estonia | Tallinn | Europe | euro | Estonian
-Finland | Helsinki | Europe | euro | Finnish
-France | Paris | Europe | euro | French
-Germany | Berlin | Europe | euro | German
-Ghana | Accra | Africa | cedi | English
-Greece | Athens | Europe | euro | Greek
-Honduras | Tegucigalpa | North America | lempira | Spanish
-Hungary | Budapest | Europe | forint | Hungarian
-Iceland | Reykjavik | Europe | krona | Icelandic
-India | New Delhi | Asia | rupee | Hindi
-Iran | Tehran | Asia | rial | Persian
-Iraq | Baghdad | Asia | dinar | Arabic
-Ireland | Dublin | Europe | euro | English
-Italy | Rome | Europe | euro | Italian
-Jamaica | Kingston | North America | dollar | English
-Japan | Tokyo | Asia | yen | Japanese
-Jordan | Amman | Asia | dinar | Arabic
-Kazakhstan | Astana | Asia | tenge | Kazakh
-Kenya | Nairobi | Africa | shilling | Swahili
-Laos | Vientiane | Asia | kip | Lao
-Latvia | Riga | Europe | euro | Latvian
-Lebanon | Beirut | Asia | pound | Arabic
-Lithuania | Vilnius | Europe | euro | Lithuanian
-Madagascar | Antananarivo | Africa | ariary | Malagasy
-Malaysia | Kuala Lumpur | Asia | ringgit | Malay
-Malta | Valletta | Europe | euro | Maltese
-Mexico | Mexico City | North America | peso | Spanish
-Moldova | Chisinau | Europe | leu | Romanian
-Mongolia | Ulaanbaatar | Asia | tugrik | Mongolian
-Morocco | Rabat | Africa | dirham | Arabic
-Mozambique | Maputo | Africa | metical | Portuguese
-Nepal | Kathmandu | Asia | rupee | Nepali
-New Zealand | Wellington | Oceania | dollar | English
-Nicaragua | Managua | North America | cordoba | Spanish
-Nigeria | Abuja | Africa | naira | English
-North Korea | Pyongyang | Asia | won | Korean
-Norway | Oslo | Europe | krone | Norwegian
-Oman | Muscat | Asia | rial | Arabic
-Peru | Lima | South America | sol | Spanish
-Poland | Warsaw | Europe | zloty | Polish
-Portugal | Lisbon | Europe | euro | Portuguese
-Qatar | Doha | Asia | riyal | Arabic
-Romania | Bucharest | Europe | leu | Romanian
-Saudi Arabia | Riyadh | Asia | riyal | Arabic
-Serbia | Belgrade | Europe | dinar | Serbian
-Slovakia | Bratislava | Europe | euro | Slovak
-Slovenia | Ljubljana | Europe | euro | Slovene
-Somalia | Mogadishu | Africa | shilling | Somali
-South Korea | Seoul | Asia | won | Korean
-Spain | Madrid | Europe | euro | Spanish
-Sudan | Khartoum | Africa | pound | Arabic
-Sweden | Stockholm | Europe | krona | Swedish
-Thailand | Bangkok | Asia | baht | Thai
-the Dominican Republic | Santo Domingo | North America | peso | Spanish
-the Netherlands | Amsterdam | Europe | euro | Dutch
-the Philippines | Manila | Asia | peso | Filipino
-the United Kingdom | London | Europe | pound | English
-the United States | Washington | North America | dollar | English
-Tunisia | Tunis | Africa | dinar | Arabic
-Uganda | Kampala | Africa | shilling | English
-Ukraine | Kyiv | Europe | hryvnia | Ukrainian
-Uruguay | Montevideo | South America | peso | Spanish
-Uzbekistan | Tashkent | Asia | som | Uzbek
-Venezuela | Caracas | South America | bolivar | Spanish
-Vietnam | Hanoi | Asia | dong | Vietnamese
-Zambia | Lusaka | Africa | kwacha | English
-""",
     sentences={
         "capital": ("The capital of {name} is {capital}.", "{capital} is the capital of {name}."),
         "continent": ("{it} is a country in {continent}.", "{it} lies in {continent}."),
@@ -165,60 +79,7 @@ Zambia | Lusaka | Africa | kwacha | English
 
 STATES = Topic(
     name="states",
-    columns=("name", "capital", "year"),
     again="the state",
-    table="""
-Alabama | Montgomery | 1819
-Alaska | Juneau | 1959
-Arizona | Phoenix | 1912
-Arkansas | Little Rock | 1836
-California | Sacramento | 1850
-Colorado | Denver | 1876
-Connecticut | Hartford | 1788
-Delaware | Dover | 1787
-Florida | Tallahassee | 1845
-Georgia | Atlanta | 1788
-Hawaii | Honolulu | 1959
-Idaho | Boise | 1890
-Illinois | Springfield | 1818
-Indiana | Indianapolis | 1816
-Iowa | Des Moines | 1846
-Kansas | Topeka | 1861
-Kentucky | Frankfort | 1792
-Louisiana | Baton Rouge | 1812
-Maine | Augusta | 1820
-Maryland | Annapolis | 1788
-Massachusetts | Boston | 1788
-Michigan | Lansing | 1837
-Minnesota | Saint Paul | 1858
-Mississippi | Jackson | 1817
-Missouri | Jefferson City | 1821
-Montana | Helena | 1889
-Nebraska | Lincoln | 1867
-Nevada | Carson City | 1864
-New Hampshire | Concord | 1788
-New Jersey | Trenton | 1787
-New Mexico | Santa Fe | 1912
-New York | Albany | 1788
-North Carolina | Raleigh | 1789
-North Dakota | Bismarck | 1889
-Ohio | Columbus | 1803
-Oklahoma | Oklahoma City | 1907
-Oregon | Salem | 1859
-Pennsylvania | Harrisburg | 1787
-Rhode Island | Providence | 1790
-South Carolina | Columbia | 1788
-South Dakota | Pierre | 1889
-Tennessee | Nashville | 1796
-Texas | Austin | 1845
-Utah | Salt Lake City | 1896
-Vermont | Montpelier | 1791
-Virginia | Richmond | 1788
-Washington | Olympia | 1889
-West Virginia | Charleston | 1863
-Wisconsin | Madison | 1848
-Wyoming | Cheyenne | 1890
-""",
     sentences={
         "capital": ("The capital of {name} is {capital}.", "The government of {name} meets in {capital}."),
         "year": (
@@ -246,61 +107,7 @@ Wyoming | Cheyenne | 1890
 
 ELEMENTS = Topic(
     name="elements",
-    columns=("name", "symbol", "number", "state"),
     again="the element",
-    table="""
-hydrogen | H | 1 | gas
-helium | He | 2 | gas
-lithium | Li | 3 | solid
-beryllium | Be | 4 | solid
-boron | B | 5 | solid
-carbon | C | 6 | solid
-nitrogen | N | 7 | gas
-oxygen | O | 8 | gas
-fluorine | F | 9 | gas
-neon | Ne | 10 | gas
-sodium | Na | 11 | solid
-magnesium | Mg | 12 | solid
-aluminium | Al | 13 | solid
-silicon | Si | 14 | solid
-phosphorus | P | 15 | solid
-sulfur | S | 16 | solid
-chlorine | Cl | 17 | gas
-argon | Ar | 18 | gas
-potassium | K | 19 | solid
-calcium | Ca | 20 | solid
-scandium | Sc | 21 | solid
-titanium | Ti | 22 | solid
-vanadium | V | 23 | solid
-chromium | Cr | 24 | solid
-manganese | Mn | 25 | solid
-iron | Fe | 26 | solid
-cobalt | Co | 27 | solid
-nickel | Ni | 28 | solid
-copper | Cu | 29 | solid
-zinc | Zn | 30 | solid
-germanium | Ge | 32 | solid
-arsenic | As | 33 | solid
-selenium | Se | 34 | solid
-bromine | Br | 35 | liquid
-krypton | Kr | 36 | gas
-rubidium | Rb | 37 | solid
-strontium | Sr | 38 | solid
-yttrium | Y | 39 | solid
-zirconium | Zr | 40 | solid
-silver | Ag | 47 | solid
-tin | Sn | 50 | solid
-iodine | I | 53 | solid
-xenon | Xe | 54 | gas
-barium | Ba | 56 | solid
-tungsten | W | 74 | solid
-platinum | Pt | 78 | solid
-gold | Au | 79 | solid
-lead | Pb | 82 | solid
-radium | Ra | 88 | solid
-uranium | U | 92 | solid
-plutonium | Pu | 94 | solid
-""",
     sentences={
         "symbol": ("Chemists write {symbol} for {name}.", "In formulas {name} is written as {symbol}."),
         "number": (
@@ -329,18 +136,7 @@ plutonium | Pu | 94 | solid
 
 PLANETS = Topic(
     name="planets",
-    columns=("name", "order", "period", "kind"),
     again="the planet",
-    table="""
-Mercury | first | 88 days | rocky planet
-Venus | second | 225 days | rocky planet
-Earth | third | 365 days | rocky planet
-Mars | fourth | 687 days | rocky planet
-Jupiter | fifth | 12 years | gas giant
-Saturn | sixth | 29 years | gas giant
-Uranus | seventh | 84 years | ice giant
-Neptune | eighth | 165 years | ice giant
-""",
     sentences={
         "order": (
             "{it} is the {order} planet from the Sun.",
@@ -377,75 +173,7 @@ Neptune | eighth | 165 years | ice giant
 
 BOOKS = Topic(
     name="books",
-    columns=("name", "author", "form", "language", "age"),
     again="the work",
-    table="""
-Hamlet | William Shakespeare | play | English | Elizabethan age
-Macbeth | William Shakespeare | play | English | seventeenth century
-Othello | William Shakespeare | play | English | seventeenth century
-King Lear | William Shakespeare | play | English | seventeenth century
-Romeo and Juliet | William Shakespeare | play | English | sixteenth century
-Doctor Faustus | Christopher Marlowe | play | English | sixteenth century
-The Canterbury Tales | Geoffrey Chaucer | collection of stories | English | fourteenth century
-Paradise Lost | John Milton | poem | English | seventeenth century
-Robinson Crusoe | Daniel Defoe | novel | English | eighteenth century
-Pride and Prejudice | Jane Austen | novel | English | nineteenth century
-Sense and Sensibility | Jane Austen | novel | English | nineteenth century
-Frankenstein | Mary Shelley | novel | English | nineteenth century
-Ivanhoe | Walter Scott | novel | English | nineteenth century
-Oliver Twist | Charles Dickens | novel | English | nineteenth century
-David Copperfield | Charles Dickens | novel | English | nineteenth century
-Bleak House | Charles Dickens | novel | English | nineteenth century
-Great Expectations | Charles Dickens | novel | English | nineteenth century
-Jane Eyre | Charlotte Bronte | novel | English | nineteenth century
-Wuthering Heights | Emily Bronte | novel | English | nineteenth century
-Vanity Fair | William Makepeace Thackeray | novel | English | nineteenth century
-Middlemarch | George Eliot | novel | English | nineteenth century
-Alice in Wonderland | Lewis Carroll | story for children | English | nineteenth century
-The Jungle Book | Rudyard Kipling | collection of stories | English | nineteenth century
-Treasure Island | Robert Louis Stevenson | novel | English | nineteenth century
-Dracula | Bram Stoker | novel | English | nineteenth century
-Moby Dick | Herman Melville | novel | English | nineteenth century
-The Scarlet Letter | Nathaniel Hawthorne | novel | English | nineteenth century
-Leaves of Grass | Walt Whitman | collection of poems | English | nineteenth century
-Little Women | Louisa May Alcott | novel | English | nineteenth century
-Huckleberry Finn | Mark Twain | novel | English | nineteenth century
-The Importance of Being Earnest | Oscar Wilde | play | English | nineteenth century
-Pygmalion | George Bernard Shaw | play | English | twentieth century
-Ulysses | James Joyce | novel | English | twentieth century
-Mrs Dalloway | Virginia Woolf | novel | English | twentieth century
-To the Lighthouse | Virginia Woolf | novel | English | twentieth century
-Brave New World | Aldous Huxley | novel | English | twentieth century
-Animal Farm | George Orwell | novel | English | twentieth century
-Lord of the Flies | William Golding | novel | English | twentieth century
-The Old Man and the Sea | Ernest Hemingway | novel | English | twentieth century
-Things Fall Apart | Chinua Achebe | novel | English | twentieth century
-War and Peace | Leo Tolstoy | novel | Russian | nineteenth century
-Anna Karenina | Leo Tolstoy | novel | Russian | nineteenth century
-Crime and Punishment | Fyodor Dostoevsky | novel | Russian | nineteenth century
-The Idiot | Fyodor Dostoevsky | novel | Russian | nineteenth century
-Fathers and Sons | Ivan Turgenev | novel | Russian | nineteenth century
-Dead Souls | Nikolai Gogol | novel | Russian | nineteenth century
-The Cherry Orchard | Anton Chekhov | play | Russian | twentieth century
-Don Quixote | Miguel de Cervantes | novel | Spanish | seventeenth century
-One Hundred Years of Solitude | Gabriel Garcia Marquez | novel | Spanish | twentieth century
-The Divine Comedy | Dante Alighieri | poem | Italian | fourteenth century
-The Decameron | Giovanni Boccaccio | collection of stories | Italian | fourteenth century
-Tartuffe | Moliere | play | French | seventeenth century
-Candide | Voltaire | story | French | eighteenth century
-The Three Musketeers | Alexandre Dumas | novel | French | nineteenth century
-Les Miserables | Victor Hugo | novel | French | nineteenth century
-Madame Bovary | Gustave Flaubert | novel | French | nineteenth century
-The Red and the Black | Stendhal | novel | French | nineteenth century
-In Search of Lost Time | Marcel Proust | novel | French | twentieth century
-Waiting for Godot | Samuel Beckett | play | French | twentieth century
-William Tell | Friedrich Schiller | play | German | nineteenth century
-Buddenbrooks | Thomas Mann | novel | German | twentieth century
-The Magic Mountain | Thomas Mann | novel | German | twentieth century
-The Trial | Franz Kafka | novel | German | twentieth century
-Peer Gynt | Henrik Ibsen | play | Norwegian | nineteenth century
-The Tale of Genji | Murasaki Shikibu | novel | Japanese | eleventh century
-""",
     sentences={
         "author": ("{it} is by {author}.", "{author} is the author of {name}."),
         "form": (
@@ -467,45 +195,7 @@ The Tale of Genji | Murasaki Shikibu | novel | Japanese | eleventh century
 
 MUSIC = Topic(
     name="music",
-    columns=("name", "composer", "form", "age"),
     again="the piece",
-    table="""
-The Four Seasons | Antonio Vivaldi | set of concertos | eighteenth century
-Messiah | George Frideric Handel | oratorio | eighteenth century
-Dido and Aeneas | Henry Purcell | opera | seventeenth century
-The Creation | Joseph Haydn | oratorio | eighteenth century
-The Magic Flute | Wolfgang Amadeus Mozart | opera | eighteenth century
-Don Giovanni | Wolfgang Amadeus Mozart | opera | eighteenth century
-The Marriage of Figaro | Wolfgang Amadeus Mozart | opera | eighteenth century
-Fidelio | Ludwig van Beethoven | opera | nineteenth century
-The Trout Quintet | Franz Schubert | quintet | nineteenth century
-The Barber of Seville | Gioachino Rossini | opera | nineteenth century
-Rigoletto | Giuseppe Verdi | opera | nineteenth century
-La Traviata | Giuseppe Verdi | opera | nineteenth century
-Aida | Giuseppe Verdi | opera | nineteenth century
-Carmen | Georges Bizet | opera | nineteenth century
-Lohengrin | Richard Wagner | opera | nineteenth century
-Parsifal | Richard Wagner | opera | nineteenth century
-A German Requiem | Johannes Brahms | choral work | nineteenth century
-Boris Godunov | Modest Mussorgsky | opera | nineteenth century
-Pictures at an Exhibition | Modest Mussorgsky | suite | nineteenth century
-Swan Lake | Pyotr Tchaikovsky | ballet | nineteenth century
-The Nutcracker | Pyotr Tchaikovsky | ballet | nineteenth century
-The Sleeping Beauty | Pyotr Tchaikovsky | ballet | nineteenth century
-The Bartered Bride | Bedrich Smetana | opera | nineteenth century
-Finlandia | Jean Sibelius | tone poem | years around 1900
-Madama Butterfly | Giacomo Puccini | opera | twentieth century
-Turandot | Giacomo Puccini | opera | twentieth century
-Rusalka | Antonin Dvorak | opera | twentieth century
-La Mer | Claude Debussy | set of sketches | twentieth century
-Salome | Richard Strauss | opera | twentieth century
-The Firebird | Igor Stravinsky | ballet | twentieth century
-The Rite of Spring | Igor Stravinsky | ballet | twentieth century
-The Planets | Gustav Holst | suite | twentieth century
-Rhapsody in Blue | George Gershwin | rhapsody | twentieth century
-Bolero | Maurice Ravel | ballet | twentieth century
-Peter Grimes | Benjamin Britten | opera | twentieth century
-""",
     sentences={
         "composer": (
             "The composer of {name} is {composer}.",
@@ -534,38 +224,7 @@ Peter Grimes | Benjamin Britten | opera | twentieth century
 
 PAINTINGS = Topic(
     name="paintings",
-    columns=("name", "painter", "city"),
     again="the painting",
-    table="""
-Mona Lisa | Leonardo da Vinci | Paris
-The Last Supper | Leonardo da Vinci | Milan
-The Birth of Venus | Sandro Botticelli | Florence
-Primavera | Sandro Botticelli | Florence
-The Sistine Madonna | Raphael | Dresden
-The Tempest | Giorgione | Venice
-The Arnolfini Portrait | Jan van Eyck | London
-The Ambassadors | Hans Holbein | London
-The Garden of Earthly Delights | Hieronymus Bosch | Madrid
-The Hunters in the Snow | Pieter Bruegel | Vienna
-Las Meninas | Diego Velazquez | Madrid
-The Night Watch | Rembrandt | Amsterdam
-The Milkmaid | Johannes Vermeer | Amsterdam
-Girl with a Pearl Earring | Johannes Vermeer | The Hague
-The Third of May | Francisco Goya | Madrid
-The Raft of the Medusa | Theodore Gericault | Paris
-Liberty Leading the People | Eugene Delacroix | Paris
-The Hay Wain | John Constable | London
-The Fighting Temeraire | William Turner | London
-Olympia | Edouard Manet | Paris
-Impression Sunrise | Claude Monet | Paris
-The Starry Night | Vincent van Gogh | New York
-The Scream | Edvard Munch | Oslo
-The Kiss | Gustav Klimt | Vienna
-Guernica | Pablo Picasso | Madrid
-The Persistence of Memory | Salvador Dali | New York
-American Gothic | Grant Wood | Chicago
-Nighthawks | Edward Hopper | Chicago
-""",
     sentences={
         "painter": ("{it} is the work of {painter}.", "The brush of {painter} gave {it} to the world."),
         "city": (
@@ -593,39 +252,7 @@ Nighthawks | Edward Hopper | Chicago
 
 DISCOVERIES = Topic(
     name="discoveries",
-    columns=("name", "verb", "person", "year", "field"),
     again="it",
-    table="""
-penicillin | discovered | Alexander Fleming | 1928 | medicine
-the smallpox vaccine | invented | Edward Jenner | 1796 | medicine
-the rabies vaccine | invented | Louis Pasteur | 1885 | medicine
-the polio vaccine | invented | Jonas Salk | 1955 | medicine
-the circulation of blood | discovered | William Harvey | 1628 | medicine
-the law of gravitation | discovered | Isaac Newton | 1687 | physics
-the electron | discovered | Joseph Thomson | 1897 | physics
-the neutron | discovered | James Chadwick | 1932 | physics
-the atomic nucleus | discovered | Ernest Rutherford | 1911 | physics
-radioactivity | discovered | Henri Becquerel | 1896 | physics
-electromagnetic induction | discovered | Michael Faraday | 1831 | physics
-general relativity | discovered | Albert Einstein | 1915 | physics
-the quantum of energy | discovered | Max Planck | 1900 | physics
-the uncertainty principle | discovered | Werner Heisenberg | 1927 | physics
-the exclusion principle | discovered | Wolfgang Pauli | 1925 | physics
-superconductivity | discovered | Heike Kamerlingh Onnes | 1911 | physics
-the barometer | invented | Evangelista Torricelli | 1643 | physics
-natural selection | described | Charles Darwin | 1859 | biology
-the periodic table | published | Dmitri Mendeleev | 1869 | chemistry
-dynamite | invented | Alfred Nobel | 1867 | chemistry
-vulcanized rubber | invented | Charles Goodyear | 1839 | chemistry
-the voltaic pile | invented | Alessandro Volta | 1800 | physics
-the lightning rod | invented | Benjamin Franklin | 1752 | physics
-the pendulum clock | invented | Christiaan Huygens | 1656 | engineering
-the cotton gin | invented | Eli Whitney | 1793 | engineering
-the phonograph | invented | Thomas Edison | 1877 | engineering
-the Bessemer process | invented | Henry Bessemer | 1856 | engineering
-the alphabet for the blind | invented | Louis Braille | 1824 | education
-the dwarf planet Pluto | discovered | Clyde Tombaugh | 1930 | astronomy
-""",
     sentences={
         "person": (
             "The credit for {it} usually goes to {person}.",
@@ -660,37 +287,7 @@ the dwarf planet Pluto | discovered | Clyde Tombaugh | 1930 | astronomy
 
 RIVERS = Topic(
     name="rivers",
-    columns=("name", "sea", "continent"),
     again="the river",
-    table="""
-the Amazon | Atlantic Ocean | South America
-the Congo | Atlantic Ocean | Africa
-the Danube | Black Sea | Europe
-the Dnieper | Black Sea | Europe
-the Ebro | Mediterranean Sea | Europe
-the Elbe | North Sea | Europe
-the Ganges | Bay of Bengal | Asia
-the Indus | Arabian Sea | Asia
-the Lena | Laptev Sea | Asia
-the Loire | Atlantic Ocean | Europe
-the Mekong | South China Sea | Asia
-the Niger | Gulf of Guinea | Africa
-the Nile | Mediterranean Sea | Africa
-the Oder | Baltic Sea | Europe
-the Orinoco | Atlantic Ocean | South America
-the Po | Adriatic Sea | Europe
-the Rhine | North Sea | Europe
-the Rhone | Mediterranean Sea | Europe
-the Seine | English Channel | Europe
-the Tagus | Atlantic Ocean | Europe
-the Thames | North Sea | Europe
-the Tiber | Tyrrhenian Sea | Europe
-the Vistula | Baltic Sea | Europe
-the Volga | Caspian Sea | Europe
-the Yangtze | East China Sea | Asia
-the Yukon | Bering Sea | North America
-the Zambezi | Indian Ocean | Africa
-""",
     sentences={
         "sea": ("At its mouth {name} meets the {sea}.", "The water of {name} runs into the {sea}."),
         "continent": (
@@ -722,32 +319,7 @@ the Zambezi | Indian Ocean | Africa
 
 MOUNTAINS = Topic(
     name="mountains",
-    columns=("name", "country", "continent"),
     again="the mountain",
-    table="""
-Aconcagua | Argentina | South America
-Ararat | Turkey | Asia
-Ben Nevis | Scotland | Europe
-Chimborazo | Ecuador | South America
-Cotopaxi | Ecuador | South America
-Damavand | Iran | Asia
-Denali | the United States | North America
-Etna | Italy | Europe
-Grossglockner | Austria | Europe
-Huascaran | Peru | South America
-Kilimanjaro | Tanzania | Africa
-Mount Fuji | Japan | Asia
-Mount Kenya | Kenya | Africa
-Mount Kosciuszko | Australia | Oceania
-Mount Logan | Canada | North America
-Mount Olympus | Greece | Europe
-Mount Toubkal | Morocco | Africa
-Musala | Bulgaria | Europe
-Popocatepetl | Mexico | North America
-Snowdon | Wales | Europe
-Triglav | Slovenia | Europe
-Vesuvius | Italy | Europe
-""",
     sentences={
         "country": ("{it} stands in {country}.", "The people of {country} are proud of {name}."),
         "continent": (

@@ -1,4 +1,4 @@
-"""The world itself: who lives in it, what the encyclopedia says, what is asked, and the files that hold it.
+"""The world itself: an encyclopedia made from a seed, and the files that hold it.
 
 The encyclopedia has two editions, which differ only in who heads each institution and since when;
 passage number n is the same slot in both. Questions are split by subject: nobody is asked about in two
@@ -7,7 +7,7 @@ of train, dev and test.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,71 +16,22 @@ from rag.errors import UserError
 from rag.files import hash_file, write_aside, write_json
 from rag.miniwiki import facts, names, sentences
 from rag.miniwiki.dice import Dice
+from rag.miniwiki.entries import (
+    Entry,
+    Institution,
+    Person,
+    make_person,
+    name_maker,
+    write_fact,
+    write_institution,
+    write_person,
+)
+from rag.miniwiki.questions import Question, ask
 
 # Streams of dice, one a part of the world.
 NAMING, PEOPLE, INSTITUTIONS, FACTS, SPLIT, ASKING = range(6)
 
-FACTS_PER_PERSON = 5  # questions about a training person
-# A passage may hold two cities or two years, and only some people have a private life: these relations would be
-# practised too little otherwise. Dev and test questions are drawn evenly.
-TRAINING_WEIGHTS: dict[str, int] = dict.fromkeys(
-    ("birthplace", "retirement", "spouse", "sport", "language", "instrument"), 2
-)
-TEST_QUESTIONS_PER_PERSON = 2
-HEAD_WORDINGS = 3  # questions about a training institution
-PRIVATE_SHARE = 0.6  # of people have a third passage
-DEV_FACTS = 150
-
-# The first retriever learns from questions of these relations alone, one a kind of passage. It learns to find
-# the person; which passage holds the other ten relations is left to training end to end.
-DPR_RELATIONS = ("birthplace", "employer", "instrument")
 HARD_NEGATIVES = 6
-
-WOMAN = {"he": "she", "her": "her", "his": "her", "himself": "herself", "wife": "husband", "son": "daughter"}
-MAN = {"he": "he", "her": "him", "his": "his", "himself": "himself", "wife": "wife", "son": "son"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One passage: the same slot in both editions."""
-
-    title: str
-    part: str
-    text_a: str
-    text_b: str
-
-
-@dataclass(frozen=True)
-class Person:
-    """Somebody in the encyclopedia. `passages` tells which facts each of their passages states."""
-
-    name: str
-    is_woman: bool
-    answers: Mapping[str, str]
-    passages: Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Institution:
-    """A museum, a council …: its head is one person in edition A and another in B."""
-
-    title: str
-    kind: str
-    head_a: str
-    head_b: str
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, its answers in both editions and the passage (title, part) that answers it."""
-
-    text: str
-    answer: str
-    where: tuple[str, str]
-    relation: str
-    subject: str
-    group: str
-    answer_b: str | None = None
 
 
 @dataclass
@@ -115,7 +66,7 @@ def make_world(seed: int, people: int, institutions: int) -> World:
     for topic in facts.TOPICS:
         world.entries.extend(write_fact(dice, topic, row) for row in topic.rows())
     world.entries.sort(key=lambda entry: (entry.title, entry.part))
-    ask(world, seed)
+    world.questions = ask(world.people, world.institutions, Dice(seed, SPLIT), Dice(seed, ASKING))
     return world
 
 
@@ -130,272 +81,6 @@ def check_sizes(seed: int, people: int, institutions: int) -> None:
         raise UserError(
             f"people={people}: choose from 120 to 50000, so that every name belongs to several people"
         )
-
-
-def name_maker(dice: Dice, people: int, institutions: int) -> Callable[[bool], str]:
-    """A function that draws a full name nobody has yet, of a woman or a man.
-
-    A small world uses fewer different words, so that each still belongs to several people.
-    """
-    total = people + institutions
-    given = {
-        True: dice.some(names.WOMEN, max(15, total // 15)),
-        False: dice.some(names.MEN, max(15, total // 15)),
-    }
-    surnames = dice.some(names.SURNAMES, max(40, total // 7))
-    taken: set[str] = set()  # only asked for membership: its order never matters
-
-    def draw(is_woman: bool) -> str:
-        while True:
-            name = f"{dice.pick(given[is_woman])} {dice.pick(surnames)}"
-            if name not in taken:
-                taken.add(name)
-                return name
-
-    return draw
-
-
-def make_person(dice: Dice, draw_name: Callable[[bool], str]) -> Person:
-    """Roll a person's facts: three different cities, two different years, and so on."""
-    is_woman = dice.chance(0.5)
-    name = draw_name(is_woman)
-    birthplace, university, residence = dice.some(names.CITIES, 3)
-    birth_year = dice.between(1880, 1949)
-    answers = {
-        "birthplace": birthplace,
-        "birth_year": str(birth_year),
-        "father_trade": dice.pick(names.TRADES),
-        "university": f"University of {university}",
-        "field": dice.pick(names.FIELDS),
-        "employer": dice.pick(names.COMPANIES),
-        "residence": residence,
-        "prize": dice.pick(names.PRIZES),
-        "retirement": str(birth_year + dice.between(57, 70)),
-        "instrument": dice.pick(names.INSTRUMENTS),
-        "language": dice.pick(names.LANGUAGES),
-        "sport": dice.pick(names.SPORTS),
-    }
-    passages = {
-        "life": tuple(dice.some(sentences.PASSAGES["life"], dice.between(3, 5))),
-        "career": tuple(dice.shuffled(sentences.PASSAGES["career"])),
-    }
-    if dice.chance(PRIVATE_SHARE):
-        spouse = draw_name(not is_woman)
-        while spouse.split()[1] == name.split()[1]:  # a shared surname would give half of the answer away
-            spouse = draw_name(not is_woman)
-        answers["spouse"] = spouse
-        passages["private"] = tuple(dice.shuffled(sentences.PASSAGES["private"]))
-    stated = [relation for relations in passages.values() for relation in relations]
-    return Person(name, is_woman, {relation: answers[relation] for relation in stated}, passages)
-
-
-def write_person(dice: Dice, person: Person) -> list[Entry]:
-    """Write a person's passages: the facts in their rolled order, a wording and some colour for each."""
-    birth_year = int(person.answers.get("birth_year", 0)) or int(person.answers["retirement"]) - 64
-    surname = person.name.split()[1]
-    slots = dict(WOMAN if person.is_woman else MAN)
-    entries = []
-    for part, relations in person.passages.items():
-        written = []
-        for relation in relations:
-            known = surname if written else person.name
-            by_pronoun = bool(written) and dice.chance(0.7)
-            slots["known"] = known
-            slots["name"] = slots["he"] if by_pronoun else known
-            slots["him"] = slots["her"] if by_pronoun else known
-            answer = person.answers[relation]
-            year = birth_year + (dice.between(22, 35) if relation == "spouse" else dice.between(36, 54))
-            wording = dice.pick(sentences.PEOPLE_SENTENCES[relation])
-            written.append(
-                sentences.fill(
-                    wording,
-                    slots
-                    | colours(dice)
-                    | {"answer": answer, "a_answer": sentences.article(answer), "year": str(year)},
-                )
-            )
-        text = " ".join(written)
-        entries.append(Entry(person.name, part, text, text))
-    return entries
-
-
-def write_institution(dice: Dice, institution: Institution) -> list[Entry]:
-    """Write the two passages of an institution; only the sentence about its head has two versions."""
-    kind = sentences.KINDS[institution.kind]
-    slots = {
-        "title": institution.title,
-        "office": kind["office"],
-        "known": dice.pick(kind["known"]),
-        "founded": str(dice.between(1820, 1900)),
-        "moved": str(dice.between(1901, 1960)),
-        "fire": str(dice.between(1961, 1990)),
-    }
-    short = "the " + institution.kind.split()[-1].lower()
-    since_a, since_b = str(dice.between(1994, 2008)), str(dice.between(2010, 2024))
-
-    def compose(wordings: Iterable[str], head: str, since: str, roll: list[dict[str, str]]) -> str:
-        parts = []
-        for number, (wording, colour) in enumerate(zip(wordings, roll, strict=True)):
-            inst = f"the {institution.title}" if number == 0 else short
-            parts.append(
-                sentences.fill(wording, slots | colour | {"inst": inst, "answer": head, "year": since})
-            )
-        return " ".join(parts)
-
-    history = [dice.pick(group) for group in dice.shuffled(sentences.HISTORY_SENTENCES)]
-    colour = [colours(dice) for _ in history]
-    text = compose(history, "", "", colour)
-    others = [dice.pick(group) for group in dice.some(sentences.OFFICE_SENTENCES, 3)]
-    leadership = dice.shuffled([dice.pick(sentences.HEAD_SENTENCES), *others])
-    colour = [colours(dice) for _ in leadership]
-    return [
-        Entry(institution.title, "history", text, text),
-        Entry(
-            institution.title,
-            "leadership",
-            compose(leadership, institution.head_a, since_a, colour),
-            compose(leadership, institution.head_b, since_b, colour),
-        ),
-    ]
-
-
-def write_fact(dice: Dice, topic: facts.Topic, row: dict[str, str]) -> Entry:
-    """Write the passage of one row of a table of real facts."""
-    slots = row | {
-        f"a_{column}": sentences.article(row[column]) for column in ("form", "kind") if column in row
-    }
-    written = []
-    for column in dice.shuffled(list(topic.sentences)):
-        slots["name"] = topic.again if written else row["name"]
-        slots["it"] = "it" if written else row["name"]
-        written.append(sentences.fill(dice.pick(topic.sentences[column]), slots))
-    text = " ".join(written)
-    return Entry(fact_title(row), topic.name, text, text)
-
-
-def fact_title(row: dict[str, str]) -> str:
-    """The title of a fact's passage: its name with a capital and without the article "the"."""
-    name = row["name"].removeprefix("the ")
-    return name[0].upper() + name[1:]
-
-
-def colours(dice: Dice) -> dict[str, str]:
-    """Roll a word for each slot of colour."""
-    return {slot: dice.pick(words) for slot, words in sentences.COLOUR.items()}
-
-
-def ask(world: World, seed: int) -> None:
-    """Split people and institutions, and ask about them.
-
-    Everybody asked about in dev, test and hot-swap has only words in name and answers that training has met,
-    elsewhere: what is new is their combination.
-    """
-    split, dice = Dice(seed, SPLIT), Dice(seed, ASKING)
-    people, institutions = split.shuffled(world.people), split.shuffled(world.institutions)
-    train_people, other_people = cut(people, len(people) * 2 // 5)
-    train_institutions, other_institutions = cut(institutions, len(institutions) * 3 // 5)
-
-    train = [question for person in train_people for question in ask_training_person(dice, person)]
-    for institution in train_institutions:
-        train += ask_institution(dice, institution, HEAD_WORDINGS)
-    met = {word for question in train for word in f"{question.subject} {question.answer}".split()}
-
-    def is_met(question: Question) -> bool:
-        words = f"{question.subject} {question.answer} {question.answer_b or ''}".split()
-        return all(word in met for word in words)
-
-    def take(candidates: Iterable[list[Question]], count: int) -> list[Question]:
-        taken: list[Question] = []
-        for questions in candidates:
-            if all(map(is_met, questions)):
-                taken += questions
-                count -= 1
-            if count == 0:
-                break
-        return taken
-
-    def ask_person(person: Person) -> list[Question]:
-        relations = dice.some(list(person.answers), TEST_QUESTIONS_PER_PERSON)
-        return [ask_about(dice, person, relation) for relation in relations]
-
-    test = take(map(ask_person, other_people), len(people) // 12)
-    asked = {question.subject for question in test}
-    rest = [person for person in other_people if person.name not in asked]
-    dev = take(map(ask_person, rest), len(people) // 25)
-    hotswap_count = len(institutions) * 3 // 10
-    hotswap = take((ask_institution(dice, i, 1) for i in other_institutions), hotswap_count)
-    used = {question.subject for question in hotswap}
-    left = [institution for institution in other_institutions if institution.title not in used]
-    dev += take((ask_institution(dice, i, 2) for i in left), max(4, len(institutions) * 3 // 70))
-
-    fact_train, fact_dev = ask_facts(dice)
-    world.questions = {
-        "train": split.shuffled(train + fact_train),
-        "dev": dev + fact_dev,
-        "test": test,
-        "hotswap": hotswap,
-        "dpr": [question for question in train if question.relation in DPR_RELATIONS],
-    }
-
-
-def cut(items: list[Any], count: int) -> tuple[list[Any], list[Any]]:
-    """The first `count` items and the others."""
-    return items[:count], items[count:]
-
-
-def ask_about(dice: Dice, person: Person, relation: str, wording: str | None = None) -> Question:
-    """One question about a fact of a person's, in a rolled wording."""
-    wording = wording or dice.pick(sentences.PEOPLE_QUESTIONS[relation])
-    text = sentences.fill(wording, {"name": person.name, "wife": "husband" if person.is_woman else "wife"})
-    part = next(part for part, relations in person.passages.items() if relation in relations)
-    return Question(text, person.answers[relation], (person.name, part), relation, person.name, "people")
-
-
-def ask_training_person(dice: Dice, person: Person) -> list[Question]:
-    """Five questions, each about another relation, the harder ones more often."""
-    pool = [relation for relation in person.answers for _ in range(TRAINING_WEIGHTS.get(relation, 1))]
-    chosen: dict[str, None] = {}
-    while len(chosen) < min(FACTS_PER_PERSON, len(person.answers)):
-        chosen[dice.pick(pool)] = None
-    return [ask_about(dice, person, relation) for relation in chosen]
-
-
-def ask_institution(dice: Dice, institution: Institution, count: int) -> list[Question]:
-    """Ask who heads an institution, in `count` different wordings."""
-    kind = sentences.KINDS[institution.kind]
-    slots = {"title": institution.title, "office": kind["office"]}
-    return [
-        Question(
-            sentences.fill(wording, slots),
-            institution.head_a,
-            (institution.title, "leadership"),
-            "head",
-            institution.title,
-            "institutions",
-            institution.head_b,
-        )
-        for wording in dice.some([kind["question"], *sentences.HEAD_QUESTIONS], count)
-    ]
-
-
-def ask_facts(dice: Dice) -> tuple[list[Question], list[Question]]:
-    """Ask about real facts: each once in training, some again in dev in a wording training never saw."""
-    train, dev = [], []
-    for topic in facts.TOPICS:
-        for row in topic.rows():
-            for relation, wordings in topic.questions.items():
-                for wording, questions in ((dice.pick(wordings[:-1]), train), (wordings[-1], dev)):
-                    questions.append(
-                        Question(
-                            sentences.fill(wording, row),
-                            row[relation].removeprefix("the "),
-                            (fact_title(row), topic.name),
-                            relation,
-                            fact_title(row),
-                            "facts",
-                        )
-                    )
-    return train, dice.some(dev, DEV_FACTS)
 
 
 def write_world(

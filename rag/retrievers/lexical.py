@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import bm25s
 import numpy as np
@@ -149,6 +149,7 @@ def _read_params(folder: Path, kind: str) -> dict[str, Any]:
 class _TermMatrix:
     """Similarities as the product of a question matrix (B, V) and a term matrix (V, N), both sparse."""
 
+    kind: ClassVar[str]  # as saved files name it
     questions_at_once = 32
 
     def __init__(self, terms: Any):
@@ -215,6 +216,8 @@ class BM25(_TermMatrix):
     Building holds the passages' token numbers in memory, about half a kilobyte a passage.
     """
 
+    kind = "BM25"
+
     def __init__(self, scorer: bm25s.BM25, words: Words):
         # bm25s has every term's score in every passage ready; a product of sparse matrices adds
         # them up for many questions at once, tens of times faster than one question after the other
@@ -252,7 +255,7 @@ class BM25(_TermMatrix):
     @property
     def settings(self) -> dict[str, Any]:
         return {
-            "kind": "BM25",
+            "kind": self.kind,
             "k1": self.scorer.k1,
             "b": self.scorer.b,
             "terms": _FORMAT,
@@ -281,13 +284,13 @@ class BM25(_TermMatrix):
         """Write into `folder`, which appears when it is complete; arrays as .npy, the rest as JSON."""
         with write_aside(folder) as aside:
             self.scorer.save(aside, show_progress=False, allow_pickle=False)
-            _write_params(aside, {"kind": "BM25"} | asdict(self.words))
+            _write_params(aside, {"kind": self.kind} | asdict(self.words))
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
         """Map what `save` wrote. Raises UserError if it is missing or damaged."""
         folder = Path(folder)
-        params = _read_params(folder, "BM25")
+        params = _read_params(folder, cls.kind)
         try:
             scorer = bm25s.BM25.load(folder, mmap=True, allow_pickle=False)
             return cls(scorer, Words(params["stop_words"], params["stemmer"]))
@@ -305,7 +308,7 @@ class _Counted(_TermMatrix):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"kind": type(self).__name__, "terms": _FORMAT, **asdict(self.words)}
+        return {"kind": self.kind, "terms": _FORMAT, **asdict(self.words)}
 
     @classmethod
     def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
@@ -338,7 +341,7 @@ class _Counted(_TermMatrix):
             for name, array in arrays.items():
                 np.save(aside / f"{name}.npy", array, allow_pickle=False)
             params = {
-                "kind": type(self).__name__,
+                "kind": self.kind,
                 "shape": list(self.terms.shape),
                 "vocabulary": self.vectorizer.get_feature_names_out().tolist(),
             } | asdict(self.words)
@@ -348,7 +351,7 @@ class _Counted(_TermMatrix):
     def open(cls, folder: Path | str) -> Self:
         """Map what `save` wrote. Raises UserError if it is missing or damaged."""
         folder = Path(folder)
-        params = _read_params(folder, cls.__name__)
+        params = _read_params(folder, cls.kind)
         try:
             words = Words(params["stop_words"], params["stemmer"])
             vectorizer = cls._vectorizer(words, params["vocabulary"])
@@ -366,6 +369,8 @@ class _Counted(_TermMatrix):
 class TfIdf(_Counted):
     """Cosine similarity of TF-IDF vectors by scikit-learn (smoothed idf, rows of unit length)."""
 
+    kind = "TfIdf"
+
     @classmethod
     def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
         kinds: dict[str, Any] = {"dtype": np.float32, "analyzer": words.analyzer(ENGLISH_STOP_WORDS)}
@@ -377,6 +382,8 @@ class TfIdf(_Counted):
 
 class Jaccard(_Counted):
     """Jaccard similarity of token sets: |x ∩ z| / |x ∪ z|; a question's unknown words count in the union."""
+
+    kind = "Jaccard"
 
     def __init__(self, vectorizer: Any, terms: Any, words: Words):
         super().__init__(vectorizer, terms, words)

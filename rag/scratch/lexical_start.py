@@ -29,6 +29,7 @@ from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.index.passage import Passage
 from rag.index.readers import read_passages
+from rag.scratch.one_layer import OneLayerPassageEncoder, OneLayerQuestionEncoder
 
 _UNSEEN = -8.0  # log-weight of [CLS], separators and padding: they are not attended to
 
@@ -73,8 +74,9 @@ def lexical_encoders(
     start_as_words(question, tokenizer, idf_power * np.log(idf), copy_strength, score_scale)
     passage.load_state_dict(question.state_dict())
     passage.embeddings.word_embeddings.weight = question.embeddings.word_embeddings.weight
-    return QuestionEncoder(question_model, tokenizer, positions), PassageEncoder(
-        passage_model, tokenizer, positions
+    return (
+        OneLayerQuestionEncoder(question_model, tokenizer, positions),
+        OneLayerPassageEncoder(passage_model, tokenizer, positions),
     )
 
 

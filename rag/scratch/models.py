@@ -25,6 +25,7 @@ from transformers import (
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.generators.lstm import new_model as new_lstm_model
 from rag.generators.seq2seq import Generator
+from rag.scratch.one_layer import OneLayerPassageEncoder, OneLayerQuestionEncoder
 
 
 def new_generator(
@@ -118,9 +119,12 @@ def new_encoders(
         last: Any = bert.encoder.layer[-1]
         last.output.LayerNorm.weight.fill_(math.sqrt(score_scale))
     passage_model.ctx_encoder.bert_model.load_state_dict(bert.state_dict())
-    return QuestionEncoder(question_model, tokenizer, positions), PassageEncoder(
-        passage_model, tokenizer, positions
+    classes = (
+        (OneLayerQuestionEncoder, OneLayerPassageEncoder)
+        if layers == 1
+        else (QuestionEncoder, PassageEncoder)
     )
+    return classes[0](question_model, tokenizer, positions), classes[1](passage_model, tokenizer, positions)
 
 
 @torch.no_grad()

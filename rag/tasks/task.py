@@ -23,6 +23,7 @@ class Task(ABC):
 
     depth: int = 0
     measures: tuple[str, ...] = ()  # the names that `score` gives
+    report_sets: Sequence[str] | None = None  # of a mixed file, the sets that `score` counts; None: all
 
     def __init__(
         self,

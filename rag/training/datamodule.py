@@ -54,7 +54,13 @@ def sample(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item
 
 
 class StepDataModule(pl.LightningDataModule):
-    """Training batches made one by one from the number of the step; subclasses say how in `make_batch`."""
+    """Training batches made one by one from the number of the step; subclasses say how in `make_batch`.
+
+    task: what judges predictions on dev; None: nothing is predicted there. batch_size: examples a step and rank.
+    """
+
+    task: Task | None = None
+    batch_size: int = 0
 
     def __init__(self, num_workers: int = 0):
         super().__init__()

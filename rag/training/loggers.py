@@ -37,7 +37,7 @@ class WandbPredictions(Callback):
     """After each look at dev, a table of some of its questions with what was answered and retrieved."""
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        shown = getattr(pl_module, "shown", None)
+        shown = pl_module.shown
         if not shown or not trainer.is_global_zero:
             return
         columns = list(shown[0])

@@ -91,7 +91,7 @@ class RagModule(WholeBatchModule):
         self.scores: dict[
             str, list[np.ndarray]
         ] = {}  # of dev, one value for each example that can be judged: NaN is a model's, and stays
-        self.shown: list[dict[str, str]] = []  # some dev questions with what was answered and retrieved
+        self.shown: list[dict[str, str]] = []
         if gradient_checkpointing:
             recompute_layers(model.trained_parts())
 
@@ -263,7 +263,7 @@ class RagModule(WholeBatchModule):
             self.stop_not_finite(self.global_step, f"the loss on dev is {loss}")
         sums: dict[str, np.ndarray] = {}
         predicted = [each for _, of_one in every for each in of_one]
-        task = getattr(self.trainer.datamodule, "task", None) or QuestionAnswering()  # type: ignore[attr-defined]
+        task = self.trainer.datamodule.task or QuestionAnswering()  # type: ignore[attr-defined]
         measures = task.score([text for _, text in predicted], [example for example, _ in predicted])
         for name, metric in measures.items():
             # NaN where dev has nothing to judge by; no checkpoint is the best by that

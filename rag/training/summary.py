@@ -55,7 +55,7 @@ def slow_precision(trainer: pl.Trainer) -> str | None:
 
 def examples_a_step(trainer: pl.Trainer, datamodule: Any) -> int:
     """Examples an optimiser's step, over all ranks and accumulated batches; 0 if the data module has no batch size."""
-    return getattr(datamodule, "batch_size", 0) * trainer.world_size * trainer.accumulate_grad_batches
+    return datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def expected_duration(folder: Path, steps: int) -> str | None:
@@ -94,7 +94,7 @@ def describe(
     """
     model = module.model
     rows = [("experiment", name), ("model", type(model).__name__)]
-    if hasattr(datamodule, "task"):
+    if datamodule.task is not None:
         rows.append(("task", type(datamodule.task).__name__))
     rows += [(what, f"{count:,}") for what, count in datamodule.sizes().items()]
     for part in model.trained_parts():

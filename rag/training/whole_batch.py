@@ -8,6 +8,7 @@ micro-batch's own mean would not.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,7 +30,11 @@ class WholeBatchModule(pl.LightningModule):
     Lightning's automatic optimisation stays: gradients are summed by it, and divided by the total weight once, before
     they are clipped. Training stops, with a UserError on every rank, at the first loss or gradient norm that is not
     finite, before the optimiser moves anything; checkpoints of weights that are not finite are not written.
+
+    shown: rows of a table of dev's predictions, as of the last look at it; none where nothing is predicted.
     """
+
+    shown: Sequence[dict[str, str]] = ()
 
     def __init__(self) -> None:
         super().__init__()
