@@ -1,4 +1,4 @@
-"""Thirty-six countries of the World Factbook as Markdown files, thirty questions about them, and section 4.5 on real text.
+"""Countries of the World Factbook as Markdown files, thirty questions about them, and section 4.5 on real text.
 
     python -m benchmarks.world_leaders documents DATA [--checkpoint RUN] [--folder FOLDER] [setting=value …]
     python -m benchmarks.world_leaders swap      DATA [--checkpoint RUN] [--folder FOLDER] [--limit N] [setting=value …]
@@ -27,7 +27,6 @@ from rich.table import Table
 from rag.ask.documents import Documents, open_documents
 from rag.cli import mistakes_in_one_sentence, quieten
 from rag.evaluation.hot_swap import hot_swap
-from rag.index.folder import Index
 from rag.index.readers import read_passages
 from rag.metrics.qa import exact_match
 from rag.metrics.record import swap_cells
@@ -37,9 +36,9 @@ from rag.tasks.records import read_records
 EDITIONS = {"2016": "factbook_2016-11.passages.tsv.xz", "2021": "factbook_2021-01.passages.tsv.xz"}
 LEADERS = "leaders_2016_2021.jsonl.gz"
 COUNTRIES = (
-    "Algeria Argentina Austria Bangladesh Botswana Brazil Cambodia Chad Chile Egypt Estonia Ethiopia Finland France "
-    "Georgia Ghana Hungary Iceland India Japan Jordan Kenya Laos Mexico Mongolia Morocco Nepal Niger Norway Peru Poland "
-    "Portugal Senegal Thailand Uruguay Zambia"
+    "Algeria Argentina Austria Bangladesh Botswana Brazil Cambodia Chad Chile Egypt Estonia Ethiopia Finland "
+    "France Georgia Ghana Hungary Iceland India Japan Jordan Kenya Laos Mexico Mongolia Morocco Nepal Niger Norway "
+    "Peru Poland Portugal Senegal Thailand Uruguay Zambia"
 ).split()
 # Written before anything was asked, from the files. An answer is right by exact match with one of these.
 QUESTIONS: list[tuple[str, str, list[str]]] = [
@@ -122,7 +121,7 @@ def ask_documents(data: Path, folder: Path, checkpoint: str | None, settings: Se
             "right": bool(good),
             "known": reply.known,
             "file": reply.source.file if reply.source else "",
-            "probability": round(2.718281828 ** reply.logprob, 3),
+            "probability": round(2.718281828**reply.logprob, 3),
         }
         for (kind, question, _), reply, good in zip(QUESTIONS, replies, right, strict=True)
     ]
@@ -188,7 +187,8 @@ def show_documents(found: dict) -> None:
     print(f"refused: {refused} of the {len(UNANSWERED)} that the files say nothing about")
     seconds = found["seconds"]
     print(
-        f"{found['passages']:,} passages; first answer after {seconds['first']:.1f} s, the next {seconds['next']:.2f} s each"
+        f"{found['passages']:,} passages; the first answer after {seconds['first']:.1f} s, the next after "
+        f"{seconds['next']:.2f} s each"
     )
 
 

@@ -17,6 +17,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from rag.ask.command import check_documents, opening
 from rag.ask.session import Choice, Reply, Session
 from rag.compose import compose_config, plain
 from rag.encoders.opening import describe_encoder, open_passage_encoder
@@ -50,7 +51,10 @@ def open_documents(folder: str | Path, checkpoint: str | Path | None = None, *ov
     given = [f"documents={_quoted(folder)}", *overrides]
     if checkpoint is not None:
         given.append(f"checkpoint={_quoted(checkpoint)}")
-    session, choice, _ = session_of(compose_config(CONFIG, given))
+    cfg = compose_config(CONFIG, given)
+    check_documents(cfg.documents)
+    print(opening(cfg), file=sys.stderr, flush=True)
+    session, choice, _ = session_of(cfg)
     return Documents(session, choice)
 
 
@@ -58,7 +62,6 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     """As rag/ask/session.py's `open_session`, for documents: the index is brought up to date first."""
     folder = Path(cfg.documents).expanduser()
     place = Path(cfg.index.path) if cfg.index.path is not None else cache_of(folder)
-    _tell(f"reading {folder}; its index is kept in {place}")
     encoder = open_passage_encoder(cfg.passage_encoder, instantiate(cfg.encoder)).eval()
     if torch.cuda.is_available():
         encoder.cuda()
@@ -68,7 +71,7 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
         folder, encoder.encode, info, place, *reading, batch_size=cfg.passages_at_once
     )
     new = "unchanged since the last time" if not embedded else f"{embedded:,} of them embedded now"
-    _tell(f"{counted(len(index), 'passage')}, {new}")
+    print(f"{counted(len(index), 'passage')}, {new}", file=sys.stderr, flush=True)
     OmegaConf.update(cfg, "index.path", str(place))
     OmegaConf.update(cfg, "n_docs", min(cfg.n_docs, len(index)))
     model = instantiate(plain(cfg.model)).eval()
@@ -83,14 +86,3 @@ def _quoted(path: str | Path) -> str:
     """As a value of Hydra's grammar, whatever is in it."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def settings_given(overrides: list[str]) -> bool:
-    """Whether a command is about documents."""
-    return any(each.split("=")[0] == "documents" for each in overrides)
-
-
