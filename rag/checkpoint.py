@@ -40,6 +40,14 @@ class Checkpoint:
     architecture: str  # RagTokenForGeneration or RagSequenceForGeneration, "" if the checkpoint does not say
 
 
+def kind(path: str | Path) -> str | None:
+    """The model_type of a folder or hub id by its config; None where it has none, or nothing is there."""
+    try:
+        return _config(path).get("model_type")
+    except (OSError, ValueError):
+        return None
+
+
 def architecture(path: str | Path) -> tuple[str, int]:
     """("RagTokenForGeneration" or "RagSequenceForGeneration", n_docs) of a folder or hub id, from its config alone.
 
@@ -52,9 +60,9 @@ def architecture(path: str | Path) -> tuple[str, int]:
             f"checkpoint={path} is neither a run folder of train.py nor a checkpoint in the format of "
             f"facebook/rag-token-nq ({hub.reason(error)})"
         ) from error
-    if (kind := config.get("model_type")) != "rag":
+    if (found := config.get("model_type")) != "rag":
         raise UserError(
-            f"checkpoint={path} holds {f'a model of type {kind}' if kind else 'no model'}, not one in the format of "
+            f"checkpoint={path} holds {f'a model of type {found}' if found else 'no model'}, not one in the format of "
             "facebook/rag-token-nq, and is no run folder of train.py"
         )
     return (config.get("architectures") or [""])[0], config.get("n_docs", N_DOCS)
@@ -78,8 +86,8 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
     )
     try:
         found = _config(path)
-        if (kind := found.get("model_type")) != "rag":
-            held = f"a model of type {kind}" if kind else "no model"
+        if (of := found.get("model_type")) != "rag":
+            held = f"a model of type {of}" if of else "no model"
             raise UserError(f"{path} holds {held}, not a {what}: {advice}")
         config: Any = RagConfig.from_pretrained(path)
         asker: Any = config.question_encoder

@@ -106,6 +106,12 @@ def one_process(path: Path | str) -> Iterator[None]:
         lock.release()
 
 
+def hidden_beside(path: Path | str, ending: str) -> Path:
+    """Where something is kept that belongs to a file or folder: ".notes.rag" beside "notes"."""
+    path = Path(path).expanduser().resolve()
+    return path.with_name(f".{path.name}.{ending}")
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, aside and renamed."""
     with write_aside(path) as aside:

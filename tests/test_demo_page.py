@@ -64,7 +64,7 @@ def test_every_number_of_the_heat_map_can_be_read():
 
 def test_what_others_wrote_is_escaped_and_the_answers_words_are_marked():
     assert marked("Paris & the Seine", "seine") == "Paris &amp; the <mark>Seine</mark>"
-    cards = cards_html(REPLY.sources, "Seine")
+    cards = cards_html(REPLY)
     assert "Paris &lt;3" in cards and "Paris &amp; the <mark>Seine</mark>" in cards
     assert re.findall(r"width: ([\d.]+)%", cards) == ["25.0", "87.5", "75.0", "12.5"]
     assert re.findall(r'rag-number">([\d.]+)<', cards) == ["0.250", "0.875", "0.750", "0.125"]
@@ -106,7 +106,7 @@ def test_the_pages_buttons(runs):
         answer_html(reply, "RAG-Token"),
         answer_html(closed_book(QUESTIONS[:1])[0], "closed book, without any passage"),
         heat_map_html(reply),
-        cards_html(reply.sources, reply.answer),
+        cards_html(reply),
     )
     box, turns, messages, _ = page.say(QUESTIONS[0], [], "second", 2, "as trained")
     assert (box, turns) == ("", [QUESTIONS[0], reply.answer])
@@ -116,7 +116,7 @@ def test_the_pages_buttons(runs):
     assert turns == [QUESTIONS[0], reply.answer, "and Rome?", second.answer]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     assert [message["content"] for message in messages] == turns
-    assert cards == cards_html(second.sources, second.answer)
+    assert cards == cards_html(second)
     for call in (
         lambda: page.ask(" ", "first", 2, "as trained"),
         lambda: page.say("", [], "first", 2, "as trained"),

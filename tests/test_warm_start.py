@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel, GenerationConfig
 
-import rag.minilm
 import rag.generators.output_layer
+import rag.minilm
 from rag.classify import HeadClassifier, TokenClassifier
 from rag.decoding.generation import generate
 from rag.decoding.settings import Decoding
@@ -29,6 +29,7 @@ from rag.generators.output_layer import OutputLayer, check_output_layer
 from rag.generators.reader import new_reader
 from rag.generators.seq2seq import Generator
 from rag.generators.warm_start import WarmStartForConditionalGeneration, warm_started
+from rag.minilm import check_sha256, minilm
 from rag.model import ClosedBook, RagModel, RagSequence, RagToken
 from rag.training.optimization import Optimization
 

@@ -7,7 +7,6 @@ and the K passages with p(z|x), before, and p(z|x,y), after the answer is known 
 import json
 import os
 import re
-import select
 import shutil
 import sys
 import textwrap
@@ -27,7 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rag.ask.highlight import answer_spans, snippet
+from rag.ask.command import about_documents, check_documents, opening
+from rag.ask.pipe import lines_at_hand
+from rag.ask.printed import printable, quoted, shortened, shown
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import one_sentence, run_script
 from rag.compose import choices, compose_config, key_of, nearest
@@ -35,15 +36,23 @@ from rag.errors import UserError
 from rag.lazy import many_imports
 
 if TYPE_CHECKING:  # torch and the models' code take seconds, which a mistake in the command need not wait for
-    from rag.ask.session import Choice, Reply, Session, Source
+    from rag.ask.session import Choice, Reply, Session
     from rag.decoding.settings import Decoding
 
 USAGE = """
+python -m rag.ask documents=FOLDER [key=value …] ["question"]
 python -m rag.ask checkpoint=RUN [key=value …] ["question"]
 
-Answers a question with the model of a run folder of train.py: the answer, log p(y|x), and the passages it read, with
-p(z|x) and p(z|x,y). Without a question, starts a session (/help lists its commands) or reads questions from a pipe,
-one a line.
+documents=FOLDER answers questions about the text and Markdown files in a folder, without any training: the answer, the
+sentence that holds it, and the passages that were read, or that it does not know. An index is kept beside the folder.
+
+  python -m rag.ask documents=notes "Who built the lighthouse?"
+  python -m rag.ask documents=notes n_docs=10                more passages
+  python -m rag.ask documents=notes checkpoint=RUN           another model reads
+
+checkpoint=RUN answers with the model of a run folder of train.py: the answer, log p(y|x), and the passages it read,
+with p(z|x) and p(z|x,y). Without a question, both start a session (/help lists its commands) or read questions from a
+pipe, one a line.
 
   python -m rag.ask checkpoint=outputs/demo/rag_token "Where did Bertha Spalding live?"
   python -m rag.ask checkpoint=…                             a session: questions and /commands until Ctrl-D
@@ -66,31 +75,37 @@ COMMANDS = {
     "/help": "this list",
     "/quit": "leave, as Ctrl-D and Ctrl-C do",
 }
-SNIPPET = 220  # characters of a passage
 _SETTING = re.compile(r"(~|\+{0,2})[A-Za-z_][\w./@]*=|~\w|-")
 
 
 def check(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the checkpoint that is asked; UserError for what is wrong with it or the command."""
+    """The configuration of the checkpoint or documents asked; UserError for what is wrong with it or the command."""
     if cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} answers nothing: give 1 or more")
+    if about_documents(overrides):
+        check_documents(cfg.documents)
+        return cfg
     return from_checkpoint(cfg, overrides, "rag.ask", CHANGEABLE, OWN)
 
 
 def ask(cfg: DictConfig, overrides: list[str], question: str) -> None:
     saved = check(cfg, overrides)
-    print(f"opening {saved.checkpoint}", file=sys.stderr)
+    documents = about_documents(overrides)
+    print(opening(saved) if documents else f"opening {saved.checkpoint}", file=sys.stderr)
     with many_imports():
         import torch
 
+        from rag.ask.documents import session_of
         from rag.ask.session import open_session
 
-        session, choice, indexes = open_session(saved)
+        session, choice, indexes = (session_of if documents else open_session)(saved)
     torch.manual_seed(saved.seed)
 
     def decoding(settings: list[str]) -> "Decoding":
         settings = [*(each for each in overrides if not key_of(each).startswith("decoding")), *settings]
-        again = compose_config("ask", settings)
+        again = compose_config("documents" if documents else "ask", settings)
+        if documents:
+            return instantiate(again.decoding)
         return instantiate(from_checkpoint(again, settings, "rag.ask", CHANGEABLE, OWN).decoding)
 
     talk = Talk(session, choice, indexes, decoding, saved.conversation, saved.json)
@@ -238,7 +253,12 @@ class Talk:
 
     def show(self, reply: "Reply") -> None:
         answer = Text(printable(reply.answer) or "(an empty answer)", style="bold")
+        if reply.known is False:
+            self.console.print(Text("I do not know: nothing that I read answers this.", style="bold"))
+            answer = Text(f"  best guess: {answer.plain}")
         self.console.print(answer, Text(f"  log p(y|x) = {reply.logprob:.3f}", style="dim"))
+        if reply.known is not None and reply.sources:
+            self.console.print(quoted(reply), soft_wrap=True)
         for text, logprob in reply.others:
             self.console.print(Text(f"  or: {printable(text)}"), Text(f"  {logprob:.3f}", style="dim"))
         if reply.sources:
@@ -249,7 +269,10 @@ class Talk:
             table.add_column("p(z|x,y)", justify="right", no_wrap=True)
             for rank, source in enumerate(reply.sources, start=1):
                 table.add_row(
-                    str(rank), shown(source, reply.answer), f"{source.prior:.3f}", f"{source.posterior:.3f}"
+                    str(rank),
+                    shown(source, reply.answer, with_file=reply.known is not None),
+                    f"{source.prior:.3f}",
+                    f"{source.posterior:.3f}",
                 )
             self.console.print(table)
         self.console.file.flush()
@@ -338,57 +361,6 @@ class Talk:
         self.tell(self.state())
 
 
-def shown(source: "Source", answer: str) -> Text:
-    """Title and the piece of a passage where the answer's words stand, which are marked."""
-    if source.id is None:
-        return Text("no passage (the null document)", style="dim")
-    passage = printable(source.text)
-    text, spans = snippet(passage, answer_spans(passage, answer), SNIPPET)
-    marked = Text(text)
-    title = Text(printable(source.title), style="bold")
-    for where, places in ((marked, spans), (title, answer_spans(title.plain, answer))):
-        for start, end in places:
-            where.stylize("bold black on yellow", start, end)
-    return Text("\n").join([title, marked]) if title.plain else marked
-
-
-def shortened(question: str) -> str:
-    """A question by its beginning, for a message about it."""
-    text = printable(question)
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def printable(text: str) -> str:
-    """Without line ends and what would command the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-def lines_at_hand(descriptor: int, most: int) -> Iterator[list[str]]:
-    """The lines of a pipe, up to `most` at once where so many stand in it already.
-
-    Whoever writes one question and waits for its answer gets it; whoever writes thousands has them answered in
-    batches. Raises UserError for bytes that are not UTF-8.
-    """
-    held, ended, number = b"", False, 0
-    while held or not ended:
-        lines: list[str] = []
-        while len(lines) < most:
-            line, end, rest = held.partition(b"\n")
-            if end or (ended and held):
-                held, number = rest, number + 1
-                try:
-                    lines.append(line.decode())
-                except UnicodeDecodeError as error:
-                    raise UserError(f"standard input, line {number}: not UTF-8 ({error.reason})") from error
-            elif ended or (lines and not select.select([descriptor], [], [], 0)[0]):
-                break
-            else:
-                piece = os.read(descriptor, 1 << 16)
-                held, ended = held + piece, not piece
-        if lines:
-            yield lines
-
-
 @contextmanager
 def line_editing(talk: Talk, history: str | None) -> Iterator[None]:
     """Arrow keys, completion of commands and names, and what was typed last time."""
@@ -440,7 +412,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
 def main(arguments: Sequence[str]) -> None:
     settings, question = split_arguments(arguments)
     body = partial(ask, overrides=settings, question=question)
-    run_script("ask", USAGE, body, settings, partial(check, overrides=settings))
+    name = "documents" if about_documents(settings) else "ask"
+    run_script(name, USAGE, body, settings, partial(check, overrides=settings))
 
 
 if __name__ == "__main__":

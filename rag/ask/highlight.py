@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from rag.index.sections import sentences
 from rag.words import answer_words, word_places
 
 Spans = list[tuple[int, int]]  # beginning and end of each place, in characters
@@ -43,6 +44,18 @@ def answer_spans(text: str, answer: str) -> Spans:
             spans.append((start, end))
         before = hit
     return spans
+
+
+def answer_sentence(text: str, answer: str) -> str:
+    """The first sentence of `text` with the answer word for word, or else with most of its words; "" without any."""
+    best, most = "", 0
+    for sentence in sentences(text):
+        if answer and answer.casefold() in sentence.casefold():
+            return sentence.strip()
+        found = sum(end - start for start, end in answer_spans(sentence, answer))
+        if found > most:
+            best, most = sentence.strip(), found
+    return best
 
 
 def snippet(text: str, spans: Spans, length: int) -> tuple[str, Spans]:

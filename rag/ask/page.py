@@ -20,18 +20,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rag.ask.__main__ import CHANGEABLE
+from rag.ask.command import about_documents, check_documents, opening
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import run_script
 from rag.compose import choices, compose_config
 from rag.errors import UserError
 
 USAGE = """
+python -m rag.ask.page documents=FOLDER [key=value …]
 python -m rag.ask.page checkpoint=RUN [key=value …]
 
-Serves a web page to ask the model of a run folder of train.py, at http://127.0.0.1:7860 until Ctrl-C. Listens on
-localhost by default and loads nothing from the network. Needs the extra "demo":
+Serves a web page to ask about a folder of text and Markdown, or the model of a run folder of train.py, at
+http://127.0.0.1:7860 until Ctrl-C. Listens on localhost by default and loads nothing from the network. Needs the extra
+"demo":
 python -m pip install -e ".[demo]" -c constraints.txt
 
+  python -m rag.ask.page documents=notes
   python -m rag.ask.page checkpoint=outputs/demo/rag_token
   python -m rag.ask.page checkpoint=… closed_book=outputs/closed    also show this run's answer; null: none
   python -m rag.ask.page checkpoint=… n_docs=10 decoding=beam4      the page's initial settings
@@ -50,15 +54,18 @@ POLICY = (
 
 
 def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
-    saved = from_checkpoint(cfg, overrides, "rag.ask.page", CHANGEABLE, OWN)
+    documents = about_documents(overrides)
+    saved = cfg if documents else from_checkpoint(cfg, overrides, "rag.ask.page", CHANGEABLE, OWN)
     gradio = import_gradio()
-    closed = closed_book_run(saved.checkpoint, saved.closed_book)
-    print(f"opening {saved.checkpoint}" + (f" and {closed}" if closed else ""), file=sys.stderr)
+    closed = None if documents else closed_book_run(saved.checkpoint, saved.closed_book)
+    what = opening(saved) if documents else f"opening {saved.checkpoint}"
+    print(what + (f" and {closed}" if closed else ""), file=sys.stderr)
     import torch
 
+    from rag.ask.documents import session_of
     from rag.ask.session import open_session
 
-    session, choice, indexes = open_session(saved)
+    session, choice, indexes = (session_of if documents else open_session)(saved)
     torch.manual_seed(saved.seed)
     beside = None
     if closed is not None and not session.closed_book:
@@ -74,15 +81,19 @@ def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
     @cache
     def decoding(name: str) -> Any:
         settings = [] if name == AS_TRAINED else [f"decoding={name}"]
+        if documents:
+            return instantiate(compose_config("documents", [*overrides, *settings]).decoding)
         again = compose_config("demo_page", [*overrides, *settings])
         again.checkpoint = saved.checkpoint
         settings = [*overrides, *settings]
         return instantiate(from_checkpoint(again, settings, "rag.ask.page", CHANGEABLE, OWN).decoding)
 
-    page = Page(session, choice, indexes, decoding, beside, example_questions(saved.task))
+    examples = [] if documents else example_questions(saved.task)
+    page = Page(session, choice, indexes, decoding, beside, examples)
     blocks = page.blocks(gradio)
     address = serve(gradio, blocks, saved.host, saved.port)
-    print(f"{session.model.title} of {saved.checkpoint} answers at {address} until Ctrl-C", flush=True)
+    of = saved.documents if documents else saved.checkpoint
+    print(f"{session.model.title} of {of} answers at {address} until Ctrl-C", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -171,7 +182,7 @@ class Page:
             self.html.answer_html(reply, self.name),
             beside and self.html.answer_html(beside, "closed book, without any passage"),
             self.html.heat_map_html(reply),
-            self.html.cards_html(reply.sources, reply.answer),
+            self.html.cards_html(reply),
         )
 
     def say(
@@ -186,7 +197,7 @@ class Page:
         turns = [*turns, text, reply.answer]
         roles = ("user", "assistant")
         messages = [{"role": roles[place % 2], "content": each} for place, each in enumerate(turns)]
-        return "", turns, messages, self.html.cards_html(reply.sources, reply.answer)
+        return "", turns, messages, self.html.cards_html(reply)
 
     def blocks(self, gr: Any) -> Any:
         """The page itself."""
@@ -342,9 +353,13 @@ def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
 def main(arguments: list[str]) -> None:
     def check(cfg: DictConfig) -> None:
         check_gradio()
+        if about_documents(arguments):
+            check_documents(cfg.documents)
+            return
         from_checkpoint(cfg, arguments, "rag.ask.page", CHANGEABLE, OWN)
 
-    run_script("demo_page", USAGE, partial(demo_page, overrides=arguments), arguments, check)
+    name = "documents" if about_documents(arguments) else "demo_page"
+    run_script(name, USAGE, partial(demo_page, overrides=arguments), arguments, check)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from rag.checkpoint_config import in_transformers_format
 from rag.errors import UserError
 from rag.generators.pretrained import pretrained_reader
 from rag.generators.seq2seq import Generator
-from rag.runs import Run
 
 
 def open_reader(path: str | Path | None = None, **settings: Any) -> Generator:
@@ -23,7 +22,9 @@ def open_reader(path: str | Path | None = None, **settings: Any) -> Generator:
     if folder.is_dir():
         return Generator.from_pretrained(folder, **settings)
     if (Path(path) / "run.json").exists():
-        raise UserError(f"checkpoint={path} has no generator yet, or is a bi-encoder's run: give a finished run")
-    if in_transformers_format(str(path)) and checkpoint.holds_rag(path):
+        raise UserError(
+            f"checkpoint={path} has no generator yet, or is a bi-encoder's run: give a finished run"
+        )
+    if in_transformers_format(str(path)) and checkpoint.kind(path) == "rag":
         return checkpoint.load(path, **settings).generator
     return Generator.from_pretrained(path, **settings)

@@ -4,7 +4,6 @@ Whatever comes from a model, a passage or a user is escaped. Colours are one hue
 them stands beside its number.
 """
 
-from collections.abc import Sequence
 from html import escape
 
 from rag.ask.highlight import answer_spans
@@ -36,6 +35,8 @@ CSS = """
 .rag-card {border: 1px solid var(--border-color-primary, #ccc); border-radius: 8px; padding: 0.7em 0.9em}
 .rag-card p {margin: 0.35em 0 0.5em; line-height: 1.45; overflow-wrap: anywhere}
 .rag-card mark {background: #ffd54a; color: #111; border-radius: 2px; padding: 0 0.1em}
+.rag-sentence {margin: 0.3em 0; line-height: 1.45}
+.rag-sentence mark {background: #ffd54a; color: #111; border-radius: 2px; padding: 0 0.1em}
 .rag-bar {display: grid; grid-template-columns: 9.5em 1fr 3.4em; gap: 0.6em; align-items: center; font-size: 0.85em}
 .rag-track {height: 0.75em; border-radius: 3px; background: rgba(128, 128, 128, 0.18)}
 .rag-fill {height: 100%; border-radius: 3px; min-width: 1px}
@@ -44,15 +45,27 @@ CSS = """
 
 
 def answer_html(reply: Reply, who: str) -> str:
-    """The answer, who gave it, and log p(y|x); further answers below."""
+    """The answer, who gave it, and log p(y|x); further answers below. Of documents, also the sentence that holds it and
+    where it stands, or that the answer is not believed."""
     text = escape(reply.answer) or "<em>an empty answer</em>"
+    if reply.known is False:
+        text = "I do not know: nothing that I read answers this."
     others = "".join(
         f'<div class="rag-note">or: {escape(other)} ({logprob:.2f})</div>' for other, logprob in reply.others
     )
     return (
         f'<div class="rag-answer"><div class="rag-who">{escape(who)}</div><div class="rag-text">{text}</div>'
-        f'<div class="rag-note">log p(y|x) = {_number(reply.logprob)}</div>{others}</div>'
+        f'{_from(reply)}<div class="rag-note">log p(y|x) = {_number(reply.logprob)}</div>{others}</div>'
     )
+
+
+def _from(reply: Reply) -> str:
+    """The sentence that holds the answer, and its document."""
+    if reply.known is None or (source := reply.source) is None:
+        return ""
+    guess = "" if reply.known else f"best guess: {escape(reply.answer)}; "
+    sentence = marked(reply.sentence, reply.answer)
+    return f'<div class="rag-sentence">{guess}<strong>{escape(source.file)}</strong>: {sentence}</div>'
 
 
 def heat_map_html(reply: Reply) -> str:
@@ -82,14 +95,17 @@ def heat_map_html(reply: Reply) -> str:
     )
 
 
-def cards_html(sources: Sequence[Source], answer: str) -> str:
+def cards_html(reply: Reply) -> str:
     """The passages in the order of retrieval, the answer's words marked, with bars for prior and posterior."""
-    return f'<div class="rag-cards">{"".join(_card(*each, answer) for each in enumerate(sources, start=1))}</div>'
+    cards = "".join(_card(rank, source, reply) for rank, source in enumerate(reply.sources, start=1))
+    return f'<div class="rag-cards">{cards}</div>'
 
 
-def _card(rank: int, source: Source, answer: str) -> str:
+def _card(rank: int, source: Source, reply: Reply) -> str:
+    answer = reply.answer
+    file = "" if reply.known is None else f'<span class="rag-note">{escape(source.file)}</span>&ensp;'
     return (
-        f'<div class="rag-card"><div class="rag-title">{rank}&ensp;{marked(_name(source), answer)}</div>'
+        f'<div class="rag-card"><div class="rag-title">{rank}&ensp;{file}{marked(_name(source), answer)}</div>'
         f"<p>{marked(source.text, answer)}</p>"
         f"{_bar('before, p(z|x)', source.prior, '#8c8c8c')}{_bar('after, p(z|x,y)', source.posterior, '#0072b2')}</div>"
     )

@@ -16,11 +16,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from rag.ask.doubt import Doubt, believed
+from rag.ask.highlight import answer_sentence
 from rag.decoding.answers import Answer
 from rag.decoding.generation import generate
 from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.index.folder import Index
+from rag.index.passage import whole_id
 from rag.model import RagModel
 from rag.reopen import open_model
 from rag.retrievers.protocol import check_depth
@@ -51,12 +54,18 @@ class Source:
     posterior: float
     by_token: tuple[float, ...] | None
 
+    @property
+    def file(self) -> str:
+        """The document that it is of, where documents are asked; else the id, without the number of a piece."""
+        return whole_id(self.id or "")
+
 
 @dataclass(frozen=True)
 class Reply:
     """The answer to a question, log p(y|x) in nats, the passages in the order of retrieval, and T tokens.
 
-    others: further answers with their log p(y|x), where the decoding gives several.
+    others: further answers with their log p(y|x), where the decoding gives several. known: whether the answer is
+    believed (rag/ask/doubt.py); None where nobody asked whether.
     """
 
     question: str
@@ -65,6 +74,18 @@ class Reply:
     tokens: tuple[str, ...]
     sources: tuple[Source, ...]
     others: tuple[tuple[str, float], ...] = ()
+    known: bool | None = None
+
+    @property
+    def source(self) -> Source | None:
+        """The passage that the answer comes from most, by p(z|x,y)."""
+        return max(self.sources, key=lambda source: source.posterior, default=None)
+
+    @property
+    def sentence(self) -> str:
+        """The sentence of that passage that holds the answer; "" where none holds it."""
+        source = self.source
+        return "" if source is None else answer_sentence(source.text, self.answer)
 
     def record(self) -> dict[str, Any]:
         """As a line of JSON; a log-probability of −inf (nothing was retrieved) is null."""
@@ -89,6 +110,8 @@ class Reply:
                 for source in self.sources
             ],
         }
+        if self.known is not None and (source := self.source) is not None:
+            record |= {"known": self.known, "file": source.file, "sentence": self.sentence}
         if self.others:
             record["others"] = [
                 {"answer": text, "logprob": _finite(logprob)} for text, logprob in self.others
@@ -101,10 +124,14 @@ def _finite(logprob: float) -> float | None:
 
 
 class Session:
-    """A model that answers; several threads may ask at once and are served one after the other."""
+    """A model that answers; several threads may ask at once and are served one after the other.
 
-    def __init__(self, model: RagModel):
+    doubt: when an answer is not believed; None: nobody asks.
+    """
+
+    def __init__(self, model: RagModel, doubt: Doubt | None = None):
         self.model = model.eval()
+        self.doubt = doubt
         self._lock = threading.Lock()
         self._opened: dict[Path, Index] = {}
         if model.retriever is not None:
@@ -126,7 +153,10 @@ class Session:
             batch = self.model.prepare(questions).to(self.model.generator.model.device)
             contexts = self.model.read(batch, choice.n_docs)
             answers = generate(self.model, contexts, choice.decoding)
-            return [self._reply(*each) for each in zip(questions, answers, strict=True)]
+            known: Sequence[bool | None] = [None] * len(answers)
+            if self.doubt is not None:
+                known = believed(self.doubt, self.model, contexts, answers)
+            return [self._reply(*each) for each in zip(questions, answers, known, strict=True)]
 
     def check(self, choice: Choice) -> None:
         """Raise the UserError that `answer` would raise for this choice's index and K."""
@@ -143,7 +173,7 @@ class Session:
             self.model.retriever.swap(index)
         self._opened[folder] = index
 
-    def _reply(self, question: str, answers: list[Answer]) -> Reply:
+    def _reply(self, question: str, answers: list[Answer], known: bool | None) -> Reply:
         best, *others = answers
         generator = self.model.generator
         tokens = tuple(
@@ -157,6 +187,7 @@ class Session:
             tokens,
             () if self.closed_book else tuple(self._sources(best)),
             tuple((other.text, other.logprob) for other in others),
+            known,
         )
 
     def _sources(self, answer: Answer) -> Iterable[Source]:

@@ -15,7 +15,7 @@ def pretrained_reader(folder: Path | None = None, **settings: Any) -> Generator:
     folder = FOLDER if folder is None else folder
     if not folder.is_dir():
         raise UserError(
-            f"the reader that comes with the project is not at {folder}: restore that folder, or give checkpoint=RUN, a "
-            "run of experiment=wiki/reader"
+            f"the reader that comes with the project is not at {folder}: restore that folder, or give checkpoint=RUN, "
+            "a run of experiment=wiki/reader"
         )
     return Generator.from_pretrained(folder, **settings)

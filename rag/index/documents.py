@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from rag.errors import UserError
-from rag.files import one_process, put_back, replace_folder
+from rag.files import hidden_beside, one_process, put_back, replace_folder
 from rag.index.build import build
 from rag.index.embed import Encode, embed
 from rag.index.folder import Index
@@ -39,8 +39,7 @@ _SHARD = 1_000  # passages that a killed build has to embed again at most
 
 def cache_of(documents: Path | str) -> Path:
     """Where the index of a folder of documents is kept: hidden, beside it."""
-    documents = Path(documents).resolve()
-    return documents.with_name(f".{documents.name}.rag") / "index"
+    return hidden_beside(documents, "rag") / "index"
 
 
 def read_documents(

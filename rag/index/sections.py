@@ -1,4 +1,4 @@
-"""Documents for people's questions: text and Markdown cut where their authors did, into passages that say what they are.
+"""Documents for people's questions: text and Markdown cut where their authors did, into passages with a title each.
 
 Section 3 cuts Wikipedia every 100 words. A file of notes is shorter and has headings: a passage here never crosses one,
 is titled by the file's title and the headings above it ("Algeria – Government"), and ends with a paragraph or else a
@@ -20,7 +20,9 @@ BETWEEN_HEADINGS = " – "
 _HEADING = regex.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _UNDERLINE = regex.compile(r" {0,3}(=+|-{2,})[ \t]*$")
 _FENCE = regex.compile(r" {0,3}(```|~~~)")
-_RULE = regex.compile(r"[ \t]*([-*_])([ \t]*\1){2,}[ \t]*$|[ \t]*\|?[ \t:|-]*-{3,}[ \t:|-]*$")  # and a table's
+_RULE = regex.compile(
+    r"[ \t]*([-*_])([ \t]*\1){2,}[ \t]*$|[ \t]*\|?[ \t:|-]*-{3,}[ \t:|-]*$"
+)  # and a table's
 _ITEM = regex.compile(r"[ \t]*([-*+]|\d{1,3}[.)])[ \t]+")
 _QUOTE = regex.compile(r"[ \t]*(>[ \t]?)+")
 _COMMENT = regex.compile(r"<!--.*?-->", regex.DOTALL)

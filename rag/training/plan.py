@@ -102,6 +102,8 @@ def open_run(cfg: DictConfig) -> Run:
 
     settings = decisive(cfg)
     names = dict.fromkeys(names_in(settings["module"]))
-    models = [f"hub://{name}" for name in names if at_hand(name) == name]  # what is installed has one form only
+    models = [
+        f"hub://{name}" for name in names if at_hand(name) == name
+    ]  # what is installed has one form only
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
     return Run.open(cfg.paths.run, settings, yaml, [*inputs_of(cfg), *models], cfg.overwrite)

@@ -1,0 +1,53 @@
+"""What stands in the terminal: passages with the answer's words marked, the sentence that holds it, its document."""
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from rag.ask.highlight import answer_spans, snippet
+
+if TYPE_CHECKING:
+    from rag.ask.session import Reply, Source
+
+SNIPPET, SENTENCE = 220, 300  # characters of a passage, of a sentence, that are shown
+MARKED = "bold black on yellow"
+
+
+def shown(source: "Source", answer: str, with_file: bool = False) -> Text:
+    """Title and the piece of a passage where the answer's words stand, which are marked."""
+    if source.id is None:
+        return Text("no passage (the null document)", style="dim")
+    passage = printable(source.text)
+    text, spans = snippet(passage, answer_spans(passage, answer), SNIPPET)
+    marked = Text(text)
+    name = f"{source.file}, {source.title}" if with_file else source.title
+    title = Text(printable(name), style="bold")
+    for where, places in ((marked, spans), (title, answer_spans(title.plain, answer))):
+        for start, end in places:
+            where.stylize(MARKED, start, end)
+    return Text("\n").join([title, marked]) if title.plain else marked
+
+
+def shortened(question: str) -> str:
+    """A question by its beginning, for a message about it."""
+    text = printable(question)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def printable(text: str) -> str:
+    """Without line ends and what would command the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def quoted(reply: "Reply") -> Text:
+    """The document that an answer is from, and the sentence that holds it with its words marked."""
+    source = reply.source
+    if source is None:
+        return Text("")
+    whole = printable(reply.sentence)
+    sentence, spans = snippet(whole, answer_spans(whole, reply.answer), SENTENCE)
+    marked = Text(sentence)
+    for start, end in spans:
+        marked.stylize(MARKED, start, end)
+    name = printable(f"{source.file}, {source.title}" if source.title else source.file)
+    return Text.assemble("  ", (name, "bold"), ": " if sentence else "", marked)
