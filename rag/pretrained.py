@@ -1,7 +1,7 @@
 """Loading transformers' models and tokenizers: every weight accounted for, in float32 unless asked otherwise."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
@@ -75,11 +75,18 @@ def load_pretrained(
     return model, tokenizer
 
 
-def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **settings: Any) -> Any:
+def load_weights(
+    model_class: Any,
+    path: str | Path,
+    dtype: str = FLOAT32,
+    may_lack: Callable[[str], bool] = lambda weight: False,
+    **settings: Any,
+) -> Any:
     """`model_class.from_pretrained`, from safetensors or tensors alone, that leaves no weight to chance.
 
     dtype: the weights' type, whatever they were saved as. transformers would take the saved one, and those of
-    facebook/bart-large are half: AdamW's steps on half weights are rounded away or overflow.
+    facebook/bart-large are half: AdamW's steps on half weights are rounded away or overflow. may_lack: whether a weight
+    that the checkpoint lacks is meant to be a new one.
 
     Raises UserError for a checkpoint of another kind of model, and names the weights that one lacks, holds in another
     shape or that are not finite; extra ones are named in a warning.
@@ -115,7 +122,7 @@ def load_weights(model_class: Any, path: str | Path, dtype: str = FLOAT32, **set
         raise UserError(
             f"{path} holds {_named(wrong)} in another shape than its config.json says: restore it"
         )
-    if missing := report["missing_keys"]:
+    if missing := [weight for weight in report["missing_keys"] if not may_lack(weight)]:
         held = found.get("architectures") or []
         if held and hasattr(model_class, "config_class") and model_class.__name__ not in held:
             raise UserError(

@@ -352,7 +352,7 @@ def test_folders_that_hold_something_else(tmp_path, index, bart, question_encode
     bart.save_pretrained(tmp_path / "bart")
     with pytest.raises(UserError, match="holds a model of type bart, not a RAG checkpoint.*from_parts"):
         RagToken.from_pretrained(tmp_path / "bart", index)
-    with pytest.raises(UserError, match="holds no DPRQuestionEncoder with its tokenizer"):
+    with pytest.raises(UserError, match="holds no question encoder with its tokenizer"):
         RagToken.from_parts(tmp_path, tmp_path / "bart", index)
 
 

@@ -95,7 +95,7 @@ def test_save_and_load(tmp_path, question_encoder):
 
 
 def test_a_folder_that_holds_no_encoder(tmp_path):
-    with pytest.raises(UserError, match="holds no DPRQuestionEncoder with its tokenizer"):
+    with pytest.raises(UserError, match="holds no question encoder with its tokenizer"):
         QuestionEncoder.from_pretrained(tmp_path)
 
 

@@ -1,7 +1,10 @@
 """Section 2.2 with cosines, their scale, and BM25 beside them: p(z|x) = softmax of s · q(x)ᵀd(z) + w · BM25(x, z)."""
 
+import json
 import logging
 import math
+import shutil
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -16,7 +19,11 @@ from rag.encoders.opening import open_passage_encoder, open_question_encoder
 from rag.encoders.protocol import describe_encoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
+from rag.index.build import build
 from rag.index.folder import Index
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.vectors import UNKNOWN, EncoderInfo
 from rag.parts import load_parts, save_parts
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.exact import ExactRetriever
@@ -24,6 +31,7 @@ from rag.retrievers.hybrid import HybridRetriever
 from rag.retrievers.lexical import BM25
 from rag.retrievers.null_document import NullBias
 from rag.retrievers.scale import LearnedScale, number_of
+from rag.training.dpr import BiEncoder, sentence_encoders
 
 ALL = len(PASSAGES)
 
@@ -185,6 +193,55 @@ def test_a_trained_encoder_refuses_vectors_of_other_weights(encoder, cosines, fo
     other = an_index(tmp_path / "index", folder, max_length=30)
     with pytest.raises(UserError, match="but the question encoder belongs"):
         DenseRetriever.from_pretrained(tmp_path / "trained", other.folder)
+
+
+def test_a_question_encoder_remembers_the_scale_it_was_trained_with(encoder, cosines, tmp_path):
+    """What p(z|x) was a softmax of does not get lost between two trainings; a number that is given goes before."""
+    assert encoder.scale is None and DenseRetriever(encoder, cosines).scale == 20.0
+    learned = DenseRetriever(encoder, cosines, scale=LearnedScale(33.0))
+    learned.trained_parts()[0].save(tmp_path / "trained")
+    again = DenseRetriever.from_pretrained(tmp_path / "trained", cosines.folder)
+    assert again.scale == pytest.approx(33.0)
+    assert_close(again(again.prepare(QUESTIONS), 3).scores, learned(learned.prepare(QUESTIONS), 3).scores)
+    given = DenseRetriever.from_pretrained(tmp_path / "trained", cosines.folder, scale=7.0)
+    assert given.scale == 7.0
+    hybrid = HybridRetriever.from_pretrained(tmp_path / "trained", cosines.folder, BM25.build)
+    assert hybrid.scale == pytest.approx(33.0)
+    pair = BiEncoder(sentence_encoders(tmp_path / "trained"), scale=5.0)
+    assert pair.question_encoder.scale is None  # of a training that begins anew
+    save_parts(pair.trained_parts(), tmp_path / "dpr")
+    assert open_question_encoder(tmp_path / "dpr" / "question_encoder").scale == 5.0
+
+
+def test_dprs_encoder_remembers_its_scale_too(question_encoder, index, tmp_path):
+    assert DenseRetriever(question_encoder, index).scale == 1.0
+    DenseRetriever(question_encoder, index, scale=0.5).trained_parts()[0].save(tmp_path / "trained")
+    assert DenseRetriever.from_pretrained(tmp_path / "trained", index.folder).scale == 0.5
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_cosines_and_inner_products_of_nobody_knows_whose_vectors_are_told_apart(
+    encoder, question_encoder, cosines, index, tmp_path, unit
+):
+    """Vectors that were taken over say how long they are, and so which question encoder is not theirs."""
+    of_unit_length = cosines if unit else index
+    vectors = of_unit_length.vectors(np.arange(ALL))
+    info = EncoderInfo("somebody's", UNKNOWN, UNKNOWN)
+    store = PassageStore.write(
+        (Passage(str(n), *p) for n, p in enumerate(PASSAGES)), tmp_path / "i" / "passages"
+    )
+    shutil.copytree(of_unit_length.folder / "vectors", tmp_path / "i" / "vectors")
+    plan = tmp_path / "i" / "vectors" / "plan.json"
+    held = json.loads(plan.read_text())
+    plan.write_text(json.dumps(held | {"encoder": asdict(info), "corpus_sha256": store.sha256}))
+    taken_over = build(tmp_path / "i", show_progress=False)
+    assert taken_over.manifest.metric == ("cosine" if unit else "inner product")
+    np.testing.assert_array_equal(taken_over.vectors(np.arange(ALL)), vectors)
+    fits, other = (encoder, question_encoder) if unit else (question_encoder, encoder)
+    DenseRetriever(fits, taken_over)
+    found = "of unit length, but .* differ: " if unit else "that differ in length, but .* have unit length: "
+    with pytest.raises(UserError, match=f"holds vectors {found}.*encoder.normalize={str(unit).lower()}"):
+        DenseRetriever(other, taken_over)
 
 
 # -- with BM25 ------------------------------------------------------------------------------------

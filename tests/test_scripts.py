@@ -753,7 +753,7 @@ def test_an_index_of_another_encoder_or_corpus(demo, tmp_path, capsys):
     assert demo("build_index", "experiment=miniwiki/index_a", edition_b) == 2
     assert "holds another corpus" in refusal(capsys)
     assert demo("build_index", "experiment=miniwiki/index_a", f"passage_encoder={tmp_path / 'no'}") == 2
-    assert "holds no DPRContextEncoder" in refusal(capsys)
+    assert "holds no passage encoder" in refusal(capsys)
     assert contents(demo.root) == before and not (tmp_path / "run").exists()
 
     shutil.copytree(demo.run("index_a"), tmp_path / "index")

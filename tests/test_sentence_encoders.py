@@ -305,20 +305,41 @@ def test_a_cosine_without_unit_length_is_told(tmp_path, caplog):
 # -- against sentence-transformers itself ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("pooling", ["cls_token", "lasttoken", "mean_sqrt_len_tokens"])
-def test_it_equals_the_package_and_the_package_loads_what_is_saved(tmp_path, pooling):
+PACKAGE = [
+    *[("bert", pooling) for pooling in POOLINGS],
+    *[(kind, "cls" if kind == "modernbert" else "mean") for kind in BOTH_WAYS if kind != "bert"],
+    *[(kind, "last") for kind in CAUSAL],
+]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["pooled", "dense-normalized"])
+@pytest.mark.parametrize(("kind", "pooling"), PACKAGE)
+def test_it_equals_the_package_and_the_package_loads_what_is_saved(tmp_path, kind, pooling, whole):
+    """Every type of model and every pooling, alone and with prompts, a Dense and unit length; trained weights too."""
     reference = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    prompts = {"query": "which river ", "document": "Italy "}
-    folder = write_modules(tiny_transformer(tmp_path / "a"), pooling, dense=(16, 10), prompts=prompts)
+    prompts = {"query": "which river ", "document": "Italy "} if whole else None
+    named = {"cls": "cls_token", "last": "lasttoken"}.get(pooling, f"{pooling}_tokens")
+    folder = write_modules(
+        tiny_transformer(tmp_path / "a", kind),
+        named,
+        whole,
+        dense=(16, 10) if whole else None,
+        prompts=prompts,
+    )
     question, passage = open_question_encoder(folder).eval(), open_passage_encoder(folder).eval()
-    question.save_pretrained(tmp_path / "b")
-    read = [f"{title} {text}" for title, text in PASSAGES]
     for place in (folder, tmp_path / "b"):
+        if place != folder:
+            with torch.no_grad():
+                for weight in question.parameters():
+                    weight.add_(torch.randn_like(weight) * 0.05)
+            question.save_pretrained(place)
+            passage = open_passage_encoder(place).eval()
         theirs = reference.SentenceTransformer(str(place), device="cpu")
-        np.testing.assert_allclose(vectors(question), theirs.encode_query(TEXTS), rtol=0, atol=1e-5)
-        np.testing.assert_allclose(
-            passage.encode(passages()), theirs.encode_document(read), rtol=0, atol=1e-5
-        )
+        asked = theirs.encode_query(TEXTS)
+        read = theirs.encode_document([f"{title} {text}" for title, text in PASSAGES])
+        tolerance = 1e-5 * max(1.0, float(np.abs(asked).max()))
+        np.testing.assert_allclose(vectors(question), asked, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(passage.encode(passages()), read, rtol=0, atol=tolerance)
 
 
 def test_the_real_minilm():

@@ -45,6 +45,7 @@ class Encoder(nn.Module):
     """
 
     model_class: type[PreTrainedModel]
+    part: str  # which of the two sides it is
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 256):
         super().__init__()
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path, max_length: int = 256, dtype: str = FLOAT32) -> Self:
         """Load a folder or hub id, such as facebook/dpr-question_encoder-single-nq-base."""
-        model, tokenizer = load_pretrained(cls.model_class, path, cls.model_class.__name__, dtype)
+        model, tokenizer = load_pretrained(cls.model_class, path, cls.part, dtype)
         return cls(model, tokenizer, max_length)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -109,11 +110,21 @@ class Encoder(nn.Module):
     def partner(self, fingerprint: str | None) -> None:
         self.model.config.passage_encoder = fingerprint
 
+    @property
+    def scale(self) -> float | None:
+        """The scale that it was trained with; None where nobody knows."""
+        return getattr(self.model.config, "retriever_scale", None)
+
+    @scale.setter
+    def scale(self, scale: float | None) -> None:
+        self.model.config.retriever_scale = scale
+
 
 class QuestionEncoder(Encoder):
     """q(x). Trained end to end (section 2.4)."""
 
     model_class = DPRQuestionEncoder
+    part = "question encoder"
 
     def passage_fingerprint(self) -> None:
         """DPR's two encoders have weights of their own."""
@@ -145,6 +156,7 @@ class PassageEncoder(Encoder):
     """d(z). Frozen once DPR has trained it, because the index holds its vectors (section 2.4)."""
 
     model_class = DPRContextEncoder
+    part = "passage encoder"
     cut = 0  # passages that were longer than `max_length`, and lost their end
     name = "an encoder that was not loaded from a folder"
 

@@ -4,7 +4,8 @@
 
 A question encoder belongs to the passage encoder whose vectors fill the index. It knows that one's fingerprint
 (`partner`) once it was trained with it, and always how that one has to read (`reading`): an index of other vectors is
-refused.
+refused. It remembers the scale of its training as well, which belongs to it and not to the index: no vector depends on
+it, and where q(x) is trained further over the same index, so is a learned scale.
 """
 
 import hashlib
@@ -63,9 +64,11 @@ class AnyEncoder(Protocol):
 
 
 class AnyQuestionEncoder(AnyEncoder, Protocol):
-    """q(x). partner: the fingerprint of the passage encoder that it belongs to; None where nobody knows."""
+    """q(x). partner: the fingerprint of the passage encoder that it belongs to. scale: what q(x)ᵀd(z) was multiplied
+    with in training. None, both, where nobody knows; what is saved keeps them."""
 
     partner: str | None
+    scale: float | None
 
     def passage_fingerprint(self) -> str | None:
         """The fingerprint of the passage encoder that it would be with the same weights; None where it is none."""

@@ -177,6 +177,15 @@ class SentenceEncoder(nn.Module):
     def partner(self, fingerprint: str | None) -> None:
         self.model.config.passage_encoder = fingerprint
 
+    @property
+    def scale(self) -> float | None:
+        """The scale that it was trained with; None where nobody knows."""
+        return getattr(self.model.config, "retriever_scale", None)
+
+    @scale.setter
+    def scale(self, scale: float | None) -> None:
+        self.model.config.retriever_scale = scale
+
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"],

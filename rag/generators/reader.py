@@ -1,4 +1,4 @@
-"""A new reader: rag/generators/warm_start.py's model from pretrained weights, with the settings it reads well with."""
+"""New generators from pretrained encoders: warm_start.py's reader, with the settings it reads well with, and pairs."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 from transformers import BertModel
 
 from rag.errors import UserError
+from rag.generators.encoder_decoder import encoder_decoder
+from rag.generators.output_layer import check_output_layer
 from rag.generators.seq2seq import Generator
 from rag.generators.warm_start import warm_started
 from rag.minilm import at_hand, check_sha256, minilm
-from rag.pretrained import load_pretrained
+from rag.pretrained import FLOAT32, load_pretrained
 
 
 def new_reader(
@@ -64,6 +66,35 @@ def new_reader(
         if isinstance(value, str):
             given[name] = value.format(sep=marks[1])
     return Generator(model, tokenizer, **given)
+
+
+def new_encoder_decoder(
+    encoder: str | Path | None = None,
+    decoder: str | Path | None = None,
+    path: str | Path | None = None,
+    dtype: str = FLOAT32,
+    **settings: Any,
+) -> Generator:
+    """Two pretrained models as encoder and decoder (encoder_decoder.py), which have not read contexts yet; or at `path`
+    a folder or hub id that holds both, as transformers' EncoderDecoderModel. settings: `Generator`'s.
+
+    Raises UserError where one of the two is missing or cannot be that part, or their vocabularies differ.
+    """
+    if path is not None:
+        if encoder is not None or decoder is not None:
+            raise UserError(
+                "generator.path is a model of both parts: leave it out, or generator.encoder and generator.decoder"
+            )
+        return Generator.from_pretrained(path, dtype, **settings)
+    if encoder is None or decoder is None:
+        raise UserError(
+            "generator=encoder_decoder takes two pretrained models: give generator.encoder=… and generator.decoder=…, "
+            "or generator.path=… of one that holds both"
+        )
+    model, tokenizer = encoder_decoder(encoder, decoder, dtype)
+    generator = Generator(model, tokenizer, **settings)
+    check_output_layer(model, generator.start_token)
+    return generator
 
 
 # [CLS] question [SEP] title [SEP] text [SEP]. A tokenizer makes its special tokens of their names, so that the index's

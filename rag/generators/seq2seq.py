@@ -24,6 +24,7 @@ from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.generators.attention import cross_attention_scores
 from rag.generators.context import Ragged, positions, special_tokens, token_rows
+from rag.generators.encoder_decoder import EncoderDecoderModel, complete
 from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
 from rag.parts import TrainedPart, describe
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
@@ -112,6 +113,8 @@ class Generator(nn.Module):
         not given are as they were when the folder was written here.
         """
         model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model", dtype)
+        if isinstance(model, EncoderDecoderModel):
+            complete(model, tokenizer)
         saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
         generator = cls(model, tokenizer, **(saved | settings))
         check_output_layer(model, generator.start_token)

@@ -20,7 +20,15 @@ from rag.index.faiss_types import IndexType, add_rest, fill, new_index, train
 from rag.index.manifest import DECODED, CorpusInfo, Manifest
 from rag.index.passages import PassageStore
 from rag.index.tuning import RECALL_AT, Trial, tune, untuned
-from rag.index.vectors import DecodedVectors, EncoderInfo, Vectors, open_vectors, shard_file
+from rag.index.vectors import (
+    UNKNOWN,
+    DecodedVectors,
+    EncoderInfo,
+    Vectors,
+    have_unit_length,
+    open_vectors,
+    shard_file,
+)
 from rag.progress import progress_bar
 
 
@@ -128,7 +136,7 @@ def _finish(
         dim=vectors.dim,
         shard_size=vectors.shard_size,
         factory=factory,
-        metric="cosine" if (plan["encoder"].get("reading") or {}).get("normalize") else "inner product",
+        metric="cosine" if _is_cosine(EncoderInfo(**plan["encoder"]), vectors) else "inner product",
         search=search,
         recall=recall,
         recall_queries=described.format(n=len(queries)),
@@ -147,6 +155,13 @@ def _finish(
     )
     manifest.write(folder / "manifest.json")
     return manifest
+
+
+def _is_cosine(encoder: EncoderInfo, vectors: Vectors | DecodedVectors) -> bool:
+    """Whether inner products of these vectors are cosines: as their encoder says or, unknown, as they are."""
+    if encoder.reading is not None:
+        return bool(encoder.reading["normalize"])
+    return encoder.weights == UNKNOWN and bool(have_unit_length(vectors))
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -32,7 +32,7 @@ from rag.index.opening import open_files
 from rag.index.passages import PassageStore
 from rag.index.tokens import TokenStore, tokenizer_fingerprint
 from rag.index.tuning import find
-from rag.index.vectors import UNKNOWN, DecodedVectors, Vectors
+from rag.index.vectors import UNKNOWN, DecodedVectors, Vectors, have_unit_length
 
 if TYPE_CHECKING:
     from rag.index.embed import PassageEncoder
@@ -280,9 +280,20 @@ class Index:
             )
 
     def check_reading(self, reading: dict[str, Any]) -> None:
-        """Raise UserError unless the passages were pooled, normalised and prompted as a question encoder's are."""
+        """Raise UserError unless the passages were pooled, normalised and prompted as a question encoder's are.
+
+        Vectors of an encoder that nobody knows say no more than whether they have unit length.
+        """
         mine = self.manifest.encoder
         if mine.reading is None and mine.weights == UNKNOWN:
+            unit = have_unit_length(self.true_vectors)
+            if unit is not None and unit != reading["normalize"]:
+                raise UserError(
+                    f"{self.folder} holds vectors {'of unit length' if unit else 'that differ in length'}, but the "
+                    f"question encoder's {'differ' if unit else 'have unit length'}: one searches by cosine and the "
+                    f"other by inner product; give the question encoder that belongs to them, or encoder.normalize="
+                    f"{str(unit).lower()} if it was left out"
+                )
             return
         found = mine.reading or DPR_READING
         if found != reading:

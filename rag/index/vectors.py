@@ -25,6 +25,7 @@ from rag.index.passages import PassageStore
 UNKNOWN = "unknown"
 PLAN_FORMAT = 1
 BLOCK_ROWS = 16_384  # rows held in memory at a time
+LOOKED_AT = 256  # vectors, for whether they have unit length
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,15 @@ class DecodedVectors:
         if found.any():
             vectors[found] = self._index.reconstruct_batch(flat[found])
         return vectors.reshape(*np.shape(rows), self.dim)
+
+
+def have_unit_length(vectors: Vectors | DecodedVectors) -> bool | None:
+    """Whether the first few hundred vectors have unit length, as saved in half precision; None where a quantiser has
+    changed them, and so their lengths."""
+    if not isinstance(vectors, Vectors):
+        return None
+    norms = np.linalg.norm(vectors.gather(np.arange(min(len(vectors), LOOKED_AT))), axis=1)
+    return bool((np.abs(norms - 1.0) < 1e-2).all())
 
 
 def shard_file(folder: Path, number: int) -> Path:

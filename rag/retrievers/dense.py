@@ -29,7 +29,7 @@ from rag.index.vectors import UNKNOWN
 from rag.parts import TrainedPart, describe
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.protocol import Questions, Retrieved, Retriever
-from rag.retrievers.scale import Scale, checked, described, parts_of, value_of
+from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
 from rag.runs import FOLDER, INDEX, fingerprint
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ class DenseRetriever(nn.Module, Retriever):
 
     trainable: False freezes the question encoder ("frozen" in Table 6) and spends nothing on its gradient.
     null_document: an empty passage that stands after the K of each question, row −1 with a score (appendix F). scale: s
-    above, a number or learned; None: 1, or 20 where the vectors have unit length.
+    above, a number or learned; None: that which the question encoder was trained with here, else 1, or 20 where the
+    vectors have unit length.
     """
 
     def __init__(
@@ -78,7 +79,10 @@ class DenseRetriever(nn.Module, Retriever):
         self.index = index
         self.trainable = trainable
         self.null_document = null_document
-        self.scale = checked(default_scale(question_encoder.reading) if scale is None else scale, "scale")
+        if scale is None:
+            known = question_encoder.scale
+            scale = default_scale(question_encoder.reading) if known is None else known
+        self.scale = checked(scale, "scale")
         self.question_encoder.requires_grad_(trainable)
 
     @classmethod
@@ -138,8 +142,10 @@ class DenseRetriever(nn.Module, Retriever):
         )
 
     def _save_question_encoder(self, folder: Path) -> None:
-        """With the name of the encoder whose vectors it was trained over in its config, so that it refuses others."""
+        """With the name of the encoder whose vectors it was trained over in its config, so that it refuses others, and
+        with its scale."""
         made_by = self.index.manifest.encoder.weights
+        self.question_encoder.scale = number_of(self.scale)
         if self.question_encoder.partner is None and made_by != UNKNOWN:
             self.question_encoder.partner = made_by
         self.question_encoder.save_pretrained(folder)

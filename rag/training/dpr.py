@@ -34,7 +34,7 @@ from rag.marginalize import at_least_float32, without_autocast
 from rag.parts import TrainedPart, check_parts, describe, recompute_layers, save_model
 from rag.pretrained import load_weights
 from rag.retrievers.dense import DenseRetriever
-from rag.retrievers.scale import Scale, checked, described, parts_of, value_of
+from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
 from rag.runs import FOLDER, INDEX
 from rag.training.datamodule import torch_seed
 from rag.training.optimization import Optimization
@@ -214,8 +214,9 @@ class BiEncoder(nn.Module):
         )
 
     def _save_question_encoder(self, folder: Path) -> None:
-        """It remembers the passage encoder's fingerprint, and refuses vectors of another one."""
+        """It remembers the passage encoder's fingerprint, and refuses vectors of another one, and the scale."""
         self.question_encoder.partner = self.passage_encoder.fingerprint()
+        self.question_encoder.scale = number_of(self.scale)
         self.question_encoder.save_pretrained(folder)
 
 
@@ -262,7 +263,8 @@ def sentence_encoders(
     first = open_embedder(path, settings)
     second = first if shared else copy.deepcopy(first)
     for embedder in (first, second):
-        embedder.model.config.passage_encoder = None  # whom an earlier training made it belong to
+        # whom an earlier training made it belong to, and the scale of that
+        embedder.model.config.passage_encoder = embedder.model.config.retriever_scale = None
         for module in embedder.modules():
             if dropout is not None and isinstance(module, nn.Dropout):
                 module.p = dropout
