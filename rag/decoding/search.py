@@ -196,7 +196,11 @@ def search(
         ends = _Ends(criteria)
         rest["stopping_criteria"] = StoppingCriteriaList([ends])
     marginal: Any = MarginalForGeneration(generator, states, mask, doc_logprobs, alone)
-    output = marginal.generate(generation_config=config, encoder_outputs=marginal.questions, **rest)
+    # Of questions, which are never padded: without it transformers warns where padding is the end-of-sequence token.
+    seen = torch.ones(len(doc_logprobs), 1, dtype=torch.long, device=mask.device)
+    output = marginal.generate(
+        generation_config=config, encoder_outputs=marginal.questions, attention_mask=seen, **rest
+    )
     tokens = output.sequences[:, 1:]  # without the start token
     ended = (tokens == generator.end_token).long().cumsum(dim=1)
     real = (ended - (tokens == generator.end_token).long()) == 0

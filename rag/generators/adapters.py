@@ -4,10 +4,14 @@ Any kind of `peft` that changes modules will do: lora, ia3, loha, … A prompt t
 change what is read, and is not one.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from rag.errors import UserError, one_line
 
@@ -42,7 +46,7 @@ def add_adapter(
     known = sorted(
         name.value.lower()
         for name, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()
-        if not config().is_prompt_learning
+        if not issubclass(config, peft.PromptLearningConfig)
     )
     if kind.lower() not in known:
         raise UserError(
@@ -56,7 +60,8 @@ def add_adapter(
         _check_modules(model, given["target_modules"])
     config_class = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind.upper())]
     try:
-        return peft.get_peft_model(model, config_class(**given))
+        with _quietly():
+            return peft.get_peft_model(model, config_class(**given))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"generator.adapter={kind} cannot be put into this {type(model).__name__} ({one_line(str(error))}): change "
@@ -68,12 +73,40 @@ def open_adapter(model: Any, folder: Path) -> Any:
     """A saved adapter in the model it was trained with; UserError where the two do not fit."""
     peft = _peft()
     try:
-        return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        with _quietly():
+            return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(
             f"{folder} holds no adapter for this {type(model).__name__} ({one_line(str(error))}): restore it, or give "
             "the model that it was trained with as generator.base"
         ) from error
+
+
+def merge_adapter(adapted: Any) -> Any:
+    """The model of `add_adapter` or `open_adapter` with the adapter's weights added to its own.
+
+    An output layer that shares its matrix with the embeddings gets one of its own if it was adapted: the embeddings
+    were not.
+    """
+    model = adapted.get_base_model()
+    output, tuned = model.get_output_embeddings(), _peft().tuners.tuners_utils.BaseTunerLayer
+    if isinstance(output, tuned):
+        layer, embeddings = output.get_base_layer(), model.get_input_embeddings()
+        if isinstance(embeddings, tuned):
+            embeddings = embeddings.get_base_layer()
+        if layer.weight is embeddings.weight:
+            layer.weight = nn.Parameter(layer.weight.detach().clone())
+            model.config.tie_word_embeddings = False
+    with _quietly():
+        return adapted.merge_and_unload()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without peft's warnings: of its own use of transformers, and of settings that it mends by itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_modules(model: Any, modules: Sequence[str] | str) -> None:

@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag.errors import UserError
 from rag.files import read_json, write_json
-from rag.generators.adapters import ADAPTER, add_adapter, open_adapter
+from rag.generators.adapters import ADAPTER, add_adapter, merge_adapter, open_adapter
 from rag.generators.causal_loading import check_reads, load_causal, mark
 from rag.generators.context import Ragged, token_rows
 from rag.generators.prompts import Prompt, Template
@@ -142,8 +142,8 @@ class CausalGenerator(Generator):
     def merge(self) -> Self:
         """The same model with its adapter's weights added to its own, to be saved or trained as a whole."""
         if self._adapted:
-            model = self._adapted[0].merge_and_unload()
-            self._adapted, self.model = (), model.requires_grad_(True)
+            self.model = merge_adapter(self._adapted[0]).requires_grad_(True)
+            self._adapted = ()
         return self
 
     @property

@@ -102,5 +102,4 @@ def _joint(tokenizer: PreTrainedTokenizerBase, after: str, tokens: Sequence[int]
     if after[-1].isspace() or tokens[-1] in tokenizer.all_special_ids:
         return ""
     whole = token_rows(tokenizer, [f"{after} a"])[0]
-    spaced, bare = token_rows(tokenizer, [" a", "a"])
-    return "" if whole == [*tokens, *bare] and spaced != bare else " "
+    return "" if whole == [*tokens, *token_rows(tokenizer, ["a"])[0]] else " "
