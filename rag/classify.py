@@ -179,12 +179,9 @@ class HeadClassifier(Classifier):
     def class_logprobs(self, contexts: Contexts) -> Float[Tensor, "batch docs classes"]:
         assert isinstance(contexts, Claims)
         docs = contexts.n_docs
-        hidden = self.generator.model.get_decoder()(
-            input_ids=contexts.claims.repeat_interleave(docs, dim=0),
-            encoder_hidden_states=contexts.states,
-            encoder_attention_mask=contexts.mask.long(),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self.generator.decode(
+            contexts.claims.repeat_interleave(docs, dim=0), contexts.states, contexts.mask
+        )
         last = contexts.claim_mask.sum(dim=1).sub(1).repeat_interleave(docs)
         width = self.generator.model.config.hidden_size  # what follows is the output layer's
         final = hidden[torch.arange(len(last), device=last.device), last, :width]
@@ -214,12 +211,11 @@ class TokenClassifier(Classifier):
     def class_logprobs(self, contexts: Contexts) -> Float[Tensor, "batch docs classes"]:
         generator = self.generator
         given = [generator.start_token, *([] if generator.first_token is None else [generator.first_token])]
-        hidden = generator.model.get_decoder()(
-            input_ids=torch.tensor([given], device=contexts.states.device).expand(len(contexts.states), -1),
-            encoder_hidden_states=contexts.states,
-            encoder_attention_mask=contexts.mask.long(),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = generator.decode(
+            torch.tensor([given], device=contexts.states.device).expand(len(contexts.states), -1),
+            contexts.states,
+            contexts.mask,
+        )
         logits = marginalize.at_least_float32(generator.output_layer.logits(hidden[:, -1]))
         logprobs = logits.log_softmax(dim=-1)[:, self.tokens]  # type: ignore[index]
         return logprobs.unflatten(0, (-1, contexts.n_docs))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from rag import checkpoint, marginalize
@@ -58,7 +58,7 @@ class Batch:
 class Contexts:
     """What the generator reads for B questions × K passages, row b·K + k, encoded once."""
 
-    states: Float[Tensor, "rows length width"]
+    states: Shaped[Tensor, "rows ..."]  # what the generator's `encode` made of each
     mask: Bool[Tensor, "rows length"]
     doc_logprobs: Float[Tensor, "batch docs"]
     retrieved: Retrieved | None  # None: closed book
@@ -334,7 +334,8 @@ class ClosedBook(RagModel):
         device = self.generator.model.device
         mask = mask.to(device)
         states = self.generator.encode(ids.to(device), mask)
-        return Contexts(states, mask, states.new_zeros(len(batch), 1), None, batch.texts)
+        certain = torch.zeros(len(batch), 1, dtype=self.generator.model.dtype, device=device)
+        return Contexts(states, mask, certain, None, batch.texts)
 
 
 def _opened(index: Index | str | Path) -> Index:

@@ -16,6 +16,7 @@ from huggingface_hub.utils import (
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
 )
@@ -98,7 +99,8 @@ def load_weights(
         raise UserError(f"dtype={dtype} does not exist for weights: there are float32, bfloat16 and float16")
     if hub.is_name(str(path)):
         hub.commit(str(path))  # before anything else is asked of a hub that may be out of reach
-    found = PreTrainedConfig.get_config_dict(str(path))[0]
+    of_file = {name: settings[name] for name in ("gguf_file",) if name in settings}
+    found = PreTrainedConfig.get_config_dict(str(path), **of_file)[0]
     check_model_kind(found.get("model_type"), model_class, path)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its own table of weights: one sentence says it below
@@ -167,6 +169,8 @@ def check_model_kind(kind: str | None, model_class: Any, where: str | Path) -> N
                 f"{where} holds a model of type {kind}: a {model_class.__name__} is read from type "
                 f"{of_class.model_type} alone"
             )
+        return
+    if model_class is AutoModelForCausalLM:  # rag/generators/causal_loading.py knows which
         return
     if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise UserError(

@@ -30,12 +30,12 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import rag.decoding.rescoring
-import rag.decoding.shared_contexts
 import rag.generators.seq2seq
 from rag import marginalize
 from rag.decoding.answers import Answer
 from rag.decoding.generation import generate, generate_for_each
 from rag.decoding.settings import Decoding
+from rag.decoding.shared_contexts import SharedCrossAttention
 from rag.errors import UserError
 from rag.generators.context import Ragged
 from rag.generators.output_layer import PlainOutputLayer
@@ -789,13 +789,13 @@ def test_sharing_contexts_between_beams_changes_nothing(
 
 def test_cross_attention_s_cache_holds_each_context_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = make(RagToken), []
-    take = rag.decoding.shared_contexts.take_rows
+    take = SharedCrossAttention.take_rows
 
-    def counted(cache, some: Tensor) -> None:
-        take(cache, some)
-        rows.extend(len(layer.keys) for layer in cache.cross_attention_cache.layers)
+    def counted(shared: SharedCrossAttention, some: Tensor) -> None:
+        take(shared, some)
+        rows.extend(len(layer.keys) for layer in shared.cache.cross_attention_cache.layers)
 
-    monkeypatch.setattr(rag.decoding.shared_contexts, "take_rows", counted)
+    monkeypatch.setattr(SharedCrossAttention, "take_rows", counted)
     ask(model, BEAM)
     assert set(rows) == {len(QUESTIONS) * 3}
 

@@ -28,7 +28,7 @@ What is generated and what is scored:
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,7 @@ def generate_for_each(
         return {docs: [] for docs in n_docs}
     if contexts.doc_logprobs.isnan().any():
         raise UserError(f"p(z|x) of a question is not a number: {NOT_A_NUMBER}")
+    contexts = replace(contexts, states=model.generator.for_decoding(contexts.states, contexts.mask))
     if isinstance(model, Classifier):
         answers = {docs: _classify(model, contexts.first(docs)) for docs in n_docs}
     elif isinstance(model, RagSequence):
@@ -185,10 +186,11 @@ def _generate_sequence(
     }
     if len(passages) == 0:
         return nothing
+    every = len(passages) == len(contexts.states)  # what is large already is not copied
     found = search(
         generator,
-        contexts.states[passages],
-        contexts.mask[passages],
+        contexts.states if every else contexts.states[passages],
+        contexts.mask if every else contexts.mask[passages],
         contexts.doc_logprobs.new_zeros(len(passages), 1),
         decoding,
         decoding.num_return_sequences
@@ -211,7 +213,7 @@ def _generate_sequence(
         shape = (len(distinct), docs, found.tokens.shape[1])
         token_logprobs = found.token_logprobs.new_full(shape, -torch.inf)
         token_logprobs[which, passage[real] % docs] = found.token_logprobs[real, 0]
-    elif found.keys is None:
+    elif found.shared is None:
         token_logprobs = score_whole(generator, contexts, question, tokens)
     else:
         of_found = torch.zeros_like(found.batch_row)

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rag import marginalize
-from rag.decoding import shared_contexts as cross_attention
 from rag.decoding.search import SearchResult
 from rag.decoding.settings import NO_TOKEN, chunks
+from rag.decoding.shared_contexts import SharedContexts
 from rag.generators.seq2seq import Generator
 from rag.model import Contexts
 
@@ -125,7 +124,7 @@ class PrefixScoring:
     expensive is normalising over the vocabulary: where the search went through a prefix from the same passage, it has
     done so.
 
-    searched: the contexts that the search read, whose keys `found` has. race: a hypothesis that cannot win any more is
+    searched: the contexts that the search read, which `found` shares. race: a hypothesis that cannot win any more is
     not scored to its end; its log-probabilities are no use.
     """
 
@@ -140,19 +139,20 @@ class PrefixScoring:
     ):
         self.generator, self.contexts, self.found = generator, contexts, found
         self.searched, self.hypotheses, self.race = searched, hypotheses, race
-        self.decoder, self.output = generator.model.get_decoder(), generator.output_layer
+        self.output = generator.output_layer
         self.levels = _levels(hypotheses.question, hypotheses.tokens)
         self.logprobs = _nothing_scored(contexts, hypotheses.tokens)
 
     def run(self) -> Float[Tensor, "sequences docs tokens"]:
-        assert self.found.keys is not None  # else there is nothing to share: see `score_whole`
+        shared = self.found.shared
+        assert shared is not None  # else there is nothing to share: see `score_whole`
         widest = max(int(torch.bincount(level.question).max()) for level in self.levels)
-        numbers = widest * self.hypotheses.tokens.shape[1] * self.found.keys.numbers_per_token
+        numbers = shared.numbers_for(widest * self.hypotheses.tokens.shape[1])
         for some in chunks(len(self.searched), STATES_AT_ONCE // numbers):
-            self._go_down(some, self.found.keys[some].cache())
+            self._go_down(some, shared.afresh(some))
         return self.logprobs
 
-    def _go_down(self, some: slice, cache: Any) -> None:
+    def _go_down(self, some: slice, shared: SharedContexts) -> None:
         """Score the hypotheses under a few of the contexts, level by level."""
         contexts = self.searched[some]
         asked = contexts // self.contexts.n_docs
@@ -168,16 +168,10 @@ class PrefixScoring:
             else:
                 parents = above.place[level.parent[row.prefixes]] * row.exists
                 first = torch.arange(len(asked), device=asked.device).unsqueeze(1) * above.prefixes.shape[1]
-                cross_attention.take_rows(cache, (first + parents).flatten())
+                shared.take_rows((first + parents).flatten())
                 step = level.token[row.prefixes].masked_fill(~row.exists, self.generator.pad_token)
             above = row
-            hidden = cross_attention.decode(
-                self.decoder,
-                step.flatten().unsqueeze(1),
-                self.contexts.states[contexts],
-                self.contexts.mask[contexts],
-                cache,
-            ).view(*step.shape, -1)
+            hidden = shared.decode(step.flatten().unsqueeze(1)).view(*step.shape, -1)
             if i >= self.found.forced:
                 self._score(contexts, row, hidden, self._normalisers(some, row, hidden))
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import (
     Cache,
-    EncoderDecoderCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -20,9 +19,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from rag import marginalize
-from rag.decoding import shared_contexts as cross_attention
+from rag.decoding import shared_contexts
 from rag.decoding.settings import NO_TOKEN, Decoding, chunks
-from rag.decoding.shared_contexts import CrossKeys
+from rag.decoding.shared_contexts import SharedContexts
 from rag.errors import UserError
 from rag.generators.seq2seq import Generator
 
@@ -43,7 +42,7 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
     def __init__(
         self,
         generator: Generator,
-        states: Float[Tensor, "contexts length width"],
+        states: Shaped[Tensor, "contexts ..."],
         mask: Bool[Tensor, "contexts length"],
         doc_logprobs: Float[Tensor, "batch docs"],
         alone: bool = False,
@@ -54,6 +53,7 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig()
         self.generator, self.output = generator, generator.output_layer
         self.states, self.mask, self.doc_logprobs, self.alone = states, mask, doc_logprobs, alone
+        self.shared: SharedContexts | None = None
         self.for_each_row: tuple[Tensor, Tensor] | None = None
         self.steps: list[Step] = []
         self.scores: Tensor | None = None
@@ -75,35 +75,29 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool = True,
         **_: Any,
     ) -> Seq2SeqLMOutput:
-        decoder = self.generator.model.get_decoder()
         questions, docs = self.doc_logprobs.shape
         copies = len(decoder_input_ids) // questions
         ids = decoder_input_ids.unflatten(0, (questions, copies)).unsqueeze(1).expand(-1, docs, -1, -1)
-        if use_cache and cross_attention.can_share(decoder, past_key_values):
-            assert isinstance(past_key_values, EncoderDecoderCache)
-            first = past_key_values.get_seq_length() == 0
+        first = not self.steps
+        if first and use_cache:
+            self.shared = shared_contexts.share(self.generator, self.states, self.mask, past_key_values)
+        if self.shared is not None:
             if first:  # the beams of a question are the same still
                 ids = ids[:, :, :1]
-            hidden = cross_attention.decode(
-                decoder, ids.flatten(0, 2), self.states, self.mask, past_key_values
-            )
+            hidden = self.shared.decode(ids[..., -1:].flatten(0, 2))
             if first and copies > 1:
                 contexts = torch.arange(len(self.states), device=hidden.device)
-                cross_attention.take_rows(past_key_values, contexts.repeat_interleave(copies))
+                self.shared.take_rows(contexts.repeat_interleave(copies))
         else:
             if self.for_each_row is None:
                 self.for_each_row = (
                     self.states.repeat_interleave(copies, dim=0),
-                    self.mask.repeat_interleave(copies, dim=0).long(),
+                    self.mask.repeat_interleave(copies, dim=0),
                 )
-            decoded = decoder(
-                input_ids=ids.flatten(0, 2),
-                encoder_hidden_states=self.for_each_row[0],
-                encoder_attention_mask=self.for_each_row[1],
-                past_key_values=past_key_values,
-                use_cache=use_cache,
+            decoded, past_key_values = self.generator.decode_on(
+                ids.flatten(0, 2), *self.for_each_row, past_key_values
             )
-            hidden, past_key_values = decoded.last_hidden_state[:, -1], decoded.past_key_values
+            hidden = decoded[:, -1]
         logprobs, normalisers = self._marginal(hidden.view(questions, docs, -1, hidden.shape[-1]))
         self.steps.append(Step(hidden.view(*normalisers.shape, -1), normalisers))
         cache: Any = past_key_values
@@ -137,13 +131,17 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         marginal = marginals[0] if len(marginals) == 1 else torch.cat(marginals)
         return marginal, torch.cat(normalisers).transpose(1, 2)
 
-    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Int[Tensor, " batch"]) -> Cache:
+    def _reorder_cache(self, past_key_values: Cache, beam_idx: Int[Tensor, " batch"]) -> Cache:
         """Beams go on from other beams of their question, under each passage. Called by beam search at every step."""
         questions, docs = self.doc_logprobs.shape
         copies = len(beam_idx) // questions
         contexts = torch.arange(questions * docs, device=beam_idx.device).unsqueeze(1)
         beams = (beam_idx % copies).view(questions, 1, copies).expand(-1, docs, -1).flatten(0, 1)
-        cross_attention.take_rows(past_key_values, (contexts * copies + beams).flatten())
+        rows = (contexts * copies + beams).flatten()
+        if self.shared is not None:
+            self.shared.take_rows(rows)
+        else:
+            past_key_values.reorder_cache(rows)
         return past_key_values
 
 
@@ -167,12 +165,12 @@ class SearchResult:
     batch_row: Int[Tensor, " found"]
     token_logprobs: Float[Tensor, "found docs tokens"]  # log p_θ(y_i|x,z,y_<i) of these tokens
     normalisers: Float[Tensor, "found docs tokens"]  # the logarithm of what normalises p_θ there
-    keys: CrossKeys | None  # of the contexts, (batch · docs) rows; None where they were not shared
+    shared: SharedContexts | None  # the contexts, (batch · docs) of them; None where each row had a copy
 
 
 def search(
     generator: Generator,
-    states: Float[Tensor, "contexts length width"],
+    states: Shaped[Tensor, "contexts ..."],
     mask: Bool[Tensor, "contexts length"],
     doc_logprobs: Float[Tensor, "batch docs"],
     decoding: Decoding,
@@ -198,7 +196,11 @@ def search(
         ends = _Ends(criteria)
         rest["stopping_criteria"] = StoppingCriteriaList([ends])
     marginal: Any = MarginalForGeneration(generator, states, mask, doc_logprobs, alone)
-    output = marginal.generate(generation_config=config, encoder_outputs=marginal.questions, **rest)
+    # Of questions, which are never padded: without it transformers warns where padding is the end-of-sequence token.
+    seen = torch.ones(len(doc_logprobs), 1, dtype=torch.long, device=mask.device)
+    output = marginal.generate(
+        generation_config=config, encoder_outputs=marginal.questions, attention_mask=seen, **rest
+    )
     tokens = output.sequences[:, 1:]  # without the start token
     ended = (tokens == generator.end_token).long().cumsum(dim=1)
     real = (ended - (tokens == generator.end_token).long()) == 0
@@ -220,15 +222,13 @@ def search(
         normalisers.append(step.normalisers[own])
         logits = marginal.output.token_logits(step.hidden[own], tokens[:, i : i + 1].expand(-1, docs))
         token_logprobs.append(logits - normalisers[-1])
-    cache = output.past_key_values
-    shared = marginal.for_each_row is None
     return SearchResult(
         tokens.masked_fill(~real, NO_TOKEN),
         forced,
         found // count,
         torch.stack(token_logprobs, dim=2),
         torch.stack(normalisers, dim=2),
-        CrossKeys.of(cache) if shared else None,
+        marginal.shared,
     )
 
 
@@ -275,9 +275,9 @@ def generation_config(generator: Generator, decoding: Decoding, count: int) -> G
 
 def check_positions(generator: Generator, decoding: Decoding, forced: int) -> None:
     """UserError where the decoder has no place for so many tokens beside the `forced` first one."""
-    positions = getattr(generator.model.config, "max_position_embeddings", None)
+    positions = generator.answer_positions
     if positions is not None and decoding.max_new_tokens + forced > positions:
         raise UserError(
-            f"decoding.max_new_tokens is {decoding.max_new_tokens} but the generator has {positions} positions"
-            f"{', one of them for its forced first token' if forced else ''}: give at most {positions - forced}"
+            f"decoding.max_new_tokens is {decoding.max_new_tokens} but the generator has {positions} positions for an "
+            f"answer{', one of them for its forced first token' if forced else ''}: give at most {positions - forced}"
         )

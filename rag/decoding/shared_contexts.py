@@ -1,4 +1,7 @@
-"""Several answers read the same context: what a context's cross-attention is made of is there once for all of them.
+"""Several answers read the same context: what is known of a context is there once for all of them.
+
+A causal model shares the keys and values of its prompts by itself (rag/generators/shared_prompts.py). Of an encoder and
+a decoder it is what cross-attention is made of.
 
 Its keys and values depend on the encoder's states alone. Beams, samples and hypotheses of a question are rows of the
 decoder's batch, one after the other for each context, and transformers wants a copy of the keys for each row. Here
@@ -8,14 +11,17 @@ the rows of a context become queries of one row instead: nothing is copied, and 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from rag.generators.causal import CausalGenerator
+from rag.generators.seq2seq import Generator
 
 NAME = "sdpa_of_shared_contexts"
 
@@ -41,6 +47,36 @@ AttentionInterface.register(NAME, shared_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+class SharedContexts(Protocol):
+    """Contexts that were read once, and rows of tokens that go on from them: as many for each, in their order."""
+
+    def decode(self, tokens: Int[Tensor, "rows 1"]) -> Float[Tensor, "rows wide"]:
+        """The states after one more token of each row."""
+        ...
+
+    def take_rows(self, rows: Int[Tensor, " more"]) -> None:
+        """Go on from these rows, each of the same context as before; there may be more or fewer than before."""
+        ...
+
+    def afresh(self, some: slice) -> "SharedContexts":
+        """Some of the contexts, with nothing decoded yet."""
+        ...
+
+    def numbers_for(self, tokens: int) -> int:
+        """How many numbers are held for a context while `tokens` tokens go on from it."""
+        ...
+
+
+def share(
+    generator: Generator, states: Tensor, mask: Bool[Tensor, "contexts length"], cache: Any
+) -> SharedContexts | None:
+    """The contexts as rows may share them; None where each row needs a copy. cache: an empty one of transformers'."""
+    if isinstance(generator, CausalGenerator):
+        return generator.shared_prompts(states, mask)
+    decoder = generator.model.get_decoder()
+    return SharedCrossAttention(decoder, states, mask, cache) if can_share(decoder, cache) else None
+
+
 def can_share(decoder: Any, cache: Any) -> bool:
     """Whether this decoder's cross-attention can be exchanged, and its cache grows by concatenation."""
     attention = getattr(getattr(decoder, "config", None), "_attn_implementation", None)
@@ -51,25 +87,34 @@ def can_share(decoder: Any, cache: Any) -> bool:
     )
 
 
-def decode(
-    decoder: Any,
-    tokens: Tensor,
-    states: Float[Tensor, "contexts length width"],
-    mask: Bool[Tensor, "contexts length"],
-    cache: EncoderDecoderCache,
-) -> Float[Tensor, "rows wide"]:
-    """The decoder's states after one more token of each row; rows are in the order of their contexts.
+@dataclass(frozen=True)
+class SharedCrossAttention:
+    """The states of an encoder, read by the rows of a decoder."""
 
-    tokens: (rows, 1), as many for each context; at first, while the cache is empty, (contexts, tokens).
-    """
-    with _shared(decoder):
-        return decoder(
-            input_ids=tokens,
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask[:, None, None, :],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+    decoder: Any
+    states: Float[Tensor, "contexts length width"]
+    mask: Bool[Tensor, "contexts length"]
+    cache: EncoderDecoderCache
+
+    def decode(self, tokens: Int[Tensor, "rows 1"]) -> Float[Tensor, "rows wide"]:
+        with _shared(self.decoder):
+            return self.decoder(
+                input_ids=tokens,
+                encoder_hidden_states=self.states,
+                encoder_attention_mask=self.mask[:, None, None, :],
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+
+    def take_rows(self, rows: Int[Tensor, " more"]) -> None:
+        self.cache.self_attention_cache.reorder_cache(rows)  # type: ignore[arg-type]
+
+    def afresh(self, some: slice) -> "SharedCrossAttention":
+        keys = CrossKeys.of(self.cache)[some]
+        return SharedCrossAttention(self.decoder, self.states[some], self.mask[some], keys.cache())
+
+    def numbers_for(self, tokens: int) -> int:
+        return tokens * CrossKeys.of(self.cache).numbers_per_token
 
 
 @contextmanager
@@ -114,8 +159,3 @@ class CrossKeys:
         cross = DynamicCache()
         cross.layers = known
         return EncoderDecoderCache(DynamicCache(), cross)
-
-
-def take_rows(cache: EncoderDecoderCache, rows: Tensor) -> None:
-    """Go on from these rows of what was decoded so far; contexts stay where they are."""
-    cache.self_attention_cache.reorder_cache(rows)  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from rag.generators.context import special_tokens
 from rag.generators.seq2seq import Generator
 from rag.index.folder import Index
 from rag.index.passage import Passage
@@ -23,7 +22,7 @@ class AsRead:
         self.generator = generator
         self.index = index
         self._tokens = index.tokens(generator.tokenizer, generator.title_separator, generator.prefix)
-        self._room = generator.max_context_length - sum(map(len, special_tokens(generator.tokenizer)))
+        self._room = generator.room
 
     def room(self, question: str) -> int:
         """How many tokens of "title / text" are read beside a question."""

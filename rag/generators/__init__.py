@@ -6,6 +6,7 @@ from rag.lazy import face
 
 if TYPE_CHECKING:
     from rag.generators.attention import ScoresContexts as ScoresContexts
+    from rag.generators.causal import CausalGenerator as CausalGenerator
     from rag.generators.context import Ragged as Ragged
     from rag.generators.lstm import LstmForConditionalGeneration as LstmForConditionalGeneration
     from rag.generators.output_layer import MakesOutputLayer as MakesOutputLayer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = face(
     __name__,
     {
+        "CausalGenerator": "causal",
         "Generator": "seq2seq",
         "MakesOutputLayer": "output_layer",
         "OutputLayer": "output_layer",

@@ -98,8 +98,7 @@ class Generator(nn.Module):
         check_vocabulary(tokenizer, self.model, "generator")
         if not isinstance(tokenizer.eos_token_id, int) or not isinstance(tokenizer.pad_token_id, int):
             raise UserError("the generator's tokenizer has no end-of-sequence or no padding token: set both")
-        if not isinstance(model.config.decoder_start_token_id, int):
-            raise UserError("the generator's config has no decoder_start_token_id: set it")
+        self._check_start()
         self.end_token: int = tokenizer.eos_token_id
         self.pad_token: int = tokenizer.pad_token_id
         self._prefix, self._suffix = special_tokens(tokenizer)
@@ -144,6 +143,10 @@ class Generator(nn.Module):
         names = (*names, "lowercase_questions", "question_first", "quote")
         return {name: getattr(self, name) for name in names}
 
+    def _check_start(self) -> None:
+        if not isinstance(self.model.config.decoder_start_token_id, int):
+            raise UserError("the generator's config has no decoder_start_token_id: set it")
+
     @property
     def start_token(self) -> int:
         """What the decoder sees before the first token, the same in training and in generation."""
@@ -156,6 +159,16 @@ class Generator(nn.Module):
         It is the `forced_bos_token_id` of the model's generation_config; most models have none.
         """
         return getattr(getattr(self.model, "generation_config", None), "forced_bos_token_id", None)
+
+    @property
+    def answer_positions(self) -> int | None:
+        """How many tokens an answer may have; None where the model has no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def room(self) -> int:
+        """How many tokens a context has for passage and question together."""
+        return self.max_context_length - len(self._prefix) - len(self._suffix)
 
     # -- text to tokens ---------------------------------------------------------------------------
 
@@ -194,7 +207,7 @@ class Generator(nn.Module):
         questions, passages: one row of tokens for each context. A passage is cut to what the question leaves
         free of `max_context_length`. Raises UserError where a question alone is too long for that.
         """
-        free = self.max_context_length - len(self._prefix) - len(self._suffix) - questions.lengths
+        free = self.room - questions.lengths
         if free.size and free.min() < 0:
             raise UserError(
                 f"a question of {int(questions.lengths.max())} tokens, its separator included, does not fit "
@@ -348,6 +361,32 @@ class Generator(nn.Module):
             encoder_attention_mask=mask.long(),
             use_cache=False,
         ).last_hidden_state
+
+    def decode(
+        self,
+        tokens: Int[Tensor, "rows tokens"],
+        states: Float[Tensor, "rows length width"],
+        mask: Bool[Tensor, "rows length"],
+    ) -> Float[Tensor, "rows tokens wide"]:
+        """The decoder's states after each of `tokens`, the start token included."""
+        return self._decode(tokens, states, mask)
+
+    def decode_on(
+        self, tokens: Tensor, states: Tensor, mask: Bool[Tensor, "rows length"], cache: Any
+    ) -> tuple[Tensor, Any]:
+        """`decode`, without gradient, and the cache behind what it holds already; all of `tokens` without one."""
+        decoded = self.model.get_decoder()(
+            input_ids=tokens,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return decoded.last_hidden_state, decoded.past_key_values
+
+    def for_decoding(self, states: Tensor, mask: Bool[Tensor, "rows length"]) -> Tensor:
+        """What `encode` made of contexts, with everything that decoding reads of them."""
+        return states
 
     @property
     def output_layer(self) -> OutputLayer:

@@ -1,0 +1,184 @@
+"""Adapters: trained alone, on any layer, with plain autograd's gradients; saved alone or merged; reopened."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer
+from test_causal import plain
+from test_prompts import WORDS
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from rag.errors import UserError
+from rag.generators.causal import CausalGenerator
+from rag.model import ClosedBook
+from rag.parts import TrainedPart
+from rag.training.optimization import Optimization
+
+peft = pytest.importorskip("peft", reason="peft is an extra: pip install rag[causal]")
+SETTINGS = {"max_context_length": 60, "max_target_length": 8}
+QUESTIONS, TARGETS = ["what is the capital of France?", "the Tiber"], ["Paris", "the river in Italy"]
+
+
+@pytest.fixture(params=["llama", "qwen2", "gpt2"])
+def folder(request, tmp_path: Path) -> Path:
+    """A model with its tokenizer; Qwen's and GPT-2's output layer is tied to the embeddings."""
+    tokenizer = byte_tokenizer(WORDS, 300)
+    plain(request.param, vocab_size=len(tokenizer), max_position_embeddings=80).save_pretrained(
+        tmp_path / "base"
+    )
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def adapted(folder: Path, modules=None, **settings) -> CausalGenerator:
+    """As it might be once it was trained: a new LoRA changes nothing."""
+    made = CausalGenerator.from_pretrained(
+        folder, adapter="lora", rank=2, modules=modules, **SETTINGS, **settings
+    )
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.3)
+    return made.eval()
+
+
+def scores(made: CausalGenerator) -> torch.Tensor:
+    with torch.no_grad():
+        return ClosedBook(made)(ClosedBook(made).prepare(QUESTIONS, TARGETS)).logprob
+
+
+def modules_of(folder: Path) -> list:
+    attention = ["c_attn"] if "gpt2" in (folder / "config.json").read_text() else ["q_proj", "v_proj"]
+    return [None, attention, ["lm_head"], [*attention, "lm_head"], "all-linear"]
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_an_adapter_on_any_layer_has_plain_autograd_s_gradient(folder, which):
+    made = adapted(folder, modules_of(folder)[which])
+    trained = {name: weight for name, weight in made.model.named_parameters() if weight.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert not any(
+        weight.requires_grad for name, weight in made.model.named_parameters() if "lora_" not in name
+    )
+    model = ClosedBook(made)
+    batch = model.prepare(QUESTIONS, TARGETS)
+    ids, mask = made.assemble(batch.generator_questions)
+    total = 0
+    for row, own, labels, real in zip(ids, mask, batch.labels, batch.label_mask, strict=True):
+        answer = labels[real]
+        whole = torch.cat([row[own], torch.tensor([made.start_token]), answer]).unsqueeze(0)
+        logits = made.model(input_ids=whole, attention_mask=torch.ones_like(whole)).logits[
+            0, -len(answer) - 1 : -1
+        ]
+        total = total + logits.log_softmax(-1).gather(-1, answer.unsqueeze(-1)).sum()
+    expected = dict(zip(trained, torch.autograd.grad(total, list(trained.values())), strict=True))
+    likelihood = model(batch).logprob.sum()
+    assert_close(likelihood, total, rtol=1e-4, atol=1e-4)
+    likelihood.backward()
+    for name, weight in trained.items():
+        assert_close(weight.grad, expected[name], rtol=1e-3, atol=1e-4)
+        assert weight.grad.abs().sum() > 0
+
+
+def test_the_optimiser_changes_the_adapter_alone(folder):
+    made = adapted(folder)
+    model = ClosedBook(made)
+    before = {name: weight.clone() for name, weight in made.model.named_parameters()}
+    optimizer = Optimization(lr=0.1, warmup_steps=0, weight_decay=0.1).configure(model.trained_parts(), 10)[
+        "optimizer"
+    ]
+    (-model(model.prepare(QUESTIONS, TARGETS)).logprob.sum()).backward()
+    optimizer.step()
+    for name, weight in made.model.named_parameters():
+        assert torch.equal(weight, before[name]) != ("lora_" in name)
+
+
+def test_it_is_saved_alone_and_reopened(folder, tmp_path):
+    made = adapted(folder, template="{passage} / {question} =")
+    made.save_pretrained(tmp_path / "saved")
+    files = {file.name for file in (tmp_path / "saved").iterdir()}
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+    again = CausalGenerator.from_pretrained(tmp_path / "saved")
+    assert again.settings == made.settings
+    assert_close(scores(again), scores(made))
+    assert any(weight.requires_grad for weight in again.parameters())  # and can be trained on
+    again.save_pretrained(tmp_path / "twice")
+    assert_close(scores(CausalGenerator.from_pretrained(tmp_path / "twice")), scores(made))
+    # peft and transformers read the folder by themselves
+    theirs = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder), tmp_path / "saved"
+    ).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert_close(theirs(input_ids=ids).logits, made.model(input_ids=ids).logits)
+
+
+def test_a_base_that_has_moved_is_named_and_can_be_given(folder, tmp_path):
+    made = adapted(folder)
+    made.save_pretrained(tmp_path / "saved")
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="base"):
+        CausalGenerator.from_pretrained(tmp_path / "saved")
+    assert_close(scores(CausalGenerator.from_pretrained(tmp_path / "saved", base=moved)), scores(made))
+
+
+@pytest.mark.parametrize(
+    "which", [0, 3]
+)  # 3: the output layer too, which shares its matrix with the embeddings
+def test_it_is_merged_into_a_model_of_its_own(folder, tmp_path, which):
+    made = adapted(folder, modules_of(folder)[which])
+    expected = scores(made)
+    made.merge().save_pretrained(tmp_path / "merged")
+    again = CausalGenerator.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in name for name, _ in again.model.named_modules())
+    assert_close(scores(again), expected, rtol=1e-4, atol=1e-4)
+    assert all(weight.requires_grad for weight in again.parameters())
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert_close(theirs(input_ids=ids).logits, again.model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["ia3", "loha", "lokr", "boft"])
+def test_other_adapters_of_peft_s(folder, kind):
+    if "gpt2" in (folder / "config.json").read_text() and kind != "ia3":
+        pytest.skip("peft puts this kind into linear layers alone, which GPT-2's are not")
+    modules = None if kind == "ia3" else modules_of(folder)[1]
+    made = CausalGenerator.from_pretrained(folder, adapter=kind, modules=modules, **SETTINGS)
+    model = ClosedBook(made)
+    (-model(model.prepare(QUESTIONS, TARGETS)).logprob.sum()).backward()
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in made.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"adapter": "lora", "modules": ["qq_proj"]}, "generator.modules names qq_proj, which a"),
+        (
+            {"adapter": "prefix_tuning"},
+            "generator.adapter=prefix_tuning is no adapter that changes modules: there are",
+        ),
+        ({"adapter": "loar"}, "generator.adapter=loar is no adapter that changes modules"),
+        ({"adapter": "ia3", "rank": 4}, "generator.adapter=ia3 cannot be put into this"),
+        (
+            {"adapter": "lora", "adapter_settings": {"alpha": 3}},
+            "generator.adapter=lora cannot be put into this",
+        ),
+    ],
+)
+def test_what_does_not_exist_is_told_in_a_sentence(folder, settings, said):
+    with pytest.raises(UserError) as refused:
+        CausalGenerator.from_pretrained(folder, **SETTINGS, **settings)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_without_peft_the_extra_is_named(folder, monkeypatch):
+    monkeypatch.setattr("rag.generators.adapters.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="adapters need peft, which is not installed: pip install peft"):
+        CausalGenerator.from_pretrained(folder, adapter="lora", **SETTINGS)
+
+
+def test_its_part_is_the_generator_s(folder):
+    made = adapted(folder)
+    (part,) = made.trained_parts()
+    assert isinstance(part, TrainedPart) and part.rate == "generator" and part.file == "generator"
