@@ -36,6 +36,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 INSTALLED = not (_CHECKOUT / "configs" / "base.yaml").is_file()
 CONFIGS = Path(__file__).resolve().parent / "configs" if INSTALLED else _CHECKOUT / "configs"
 PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and indexes/ go
+SHIPPED = Path(__file__).resolve().parent / "shipped" if INSTALLED else _CHECKOUT / "pretrained"  # weights
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
 
 
