@@ -29,7 +29,7 @@ from rag.errors import UserError
 from rag.progress import REPORT_FILE
 from rag.runs import INSTALLED, PROJECT
 
-SEED = 2020  # of the mini-wiki and of all training; fixed before any figure was seen, the year of the paper
+SEED = 2020  # of the mini-wiki and of all training; fixed before any result was seen, the year of the paper
 VARIANTS = ("rag_sequence", "rag_token", "frozen", "bm25")
 QUICK = {"trainer.max_steps": "24", "trainer.val_check_interval": "12", "datamodule.dev_limit": "40"}
 
@@ -109,7 +109,7 @@ def run_all(plan: list[Stage], folder: Path, workers: int, threads: int) -> None
                     log = (logs / f"{_file(stage)}.log").read_text(encoding="utf-8", errors="replace").strip()
                     raise UserError(
                         f"the stage {name} failed ({log.splitlines()[-1] if log else f'exit code {state}'}); "
-                        f"its log is {logs / _file(stage)}.log, and the same command goes on from there"
+                        f"see {logs / _file(stage)}.log, and rerun the same command to resume"
                     )
                 done.add(name)
             time.sleep(0.1)
@@ -222,10 +222,10 @@ def main(arguments: list[str]) -> None:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in settings:
-            raise UserError(f"{argument} is not a setting of the demo: there are {', '.join(settings)}")
+            raise UserError(f"{argument} is not a setting of the demo; available: {', '.join(settings)}")
         settings[key] = value
     if settings["preset"] not in ("full", "quick"):
-        raise UserError(f"preset={settings['preset']} does not exist: there are full and quick")
+        raise UserError(f"preset={settings['preset']} does not exist; available: full and quick")
     if not settings["seed"].isdecimal():
         raise UserError(f"seed={settings['seed']} is not a whole number")
     seed, quick = int(settings["seed"]), settings["preset"] == "quick"

@@ -49,6 +49,6 @@ def test_no_stage_outlives_a_driver_that_is_terminated(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from here" in errors
+    assert "rerun the same command to resume" in errors
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.read_text()), 0)

@@ -158,8 +158,7 @@ def plot(metrics: Metrics, path: Path) -> None:
     )
     sweep.set_title("More passages at test time (figure 3)")
 
-    cells = swap_cells(metrics["rag_sequence"])
-    plots.swap_grid(swap, {a: {i: each.value for i, each in row.items()} for a, row in cells.items()})
+    plots.swap_grid(swap, swap_cells(metrics["rag_sequence"]))
     swap.set_title("Hot-swap of RAG-Sequence: exact match")
     plots.save(figure, path)
 
@@ -189,7 +188,7 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
         'answers the question. That is the retriever of the row "frozen", and what end-to-end training improves on. '
         "All rows with retrieval start from the same generator and get the same steps and K.",
         "",
-        "## What was to be reached",
+        "## Targets",
         "",
         *table(
             ["metric", "bound", "value", "reached"],
@@ -255,7 +254,7 @@ def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str
     for target in report["targets"]:
         if not target["reached"]:
             console.print(
-                f"not reached: {target['metric']} {target['value']:.3f}, {target['bound']} was to be shown"
+                f"target missed: {target['metric']} is {target['value']:.3f}, expected {target['bound']}"
             )
     print(f"{seconds['total']:,.0f} s; report in {folder / 'report.md'}")
     return report
