@@ -13,7 +13,7 @@ contexts padded to `max_combined_length` by its own retriever, retrieval once a 
 have to be equal, or the row says so.
 
 Time is the process's CPU time on one core, ours and theirs in turn (A B A B …) after one warm-up each; the ratio is
-that of the medians. Memory is measured in a process of its own for each figure: the highest resident memory during one
+that of the medians. Memory is measured in a process of its own for each number: the highest resident memory during one
 call, above what the process held before it, gradients included. Models stand ready on both sides; there is no
 optimiser, which would add the same to both. On a GPU scripts/gpu_check.sh does the same in bfloat16.
 """

@@ -1,4 +1,4 @@
-"""The machine that figures are taken on: what it is, one core of it, and its own limit of matrix products."""
+"""The machine that is measured: what it is, one core of it, and its own limit of matrix products."""
 
 import os
 import platform

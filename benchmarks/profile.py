@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(what for what in compare.WHAT if what != "glue"))
     parser.add_argument("--shapes", default="5x4", help="KxB")
     parser.add_argument("--passages", type=int, default=compare.PASSAGES)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Models with random weights, passages and questions, all from one seed: what every benchmark here runs on.
 
 Words are made of syllables and drawn by Zipf's law; passages have 100 of them, as the paper's, and contexts
-"title / text // question" about 145 tokens. Answers are made to be as long as asked for, so that no figure depends on
+"title / text // question" about 145 tokens. Answers are made to be as long as asked for, so that no time depends on
 what random weights happen to end with.
 """
 

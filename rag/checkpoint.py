@@ -63,7 +63,7 @@ def architecture(path: str | Path) -> tuple[str, int]:
     if (found := config.get("model_type")) != "rag":
         raise UserError(
             f"checkpoint={path} holds {f'a model of type {found}' if found else 'no model'}, not one in the format of "
-            "facebook/rag-token-nq, and is no run folder of train.py"
+            "facebook/rag-token-nq, nor is it a run folder of train.py"
         )
     return (config.get("architectures") or [""])[0], config.get("n_docs", N_DOCS)
 

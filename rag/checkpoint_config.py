@@ -130,7 +130,7 @@ def _apply_experiment(
 
 
 def in_transformers_format(checkpoint: str) -> bool:
-    """Whether it is a folder in the format of facebook/rag-token-nq, or a hub id, and no run folder of train.py."""
+    """Whether it is a folder in the format of facebook/rag-token-nq, or a hub id, and not a run folder of train.py."""
     folder = Path(checkpoint)
     if folder.exists():
         return (folder / "config.json").exists() and not (folder / "run.json").exists()

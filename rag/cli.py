@@ -46,14 +46,14 @@ def mistakes_in_one_sentence() -> Iterator[None]:
         print(f"error: {one_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: rerun the same command to resume", file=sys.stderr)
         sys.exit(130)
     except RuntimeError as error:
         from rag.processes import lost_another  # with torch, which is there where this can happen
 
         if not lost_another(error):
             raise
-        print("stopped, because another process of this command did: its message says why", file=sys.stderr)
+        print("stopped because another process of this command stopped: see its message", file=sys.stderr)
         sys.exit(1)
 
 
@@ -153,7 +153,7 @@ def check_script(cfg: DictConfig, name: str, arguments: list[str]) -> None:
         return
     chosen = next((each for each in arguments if key_of(each) == "experiment"), f"the experiment {cfg.name}")
     raise UserError(
-        f"{chosen} does not fit {name}.py: it is for {' and '.join(f'{each}.py' for each in scripts)}"
+        f"{chosen} is not for {name}.py, but for {' and '.join(f'{each}.py' for each in scripts)}"
     )
 
 
@@ -166,7 +166,8 @@ def complete_in_shell(name: str, arguments: list[str]) -> None:
             hydra.shell_completion(name, arguments)
     except ValueError as error:
         raise UserError(
-            f"-sc {' '.join(arguments)} is no shell completion: there are install=bash, install=zsh and install=fish"
+            f"-sc {' '.join(arguments)} is not a shell completion command; available: install=bash, install=zsh and "
+            "install=fish"
         ) from error
 
 
@@ -185,7 +186,7 @@ def quieten_logs() -> None:
     for message in (
         "does not have many workers",
         "no `val_dataloader`",
-        "sync_dist=True",  # figures of dev are the same on all ranks when they are logged
+        "sync_dist=True",  # dev metrics are the same on all ranks when they are logged
         "across ranks is zero",  # a data module whose dev file was not given
         "exists and is not empty",
         "dirpath has changed",  # another run's last.ckpt, given as ckpt_path

@@ -103,7 +103,7 @@ def title(found: "Comparison", answers: Sequence["Answers"]) -> str:
 def notes(answers: Sequence["Answers"]) -> Iterator[str]:
     yield "Differences in points; their intervals are the paired bootstrap's over the questions."
     if len(answers) > 2:
-        yield f"The p of {len(answers) - 1} comparisons are not corrected for their number."
+        yield f"The {len(answers) - 1} p-values are not corrected for multiple comparisons."
 
 
 def print_comparison(found: "Comparison", answers: Sequence["Answers"], show: int | None) -> None:

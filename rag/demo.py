@@ -19,7 +19,7 @@ from rag.errors import UserError
 from rag.runs import PROJECT
 from rag.stages import Stage, run_all, share_cores
 
-SEED = 2020  # of the mini-wiki and of all training; fixed before any figure was seen, the year of the paper
+SEED = 2020  # of the mini-wiki and of all training; fixed before any result was seen, the year of the paper
 VARIANTS = ("rag_sequence", "rag_token", "frozen", "bm25")
 QUICK = {"trainer.max_steps": "24", "trainer.val_check_interval": "12", "datamodule.dev_limit": "40"}
 
@@ -87,10 +87,10 @@ def main(arguments: list[str]) -> None:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key not in settings:
-            raise UserError(f"{argument} is not a setting of the demo: there are {', '.join(settings)}")
+            raise UserError(f"{argument} is not a setting of the demo; available: {', '.join(settings)}")
         settings[key] = value
     if settings["preset"] not in ("full", "quick"):
-        raise UserError(f"preset={settings['preset']} does not exist: there are full and quick")
+        raise UserError(f"preset={settings['preset']} does not exist; available: full and quick")
     if not settings["seed"].isdecimal():
         raise UserError(f"seed={settings['seed']} is not a whole number")
     seed, quick = int(settings["seed"]), settings["preset"] == "quick"

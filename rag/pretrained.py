@@ -50,14 +50,14 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: Any, what: str) 
     """UserError where a tokenizer knows tokens that a model has no embeddings for, or no words at all."""
     if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) <= 1:
         raise UserError(  # transformers makes an empty one where a tokenizer's files are missing
-            f"the {what}'s tokenizer knows no words ({tokenizer.name_or_path or 'not from a folder'}): restore "
-            "its files, which belong beside the model's"
+            f"the {what}'s tokenizer has an empty vocabulary ({tokenizer.name_or_path or 'not from a folder'}): "
+            "restore its files beside the model's"
         )
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise UserError(
             f"the tokenizer has {len(tokenizer):,} tokens but the {what} only {embeddings:,} embeddings: "
-            "take both from the same model"
+            "use both from the same model"
         )
 
 
@@ -96,7 +96,7 @@ def load_weights(
         not isinstance(getattr(torch, dtype, None), torch.dtype)
         or not getattr(torch, dtype).is_floating_point
     ):
-        raise UserError(f"dtype={dtype} does not exist for weights: there are float32, bfloat16 and float16")
+        raise UserError(f"dtype={dtype} does not exist for weights; available: float32, bfloat16 and float16")
     if hub.is_name(str(path)):
         hub.commit(str(path))  # before anything else is asked of a hub that may be out of reach
     of_file = {name: settings[name] for name in ("gguf_file",) if name in settings}
@@ -134,7 +134,7 @@ def load_weights(
         raise UserError(f"{path} lacks {_named(missing)}: restore it, or give another checkpoint")
     # DPR's released encoders bring BERT's pooler, which DPR does not use.
     if extra := {key for key in report["unexpected_keys"] if "pooler" not in key.split(".")}:
-        log.warning("%s holds %s, which the model has no place for: left out", path, _named(extra))
+        log.warning("%s holds %s, which this model does not use: ignored", path, _named(extra))
     check_finite(model.state_dict(), path)
     return model
 
@@ -174,8 +174,8 @@ def check_model_kind(kind: str | None, model_class: Any, where: str | Path) -> N
         return
     if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise UserError(
-            f"{where} holds a model of type {kind}, which is no sequence-to-sequence model: types such as bart, mbart, "
-            "pegasus and t5 are read"
+            f"{where} holds a model of type {kind}, which is not a sequence-to-sequence model: use one such as bart, "
+            "mbart, pegasus or t5"
         )
 
 

@@ -74,7 +74,7 @@ class Run:
         """
         folder = Path(folder)
         if overwrite not in (True, False, "changed"):
-            raise UserError(f"overwrite={overwrite} does not exist: there are false, changed and true")
+            raise UserError(f"overwrite={overwrite} does not exist; available: false, changed and true")
         description = portable({"config": config, "inputs": {path: fingerprint(path) for path in inputs}})
         record = {"identity": digest(description), "description": description}
         check_place(folder, setting)
@@ -92,7 +92,9 @@ class Run:
                     "or replace that run with overwrite=true"
                 )
         elif folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds files that are no run: choose another folder with {setting}=…")
+            raise UserError(
+                f"{folder} holds files that do not belong to a run: choose another folder with {setting}=…"
+            )
         return cls(folder, record, config_yaml, finished=False, begun=False)
 
     def begin(self) -> None:

@@ -60,7 +60,7 @@ class SavedModel:
         try:
             return cls(**read_json(file))
         except TypeError as error:
-            raise UserError(f"{file} is no description of a model: restore it, or train again") from error
+            raise UserError(f"{file} is not a model description: restore it, or train again") from error
 
     def node(self, run: Path, index: str | None, n_docs: int) -> dict[str, Any]:
         """The node that makes the model, with its weights in `run`, over `index`."""
@@ -121,7 +121,7 @@ def load_config(file: Path) -> DictConfig:
             f"{file} cannot be read ({one_line(str(error))}): restore it, or make the run again"
         ) from error
     if not isinstance(saved, DictConfig):
-        raise UserError(f"{file} is no configuration of a run: restore it, or make the run again")
+        raise UserError(f"{file} is not a configuration of a run: restore it, or make the run again")
     return saved
 
 
@@ -134,12 +134,14 @@ def saved_config(folder: Path) -> DictConfig:
     if not (folder / "result.json").exists():
         unfinished = (folder / "run.json").exists()
         state = (
-            "an unfinished run: give train.py's command again" if unfinished else "no run folder of train.py"
+            "an unfinished run: give train.py's command again"
+            if unfinished
+            else "not a run folder of train.py"
         )
         raise UserError(f"checkpoint={folder} is {state}")
     saved = load_config(folder / "config.yaml")
     if OmegaConf.select(saved, "module.model") is None:
-        raise UserError(f"{folder / 'config.yaml'} is no configuration of train.py: train it again")
+        raise UserError(f"{folder / 'config.yaml'} is not a configuration of train.py: retrain it")
     return saved
 
 
@@ -159,7 +161,7 @@ def saved_model(run: Path, config: dict[str, Any]) -> SavedModel:
     reader = model.get("model", model)
     if "generator" not in reader:
         raise UserError(
-            f"{run} was trained by an older version, without model/{MODEL_FILE}, and holds no generator: train it again"
+            f"{run} was trained by an older version, without model/{MODEL_FILE}, and holds no generator: retrain it"
         )
     lengths = ("max_context_length", "max_target_length")
     reader["generator"] = {

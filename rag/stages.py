@@ -53,7 +53,7 @@ def run_all(plan: list[Stage], folder: Path, workers: int, threads: int) -> None
                     log = (logs / f"{_file(stage)}.log").read_text(encoding="utf-8", errors="replace").strip()
                     raise UserError(
                         f"the stage {name} failed ({log.splitlines()[-1] if log else f'exit code {state}'}); "
-                        f"its log is {logs / _file(stage)}.log; rerun the same command to resume"
+                        f"see {logs / _file(stage)}.log, and rerun the same command to resume"
                     )
                 done.add(name)
             time.sleep(0.1)

@@ -43,7 +43,7 @@ def open_bytes(path: Path) -> Any:
 
 
 def damaged(path: Path, line: int, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged or was cut short after line {line} ({error}): fetch it again")
+    return UserError(f"{path} is damaged or was cut short after line {line} ({error}): download it again")
 
 
 def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:

@@ -336,7 +336,7 @@ def test_a_closed_book_model_has_no_passages_to_change(runs, monkeypatch, capsys
     ("arguments", "sentence"),
     [
         (["who?"], "say which model: checkpoint=RUN"),
-        (["checkpoint=none", "who?"], "checkpoint=none is no run folder of train.py"),
+        (["checkpoint=none", "who?"], "checkpoint=none is not a run folder of train.py"),
         (["checkpoint={run}", "seeed=3"], "the setting seeed does not exist: did you mean seed?"),
         (["checkpoint={run}", "generator=bart_base"], "rag.ask takes corpus, index, decoding, n_docs"),
         (["checkpoint={run}", "n_docs=99"], "K = 99 passages cannot be retrieved"),

@@ -198,7 +198,7 @@ HEAD = b"id\ttext\ttitle\n"
 CORPORA = {
     "columns.tsv": (HEAD + b"1\tx\ty\n2\tx\n", "line 3: 2 columns where the header has 3"),
     "quotes.tsv": (HEAD + b'1\t"x\ty\n2\t"z"\tt\n', "line 2: broken quotes"),
-    "twice.tsv": (HEAD + b"1\tx\ty\n1\tz\ty\n", "line 3: the id '1' comes a second time"),
+    "twice.tsv": (HEAD + b"1\tx\ty\n1\tz\ty\n", "line 3: the id '1' occurs twice"),
     "blank.tsv": (HEAD + b"1\t \ty\n", "line 2: the text of passage '1' is empty"),
     "latin.tsv": (HEAD + b"1\tx\ty\n2\t\xe9\ty\n", "line 3: not UTF-8"),
     "empty.tsv": (b"", "is empty"),
@@ -359,7 +359,7 @@ def test_the_advised_encoding_and_splitting_work(run, tmp_path, capsys):
     assert Index.open(tmp_path / "index").passages[0].text == "Der Laden öffnet um neun."
     capsys.readouterr()
     assert run(f"corpus.path={latin}", "corpus.encoding=latin-1") == 0
-    assert "building" not in capsys.readouterr().out  # it is there already
+    assert "building" not in capsys.readouterr().out  # it already exists
     assert run(f"corpus.path={latin}", "corpus.encoding=latin-1", "corpus.split_words=2") == 2
     assert "holds another corpus" in refusal(capsys)
     split = ["corpus.encoding=latin-1", "corpus.split_words=2"]
@@ -402,7 +402,7 @@ def test_one_encoder_in_sentence_transformers_format_for_both_sides(run, tmp_pat
     np.testing.assert_allclose(index.vectors(np.arange(20)), encoder.encode(PASSAGES[:20]), rtol=0, atol=1e-5)
     assert "building an index" in capsys.readouterr().out
     assert run(f"corpus.path={tsv}", *both) == 0
-    assert "building an index" not in capsys.readouterr().out  # it is there already
+    assert "building an index" not in capsys.readouterr().out  # it already exists
     assert run(f"corpus.path={tsv}", *both, "encoder.passage_prompt='passage: '") == 2
     assert "holds vectors of another encoder" in refusal(capsys)
 

@@ -69,7 +69,7 @@ READ: dict[str, list[Passage]] = {
 }
 REFUSED = {
     "22_latin1.tsv": "22_latin1.tsv, line 2: not UTF-8 .* corpus.encoding=latin-1",
-    "24_dupid.tsv": "line 3: the id '1' comes a second time",
+    "24_dupid.tsv": "line 3: the id '1' occurs twice",
     "25_emptytext.tsv": "line 3: the text of passage '2' is empty",
     "26_nan.jsonl": "line 1: text is nan: expected a string",
     "41_pdfdir": r"nothing to read: found 1 .pdf \(a.pdf\), 1 .docx \(b.docx\); expected",

@@ -316,7 +316,7 @@ def test_a_checkpoint_of_another_kind_is_named(tmp_path, index, question_encoder
     bart.save_pretrained(tmp_path / "bart")
     with pytest.raises(
         UserError,
-        match="questions holds a model of type dpr, which is no sequence-to-sequence model: types such as bart",
+        match="questions holds a model of type dpr, which is not a sequence-to-sequence model: types such as bart",
     ):
         Generator.from_pretrained(tmp_path / "questions")
     with pytest.raises(
@@ -358,11 +358,11 @@ def test_folders_that_hold_something_else(tmp_path, index, bart, question_encode
 
 def test_a_checkpoint_without_tokenizers(saved, index):
     shutil.move(saved / "generator_tokenizer", saved / "away")
-    with pytest.raises(UserError, match="the generator's tokenizer knows no words"):
+    with pytest.raises(UserError, match="the generator's tokenizer has an empty vocabulary"):
         RagToken.from_pretrained(saved, index)
     shutil.move(saved / "away", saved / "generator_tokenizer")
     shutil.rmtree(saved / "question_encoder_tokenizer")
-    with pytest.raises(UserError, match="the DPRQuestionEncoder's tokenizer knows no words"):
+    with pytest.raises(UserError, match="the DPRQuestionEncoder's tokenizer has an empty vocabulary"):
         RagToken.from_pretrained(saved, index)
 
 

@@ -294,8 +294,7 @@ def test_no_network_is_one_sentence(fetcher, tmp_path):
         sentence = refusal(fetcher.fetch, Remote((url,)), tmp_path / "data.bin")
     assert sentence.startswith("data.bin was not fetched: 127.0.0.1 cannot be reached (")
     assert sentence.endswith(
-        f"look whether this machine has a network, or fetch {url} with another one and put it at "
-        f"{tmp_path / 'data.bin'}"
+        f"check the network connection, or fetch {url} with another one and put it at {tmp_path / 'data.bin'}"
     )
 
 
@@ -410,7 +409,7 @@ def test_names_and_settings(tmp_path):
     assert download.parse([f"into={tmp_path}", "wikipedia"]) == (["psgs_w100"], tmp_path)
     for wrong, sentence in (
         (["triviaqa"], "did you mean trivia_qa?"),
-        (["--into", "x"], "--into is no setting: the only one is into=FOLDER"),
+        (["--into", "x"], "--into is not a setting: the only one is into=FOLDER"),
         ([f"into={tmp_path}"], "name what is to be fetched"),
         (["world_leaders"], "is not public"),
     ):

@@ -223,9 +223,9 @@ def test_wrong_files_are_told_before_anything_is_written(command, tmp_path, caps
     for wrong, sentence in {
         "batch_size=0": "batch_size=0: a whole number from 1 is expected",
         "batch_size=five": "batch_size=five: a whole number from 1 is expected",
-        "split=tset": "split=tset does not exist: there are train, dev, test",
+        "split=tset": "split=tset does not exist; available: train, dev, test",
         "k_sweep=[0]": "K = 0 passages cannot be retrieved",
-        "report=table9": "report=table9 does not exist: there are table1, table2",
+        "report=table9": "report=table9 does not exist; available: table1, table2",
     }.items():
         assert run("evaluate", *command, wrong, f"results={tmp_path / 'none'}") == 2
         assert sentence in capsys.readouterr().err

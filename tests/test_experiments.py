@@ -1,7 +1,7 @@
 """Every experiment of the paper's tables, from its data to its cell: two steps of tiny models on stand-in files.
 
 The files have the exact formats of the originals. What is trained is worth nothing; what is looked at is that each
-experiment trains, that its evaluation has every figure its cells of the paper ask for, and that the reports find it.
+experiment trains, that its evaluation has every metric its cells of the paper ask for, and that the reports find it.
 """
 
 import csv

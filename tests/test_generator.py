@@ -178,7 +178,7 @@ def test_a_long_target_is_cut_before_its_end_of_sequence_and_one_warning_says_so
             labels, _ = generator.tokenize_targets(["the river in Italy"])
             assert labels.tolist() == [[*token_rows(tokenizer, ["the river"])[0], 2]]
     assert [record.getMessage() for record in caplog.records] == [
-        "a target of 5 tokens was cut to generator.max_target_length = 3; later ones are cut without a word"
+        "a target of 5 tokens was cut to generator.max_target_length = 3; later ones are cut silently"
     ]
 
 

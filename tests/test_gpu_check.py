@@ -208,7 +208,7 @@ def test_an_index_without_faiss_serves_exact_search_and_refuses_another(index, q
     opened = Index.open(index.folder)
     queries = np.random.default_rng(0).standard_normal((2, index.dim), np.float32)
     with pytest.raises(
-        UserError, match="cannot be searched without FAISS: install faiss-cpu, or take retriever=exact"
+        UserError, match="cannot be searched without FAISS: install faiss-cpu, or use retriever=exact"
     ):
         opened.search(queries, 3)
     found = ExactRetriever(question_encoder, opened).search(torch.from_numpy(queries), 3)

@@ -130,7 +130,7 @@ def made_again(retriever, folder, index):
 
 @pytest.mark.parametrize("scale", [0, -1.0, math.inf, math.nan, "20", True])
 def test_what_is_no_scale(encoder, cosines, scale):
-    with pytest.raises(UserError, match=r"retriever\.scale=.* is no scale: give a number above 0"):
+    with pytest.raises(UserError, match=r"retriever\.scale=.* is not a scale: give a number above 0"):
         DenseRetriever(encoder, cosines, scale=scale)
 
 

@@ -161,7 +161,7 @@ def test_nan_is_never_the_best_nor_the_first(mode):
 
 
 def test_a_metric_that_dev_cannot_judge_is_no_better_one_and_no_end(closed_book):
-    """Patience counts it as a look without a better figure; without patience, training goes on."""
+    """Patience counts it as a look without a better metric; without patience, training goes on."""
     stop = checkpoints("nowhere", "dev/em", "max", patience=2)[2]
     assert stop._evaluate_stopping_criteria(torch.tensor(0.5))[0] is False
     assert stop._evaluate_stopping_criteria(torch.tensor(math.nan))[0] is False

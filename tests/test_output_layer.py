@@ -194,6 +194,6 @@ def test_a_model_that_does_more_than_its_output_layer_is_refused():
         return output
 
     model.forward = capped
-    with pytest.raises(UserError, match="of type bart .* take another generator"):
+    with pytest.raises(UserError, match="of type bart .* use another generator"):
         check_output_layer(model, 2)
     assert output_layer(model).vocabulary == len(tokenizer)

@@ -111,6 +111,6 @@ def test_a_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path):
     report = (run / "report.md").read_text(encoding="utf-8")
     assert "rag-train experiment=miniwiki/denoising" in report and str(installed) not in report
     done = call(installed, tmp_path, "rag-train", "experiment=miniwiki/denoising", *tiny)
-    assert done.returncode == 0 and "is there already" in done.stdout
+    assert done.returncode == 0 and "already exists" in done.stdout
     done = call(installed, tmp_path, "rag-evaluate", "report=table1")
     assert done.returncode == 0 and (tmp_path / "outputs" / "reports" / "table1.md").is_file(), done.stderr

@@ -140,13 +140,13 @@ def test_a_run_that_was_moved_with_its_index_is_reopened_and_without_it_says_wha
 
 
 def test_no_run_and_no_description(tmp_path):
-    with pytest.raises(UserError, match="no run folder of train.py"):
+    with pytest.raises(UserError, match="not a run folder of train.py"):
         reopen(tmp_path)
     (tmp_path / "config.yaml").write_text("module: {model: {}}\n", encoding="utf-8")
     write_json(tmp_path / "result.json", {})
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "model.json", {"something": "else"})
-    with pytest.raises(UserError, match="is no description of a model"):
+    with pytest.raises(UserError, match="is not a model description"):
         reopen(tmp_path)
 
 

@@ -154,7 +154,7 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory, rows):
         ("a.tsv", b'id\ttext\ttitle\n1\t"x\ny\n', "line 2: 2 columns where the header has 3"),
         ("a.tsv", b"id\ttext\ttitle\n1\t \ty\n", "line 2: the text of passage '1' is empty"),
         ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\t\xff\ty\n", "line 3: not UTF-8"),
-        ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\tx\ty\n1\tx\ty\n", "line 4: the id '1' comes a second time"),
+        ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\tx\ty\n1\tx\ty\n", "line 4: the id '1' occurs twice"),
         ("a.tsv", b"id\ttext\ttitle\na\tx\ty\nb\tx\ty\na\tx\ty\nc\tx\ty\n", "line 4: the id 'a' comes"),
         ("a.tsv.gz", gzip.compress(TWO_TSV.encode(), mtime=0)[:-12], "damaged or was cut short"),
         ("a.tsv.gz", b"not gzip", "damaged or was cut short"),

@@ -221,9 +221,9 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("q.txt", f"{MILK}\n", "{path} is of no form that is read, which are {forms}"),
-        ("q.target", "Pia Roth\n", "{path} is of no form that is read, which are {forms}"),
-        ("q.xlsx", "PK", "{path} is of no form that is read, which are {forms}"),
+        ("q.txt", f"{MILK}\n", "{path} is not in a supported format; supported: {forms}"),
+        ("q.target", "Pia Roth\n", "{path} is not in a supported format; supported: {forms}"),
+        ("q.xlsx", "PK", "{path} is not in a supported format; supported: {forms}"),
         (
             "q.jsonl",
             '{"question": "who?", "answers": null}\n',

@@ -279,7 +279,7 @@ def test_the_experiment_leaves_a_generator(files, generator, capsys, tmp_path_fa
     assert run("train", *settings) == 0
     assert "4 steps of 2 examples" in capsys.readouterr().out
     assert run("train", *settings) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     held = Generator.from_pretrained(runs / "wiki" / "reader" / "model" / "generator")
     assert held.quote and held.max_context_length == 40
     with open(runs / "wiki" / "reader" / "metrics.csv") as file:

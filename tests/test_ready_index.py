@@ -105,7 +105,7 @@ def l2():
             lambda path: write(hnsw_sq8(), path, encode(corpus(N)[::-1])),
             "holds other vectors than the passages'",
         ),
-        (lambda path: path.write_bytes(b"IHNs not so"), "is no FAISS index, or was cut short"),
+        (lambda path: path.write_bytes(b"IHNs not so"), "is not a FAISS index, or was cut short"),
         (lambda path: None, "does not exist: give index.type.file"),
     ],
     ids=["count", "dimension", "metric", "order", "damaged", "missing"],
@@ -123,5 +123,5 @@ def test_a_file_that_does_not_fit_is_refused_and_the_index_there_unharmed(tmp_pa
 def test_a_file_cut_short(tmp_path, folder, file):
     cut = tmp_path / "cut.faiss"
     cut.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="is no FAISS index, or was cut short"):
+    with pytest.raises(UserError, match="is not a FAISS index, or was cut short"):
         adopt(folder, ReadyIndex(str(cut)), ENCODER, show_progress=False)

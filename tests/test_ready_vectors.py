@@ -243,7 +243,7 @@ def ragged(folder):
         (lambda folder: None, "holds no vectors that can be read"),
         (npy(np.ones((3, 4), np.int64)), r"holds int64 of shape \(3, 4\): expected floats"),
         (npy(np.ones(3)), r"float64 of shape \(3,\): expected floats"),
-        (npy(np.array([None])), "is no .npy file of numbers"),
+        (npy(np.array([None])), "is not a .npy file of numbers"),
         (cut_short, "is not a Parquet file, or was cut short"),
         (two_sizes, "vectors of different dimensions"),
     ],

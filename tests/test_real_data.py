@@ -1,4 +1,4 @@
-"""Preparation, retrieval figures and metrics on real questions over 200,000 real passages, where they are at hand.
+"""Preparation, retrieval and metrics on real questions over 200,000 real passages, where they are at hand.
 
 What they found is in docs/log.md; the bounds here only notice that something broke.
 """
@@ -81,7 +81,7 @@ def test_trivia_qas_answers_are_kept_where_passages_hold_them(bm25, tmp_path):
 
 
 def test_bm25s_recall_on_squad(bm25):
-    """The data's own figures for its first 2,000 questions: .55 .78 .88 an answer, .47 .70 .81 a listed passage."""
+    """The data's own numbers for its first 2,000 questions: .55 .78 .88 an answer, .47 .70 .81 a listed passage."""
     task = QuestionAnswering(dev=str(DATA / "wiki_open" / "squad_dev.jsonl.gz"))
     examples = task.examples("dev")[:SQUAD_QUESTIONS]
     _, rows = bm25.scorer.search([example.question for example in examples], 20)
@@ -108,7 +108,7 @@ def test_jeopardys_measures_on_real_clues():
 
 
 def test_fevers_titles_on_real_claims(bm25):
-    """Each of the figures of section 4.4, of BM25 over a part of Wikipedia that does not hold all gold articles."""
+    """Each of the numbers of section 4.4, of BM25 over a part of Wikipedia that does not hold all gold articles."""
     task = Fever(dev=str(DATA / "fever" / "fever_dev.jsonl.gz"))
     examples = sample(task.examples("dev"), 1000)
     _, rows = bm25.scorer.search([example.question for example in examples], 10)

@@ -1,4 +1,4 @@
-"""report.md beside what a script finished: its figures are those of the files, its picture is one."""
+"""report.md beside what a script finished: its metrics are those of the files, its picture is one."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def test_training(tmp_path):
     write(run, result, "name: mine\nseed: 7\nmonitor: dev/em\n")
     (run / "metrics.csv").write_text("dev/em,step,train/loss\n,19,3.0\n0.5,19,\n")
     page = write_run_report(run).read_text()
-    assert page.startswith("# mine\n\n1,000 steps in 50 s, 20.00 steps a second; seed 7.\n")
+    assert page.startswith("# mine\n\n1,000 steps in 50 s, 20.00 steps per second; seed 7.\n")
     assert "| dev/em | 0.123 |" in page and "python train.py seed=1" in page and "Commit 0123abc" in page
     assert (run / "report.png").read_bytes()[:4] == PNG
     assert "![loss, nats, share, against training steps](report.png)" in page
@@ -150,7 +150,7 @@ def test_index(tmp_path, index):
     shutil.copytree(index.folder, folder)
     page = write_run_report(folder).read_text()
     assert "7 passages of" in page and "16 dimensions" in page
-    assert f"| milliseconds a query | {index.manifest.ms_per_query:.2f} (" in page
+    assert f"| milliseconds per query | {index.manifest.ms_per_query:.2f} (" in page
     for k, value in index.manifest.recall.items():
         assert f"| recall@{k} against exact search | {value:.3f} |" in page
     assert (folder / "report.png").read_bytes()[:4] == PNG

@@ -57,7 +57,7 @@ def test_another_run_is_refused_by_the_setting_that_changed_and_stays_until_the_
 def test_other_peoples_files_are_never_replaced(tmp_path):
     (tmp_path / "letter.txt").touch()
     for overwrite in (False, True, "changed"):
-        with pytest.raises(UserError, match="holds files that are no run"):
+        with pytest.raises(UserError, match="holds files that do not belong to a run"):
             open_run(tmp_path, overwrite=overwrite)
 
 

@@ -196,7 +196,7 @@ def test_evaluation_says_what_was_retrieved_and_swaps_the_index(demo, capsys):
     before = contents(demo.root / "found")
     capsys.readouterr()
     assert demo("evaluate", *command) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert contents(demo.root / "found") == before
 
     assert demo("evaluate", *command[:-1], f"index.path={demo.run('index_b')}", "hot_swap=null") == 0
@@ -220,7 +220,7 @@ def test_info_shows_the_experiment_and_leaves_nothing(demo, tmp_path, capsys):
     index = Index.open(demo.run("index_a"))
     assert "RagSequence" in shown and "QuestionAnswering" in shown and "DenseRetriever" in shown
     assert f"{len(index):,} passages of 16 dimensions, Flat" in shown
-    assert "2 passages a question" in shown and "12 examples a step (4 × 3 accumulated)" in shown
+    assert "2 passages per question" in shown and "12 examples per step (4 × 3 accumulated)" in shown
     assert "by dev/em (max)" in shown and not run.exists()
     assert re.search(r"generator [\W]*[\d,]+ parameters, float32, trained", shown)
 
@@ -234,8 +234,8 @@ def test_info_does_without_data_and_index(tmp_path, capsys):
     assert not any(tmp_path.iterdir())
     assert run("train", "experiment=table1/nq_rag_sequence", *command) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "facebook/bart-large, float32" in shown and "5 passages a question, 50 in evaluation" in shown
-    assert "8.2 GB a device" in shown and "the paper: em" in shown and not any(tmp_path.iterdir())
+    assert "facebook/bart-large, float32" in shown and "5 passages per question, 50 in evaluation" in shown
+    assert "8.2 GB per device" in shown and "the paper: em" in shown and not any(tmp_path.iterdir())
 
 
 def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
@@ -306,9 +306,9 @@ CHECKPOINTS = {
     "best.ckpt": "holds weights alone, without the optimizer's state",
     "other.ckpt": "is of another model than this run trains",
     "frozen.ckpt": "is of a run that trained",
-    "model.safetensors": "is no checkpoint of train.py",
-    "tensors.pt": "holds tensors but is no checkpoint of train.py",
-    "short.ckpt": "is no checkpoint of train.py, or is cut short",
+    "model.safetensors": "is not a checkpoint of train.py",
+    "tensors.pt": "holds tensors but is not a checkpoint of train.py",
+    "short.ckpt": "is not a checkpoint of train.py, or is cut short",
     "finished.ckpt": "was left after step 6, and this run ends at step 6",
     "nan.ckpt": "holds weights that are not finite",
     "nothing.ckpt": "does not exist",
@@ -564,14 +564,14 @@ def test_a_second_call_finds_the_run_and_changes_nothing(demo, stage, capsys):
     settings = {"denoising": GENERATOR + SHORT, "dpr": ENCODERS + SHORT, "rag_sequence": RAG}[stage]
     before = contents(demo.run(stage))
     assert demo("train", f"experiment=miniwiki/{stage}", *settings) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert contents(demo.run(stage)) == before
 
 
 def test_a_second_build_finds_the_index_and_changes_nothing(demo, capsys):
     before = contents(demo.run("index_a"))
     assert demo("build_index", "experiment=miniwiki/index_a") == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert contents(demo.run("index_a")) == before
 
 
@@ -713,7 +713,7 @@ PASSAGES = {
     "no header": (write("1\tSome text.\tTitle\n"), "line 1: the header has no column"),
     "too few columns": (write("id\ttext\ttitle\n1\tSome text.\tTitle\n2\tMore.\n"), "line 3: 2 columns"),
     "empty text": (write("id\ttext\ttitle\n1\t\tTitle\n"), "line 2: the text of passage '1' is empty"),
-    "an id twice": (write("id\ttext\ttitle\n1\tA.\tT\n1\tB.\tT\n"), "line 3: the id '1' comes a second time"),
+    "an id twice": (write("id\ttext\ttitle\n1\tA.\tT\n1\tB.\tT\n"), "line 3: the id '1' occurs twice"),
     "not text": (lambda path: path.write_bytes(b"id\ttext\ttitle\n1\t\xff\tT\n"), "line 2: not UTF-8"),
 }
 
@@ -795,7 +795,7 @@ def test_places_that_cannot_be_written(demo, tmp_path, capsys):
     for place, why in {
         "file": "is a file",
         "file/deep/run": "is a file",
-        "full": "holds files that are no run",
+        "full": "holds files that do not belong to a run",
     }.items():
         assert demo("train", *closed, f"paths.run={tmp_path / place}", "overwrite=true") == 2
         assert why in refusal(capsys)
@@ -810,7 +810,7 @@ def test_places_that_cannot_be_written(demo, tmp_path, capsys):
 
 COMMANDS = {
     "monitor=dev/emm": "monitor=dev/emm is not a dev metric of this training; available: dev/em, dev/f1",
-    "monitor_mode=best": "monitor_mode=best does not exist: there are max and min",
+    "monitor_mode=best": "monitor_mode=best does not exist; available: max and min",
     "debug=smok": "debug=smok does not exist: did you mean smoke?",
     "foo": "foo is not an override: write key=value",
     "--verbose": "--verbose is not an override",
@@ -883,7 +883,7 @@ def test_a_bi_encoder_is_evaluated_by_what_it_finds(demo, tmp_path, capsys):
     assert recall[4] == pytest.approx(sum(map(any, gold)) / 12)
     assert recall[1] == pytest.approx(sum(own[0] for own in gold) / 12)
     assert demo("evaluate", *command, f"results={tmp_path / 'found'}") == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     for wrong, sentence in {
         "n_docs=3": "n_docs=3 contradicts the checkpoint",
         "decoding=beam4": "evaluate.py of a bi-encoder takes corpus, task, index, recall_at, bm25",
@@ -904,14 +904,14 @@ def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys
         "model.n_docs=3": "evaluate.py takes corpus, task, index",
         "experiment=miniwiki/rag_token": "was trained as demo/rag_sequence",
         "~index": "contradicts the checkpoint",
-        "split=tset": "split=tset does not exist: there are train, dev, test (with a file: train, dev, test)",
+        "split=tset": "split=tset does not exist; available: train, dev, test (with a file: train, dev, test)",
         "limit=0": "limit=0 leaves no question",
         f"index.path={tmp_path}": "manifest.json is missing",
     }.items():
         assert demo("evaluate", checkpoint, wrong) == 2
         assert sentence in refusal(capsys)
     for wrong, sentence in {
-        f"checkpoint={tmp_path}": "is no run folder of train.py",
+        f"checkpoint={tmp_path}": "is not a run folder of train.py",
         "split=dev": "say which model: checkpoint=RUN",
     }.items():
         assert demo("evaluate", wrong) == 2

@@ -207,7 +207,7 @@ def test_a_transformer_must_state_its_pooling(tmp_path):
         UserError, match="type bert that does not say .*: give encoder.pooling=cls, mean, max, last or"
     ):
         open_passage_encoder(tiny_transformer(tmp_path))
-    with pytest.raises(UserError, match="encoder.pooling=median does not exist: there are cls, mean"):
+    with pytest.raises(UserError, match="encoder.pooling=median does not exist; available: cls, mean"):
         EncoderSettings(pooling="median")
 
 

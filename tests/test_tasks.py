@@ -273,7 +273,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
         path.write_bytes(pack(json.dumps(MOON).encode() * 99)[:-20])
         assert complaint(read_examples, path).startswith(f"{path} is not a whole {path.suffix} file (")
         path.write_bytes(b"not packed at all")
-        assert complaint(read_examples, path).endswith("): fetch or pack it again")
+        assert complaint(read_examples, path).endswith("): fetch or recompress it")
 
 
 def test_a_hub_dataset_that_cannot_be_loaded_is_told():

@@ -247,7 +247,7 @@ def test_a_model_whose_forward_is_not_its_output_layer_is_refused(generator):
     check_output_layer(generator.model, generator.start_token)
     own = generator.model.forward
     generator.model.forward = lambda **inputs: _halved(own(**inputs))
-    with pytest.raises(UserError, match="take another generator"):
+    with pytest.raises(UserError, match="use another generator"):
         check_output_layer(generator.model, generator.start_token)
 
 

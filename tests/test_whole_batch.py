@@ -62,8 +62,8 @@ def test_micro_batches_of_five_and_three_are_a_batch_of_eight(closed_book, per_t
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
-    figure = "train/nll_per_token" if per_token else "train/nll_per_example"
-    assert seen.steps[-1][figure] == pytest.approx(mean, rel=1e-6)  # of the step, not of its last batch
+    metric = "train/nll_per_token" if per_token else "train/nll_per_example"
+    assert seen.steps[-1][metric] == pytest.approx(mean, rel=1e-6)  # of the step, not of its last batch
 
 
 @pytest.mark.parametrize("kind", [RagSequence, RagToken])
@@ -109,8 +109,8 @@ def one_rank(rank: int, closed_book, per_token: bool, folder: Path) -> None:
         callbacks=[seen],
     )
     found = gradients(module)
-    figure = "train/nll_per_token" if per_token else "train/nll_per_example"
-    save_file(found | {"loss": torch.tensor(seen.steps[-1][figure])}, folder / f"rank{rank}.safetensors")
+    metric = "train/nll_per_token" if per_token else "train/nll_per_example"
+    save_file(found | {"loss": torch.tensor(seen.steps[-1][metric])}, folder / f"rank{rank}.safetensors")
 
 
 class Started(LightningEnvironment):

@@ -89,7 +89,9 @@ def context_of(
     if model.retriever is None:
         return generator.assemble(batch.generator_questions)
     if not 1 <= passage <= len(model.retriever.index):
-        raise UserError(f"passage={passage} does not exist: there are {len(model.retriever.index):,}, from 1")
+        raise UserError(
+            f"passage={passage} does not exist; available: {len(model.retriever.index):,}, from 1"
+        )
     with torch.inference_mode():
         row = model.retriever(batch.questions, passage).rows[0, -1:]
     tokens = model.retriever.index.tokens(generator.tokenizer, generator.title_separator, generator.prefix)

@@ -31,7 +31,7 @@ def hot_swap_table(runs: Sequence[Path]) -> Analysis:
     ]
     figure, axes = plots.new_figure(0.6 + 4.2 * len(tables), 3.4, columns=len(tables))
     for axis, (name, cells) in zip(axes[0], tables.items(), strict=True):
-        plots.swap_grid(axis, {a: {i: each.value for i, each in row.items()} for a, row in cells.items()})
+        plots.swap_grid(axis, cells)
         axis.set_title(f"{plots.label_of(name)}: exact match")
     text = (
         "The same questions with the answers of each edition, over the index of each edition; nothing was trained in "

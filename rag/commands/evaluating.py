@@ -168,7 +168,7 @@ def open_run(
         setting="results",
     )
     if run.finished and say:
-        print(f"{run.folder} is there already, made with these settings (overwrite=true evaluates again)")
+        print(f"{run.folder} already exists, made with these settings (overwrite=true evaluates again)")
     return run
 
 
@@ -245,7 +245,7 @@ def first_line(cfg: DictConfig, chosen: int, there: int, n_docs: int | None, pro
     part = f"{chosen:,} of {there:,} questions of {cfg.split}, drawn at random," if chosen < there else ""
     there_already = len(read_parts(run.folder / "parts"))
     return (
-        f"{'going on with' if there_already else 'evaluating'} {cfg.checkpoint} on "
+        f"{'resuming' if there_already else 'evaluating'} {cfg.checkpoint} on "
         f"{part or f'{chosen:,} questions of {cfg.split},'} {result_table.reads(n_docs)}"
         f"{f', {there_already:,} of them answered before' if there_already else ''}"
         f"{f', {processes} processes' if processes > 1 else ''}; results in {run.folder}"
@@ -297,7 +297,7 @@ def show(result: dict, checkpoint: str, cells: list[Cell]) -> None:
     if found is not None and found < LEAST_INDEX_RECALL:
         print(
             f"warning: the index finds {found:.0%} of the passages that exact search finds, which costs exact match: "
-            "build it again with index.type.target_recall=0.99 or as index=flat",
+            "rebuild it with index.type.target_recall=0.99 or as index=flat",
             file=sys.stderr,
         )
 

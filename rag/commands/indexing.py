@@ -75,7 +75,7 @@ def build_index(cfg: DictConfig) -> Path:
     if encoder is not None:
         say_cut(encoder)
     if number == 0 and last_change(folder) == before:
-        show(index, f"{folder} is there already")
+        show(index, f"{folder} already exists")
     elif number == 0:
         write_run_report(folder)
         show(index, f"index and report.md in {folder}")
@@ -106,7 +106,7 @@ def say_cut(encoder: AnyPassageEncoder) -> None:
     if encoder.cut:
         print(
             f"{counted(encoder.cut, 'passage')} of those embedded here ran over the passage encoder's "
-            f"{encoder.max_length} tokens: a vector knows nothing of the end; corpus.split_words=100 splits them"
+            f"{encoder.max_length} tokens and was truncated; corpus.split_words=100 splits them"
         )
 
 
@@ -136,13 +136,13 @@ def change(cfg: DictConfig, folder: Path) -> None:
                 break
         else:
             raise UserError(
-                f"{folder} was embedded by {mine.name} (weights {mine.weights}), which is not at hand any more: give "
+                f"{folder} was embedded by {mine.name} (weights {mine.weights}), which is no longer available: give "
                 "passage_encoder=… a copy of it"
             )
     parts = [f"adding {cfg.add}"] * (cfg.add is not None) + [f"removing {len(removed):,} passages"] * bool(
         removed
     )
-    print(f"{' and '.join(parts)}: {folder} stays as it is until its new edition is complete")
+    print(f"{' and '.join(parts)}: {folder} stays in place until its new edition is complete")
     encoding, split_words = reading(cfg.corpus)
     index = index.update(
         cfg.add,
@@ -165,7 +165,7 @@ def estimate_costs(
     """Disk, memory and hours of the index that the configuration describes."""
     if encoder is None or isinstance(index_type, ReadyIndex):
         raise UserError(
-            "there is nothing to estimate for a FAISS file that is taken over: give index=flat, sq8, …"
+            "the size of a FAISS file made elsewhere is known: estimate=true takes index=flat, sq8, …"
         )
     return estimate(
         cfg.corpus.path,
@@ -180,7 +180,7 @@ def estimate_costs(
 
 
 def show_estimate(found: Estimate, corpus: str, folder: Path) -> None:
-    table = Table("what", "estimate", title=f"an index of {corpus} in {folder}, before anything is done")
+    table = Table("what", "estimate", title=f"estimate for an index of {corpus} in {folder}")
     table.add_row("passages", f"{'' if found.counted else 'about '}{found.passages:,}")
     table.add_row("type", found.factory)
     for name in ("passages", "vectors", "index"):
@@ -210,7 +210,7 @@ def show(index: Index, title: str) -> None:
         table.add_row("recall against exact search", "unknown: there are no true vectors")
     for k, value in manifest.recall.items():
         table.add_row(f"recall@{k} against exact search", f"{value:.3f}")
-    table.add_row("milliseconds a query", f"{manifest.ms_per_query:.2f}")
+    table.add_row("milliseconds per query", f"{manifest.ms_per_query:.2f}")
     for name, value in manifest.seconds.items():
         table.add_row(f"seconds to {name}", f"{value:,.1f}")
     table.add_row("size on disk", f"{sum(f['bytes'] for f in manifest.files.values()) / 1e6:,.1f} MB")

@@ -101,7 +101,7 @@ def train(cfg: DictConfig) -> Path:
     if trainer.is_global_zero:
         if cfg.monitor and not best.exists() and cfg.monitor in trainer.callback_metrics:
             print(
-                f"{cfg.monitor} was not a number at any look at dev, which has nothing to judge it by: model/ holds "
+                f"{cfg.monitor} was NaN in every evaluation on dev, which has nothing to compute it from: model/ holds "
                 "the weights of the last step, not of the best"
             )
         with write_aside(run.folder / "model") as aside:

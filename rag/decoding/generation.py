@@ -6,7 +6,7 @@
                      Fast       p_θ(y|x,z) ≈ 0 where the search from z did not find y: no further forward pass
 
 Both ride on `GenerationMixin.generate` with one small model, `MarginalForGeneration`: RAG-Token with K
-passages a question; RAG-Sequence with each passage as a question of its own that has K = 1. Greedy search,
+passages per question; RAG-Sequence with each passage as a question of its own that has K = 1. Greedy search,
 beams, sampling, logits processors and stopping criteria are therefore those of transformers, for both.
 
 What is generated and what is scored:

@@ -183,7 +183,7 @@ def search(
     alone: each row is one context that the generator reads by itself, and no marginal over one passage.
     """
     config = generation_config(generator, decoding, count)
-    rest = config.update(**generate_kwargs)  # what is no setting: processors, streamer, …
+    rest = config.update(**generate_kwargs)  # what is not a setting: processors, streamer, …
     forced = int(config.forced_bos_token_id is not None)
     # A first token that is given takes none of the answer's; transformers counts it among the new ones.
     config.max_new_tokens = decoding.max_new_tokens + forced

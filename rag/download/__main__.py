@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Path]:
         if equals and key == "into" and value:
             into = Path(value).expanduser()
         elif equals or argument.startswith("-"):
-            raise UserError(f"{argument} is no setting: the only one is into=FOLDER")
+            raise UserError(f"{argument} is not a setting: the only one is into=FOLDER")
         elif argument in NOT_PUBLIC:
             raise UserError(f"{argument}: {NOT_PUBLIC[argument]}")
         elif (name := alias.get(argument, argument)) in SOURCES:
@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Path]:
             near = get_close_matches(argument, [*SOURCES, *alias], n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(
-                f"{argument} is no data set: {hint}There are {', '.join(SOURCES)}, or all with `list`"
+                f"{argument} is not a data set: {hint}There are {', '.join(SOURCES)}, or all with `list`"
             )
     if not names:
         raise UserError(f"name what is to be fetched: {', '.join(SOURCES)}; `list` says what they are")

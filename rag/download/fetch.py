@@ -2,7 +2,7 @@
 
     URL ──▶ .NAME.partial ──size, SHA-256 or the packing's own checksum──▶ NAME
 
-What was received stays in .NAME.partial, so that the same call goes on behind it (HTTP Range), in the same process or
+What was received stays in .NAME.partial, so that the same call resumes there (HTTP Range), in the same process or
 a later one. A server that ignores Range, or whose file has changed since, starts the file over.
 """
 
@@ -83,7 +83,7 @@ class Fetcher:
         """Put the file at `path`; False if it was there already.
 
         Raises UserError where no place has it or can be reached, access is refused, the disk is full, or what came is
-        not what was expected; a part that can be gone on from is kept, anything else is thrown away.
+        not what was expected; a part that a later call can resume is kept, anything else is discarded.
         """
         with one_process(path):
             if path.exists():
@@ -121,9 +121,7 @@ class Fetcher:
                 if not isinstance(page, list):
                     raise ValueError("no array")
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-                raise UserError(
-                    f"{what} cannot be reached ({error}): look whether this machine has a network"
-                ) from None
+                raise UserError(f"{what} cannot be reached ({error}): check the network connection") from None
             except (httpx.TransportError, _Again) as error:
                 failures += 1
                 if failures >= TRIES:
@@ -133,7 +131,7 @@ class Fetcher:
                 self._pause(failures, error.wait if isinstance(error, _Again) else None)
             except ValueError:
                 raise UserError(
-                    f"{what} does not answer as a hub does, at {url}: look at HF_ENDPOINT"
+                    f"{what} does not answer as a hub does, at {url}: check HF_ENDPOINT"
                 ) from None
             else:
                 rows += page
@@ -169,8 +167,8 @@ class Fetcher:
             failures = 0 if _size(partial) > before else failures + 1
             if failures >= TRIES:
                 raise _NextPlace(
-                    f"{url} failed {TRIES} times in a row ({reason}); what came so far is kept, and the same command "
-                    "goes on from there"
+                    f"{url} failed {TRIES} times in a row ({reason}): rerun the same command to resume; what was "
+                    "received is kept"
                 )
             self._pause(failures, wait)
 
@@ -233,7 +231,7 @@ class Fetcher:
             partial.unlink()
             _forget_origin(partial)
             raise _NextPlace(
-                f"{url} gave {wrong}, which was thrown away: try again, and if it comes so again, the file there has "
+                f"{url} gave {wrong}, which was discarded: try again; if it happens again, the file there has "
                 "changed or something between alters it"
             )
 

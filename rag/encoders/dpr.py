@@ -145,8 +145,8 @@ class QuestionEncoder(Encoder):
         if not self._warned and any(row.overflowing for row in tokens.encodings or ()):
             self._warned = True
             log.warning(
-                "a question is longer than the question encoder's %d tokens: passages are sought by its "
-                "beginning; later ones are cut without a word",
+                "a question is longer than the question encoder's %d tokens: only its "
+                "beginning is used for retrieval; later ones are truncated silently",
                 self.max_length,
             )
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}

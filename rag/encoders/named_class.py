@@ -40,7 +40,7 @@ def opener_of(path: str | Path, side: Literal["question", "passage"]) -> Callabl
         opener = pydoc.locate(str(named[side]))
     except pydoc.ErrorDuringImport as error:
         raise UserError(
-            f"{file} names {named[side]}, which fails to import ({error.value}): mend it"
+            f"{file} names {named[side]}, which fails to import ({error.value}): fix it"
         ) from error
     if not callable(opener):
         raise UserError(

@@ -103,8 +103,7 @@ def _refuse(settings: EncoderSettings, path: str | Path, kind: str) -> None:
     if given := settings.given:
         name, value = next(iter(given.items()))
         raise UserError(
-            f"encoder.{name}={value} is given, but {path} holds {kind}, which says all by itself: leave that setting "
-            "out"
+            f"encoder.{name}={value} is given, but {path} holds {kind}, which needs no settings: remove that one"
         )
 
 

@@ -159,7 +159,7 @@ def _prompted(read: SentenceFormat, folder: Path, settings: EncoderSettings) -> 
     normalize = read.normalize if settings.normalize is None else settings.normalize
     if said.get("similarity_fn_name") == "cosine" and not normalize:
         log.warning(
-            "%s names the cosine as its similarity but does not normalise its vectors: inner products are taken; "
+            "%s names the cosine as its similarity but does not normalise its vectors: inner products are used; "
             "encoder.normalize=true takes cosines",
             folder,
         )
@@ -177,11 +177,11 @@ def _pooling(file: Path) -> str:
         found = [_MODES.get(each, str(each)) for each in ([mode] if isinstance(mode, str) else mode)]
     if len(found) != 1 or found[0] not in _MODES.values():
         raise UserError(
-            f"{file} pools by {' and '.join(found) or 'nothing'}: one of {', '.join(_MODES)} is read"
+            f"{file} pools by {' and '.join(found) or 'nothing'}: expected one of {', '.join(_MODES)}"
         )
     if said.get("include_prompt") is False:
         raise UserError(
-            f"{file} leaves prompts out of the pooling (include_prompt: false), which is not read"
+            f"{file} leaves prompts out of the pooling (include_prompt: false), which is not supported"
         )
     return found[0]
 

@@ -231,8 +231,8 @@ class SentenceQuestionEncoder(SentenceEncoder):
         if cut and not self._warned:
             self._warned = True
             log.warning(
-                "a question is longer than the question encoder's %d tokens: passages are sought by its "
-                "beginning; later ones are cut without a word",
+                "a question is longer than the question encoder's %d tokens: only its "
+                "beginning is used for retrieval; later ones are truncated silently",
                 self.max_length,
             )
         return tokens
@@ -268,7 +268,7 @@ def check_kind(kind: str | None, where: str | Path) -> str:
     """The type; UserError for a type of model whose vectors nobody has compared with sentence-transformers' own."""
     if kind is None or kind not in (*BOTH_WAYS, *CAUSAL):
         raise UserError(
-            f"{where} holds a model of type {kind}, which is not read as an encoder: "
+            f"{where} holds a model of type {kind}, which is not supported as an encoder; available: "
             f"{', '.join(sorted((*BOTH_WAYS, *CAUSAL, 'dpr')))} are"
         )
     return kind

@@ -27,7 +27,9 @@ class EncoderSettings:
 
     def __post_init__(self) -> None:
         if self.pooling is not None and self.pooling not in POOLINGS:
-            raise UserError(f"encoder.pooling={self.pooling} does not exist: there are {', '.join(POOLINGS)}")
+            raise UserError(
+                f"encoder.pooling={self.pooling} does not exist; available: {', '.join(POOLINGS)}"
+            )
         if self.max_length is not None and self.max_length < 3:
             raise UserError(f"encoder.max_length={self.max_length} leaves no room for a text: give 3 or more")
         for side in ("question", "passage"):

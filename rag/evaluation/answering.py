@@ -109,7 +109,7 @@ def _answer(
         return {1: [each[0] for each in found[1]]}, None
     if wide > len(model.retriever.index):
         raise UserError(
-            f"{wide} passages are to be retrieved but the index holds {len(model.retriever.index)}: lower n_docs"
+            f"{wide} passages were requested but the index holds {len(model.retriever.index)}: lower n_docs"
         )
     retrieved = model.retriever(batch.questions, wide)
     null = [wide] if retrieved.rows.shape[1] > wide else []  # a null document stands after all others

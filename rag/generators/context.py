@@ -65,5 +65,5 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
             return whole[:start], whole[start + len(plain) :]
     raise UserError(
         "the generator's tokenizer makes nothing of the letter a, or something else when it adds special "
-        "tokens: take one with an unknown token or a fuller vocabulary"
+        "tokens: use one with an unknown token or a fuller vocabulary"
     )

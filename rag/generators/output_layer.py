@@ -312,7 +312,7 @@ def check_output_layer(model: Any, start_token: int) -> None:
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
         raise UserError(
             f"a model of type {model.config.model_type} does more with its decoder's states than its output embeddings "
-            "do (a cap or factor on the logits), which is not read here: take another generator"
+            "do (a cap or factor on the logits), which is not supported: use another generator"
         )
 
 

@@ -67,7 +67,7 @@ def save_reader(generator: Generator, folder: str | Path, words: str | Path = NA
     weights = generator.model.state_dict()
     if not torch.equal(weights[WORDS].float(), _words_of(at_hand(words))):
         raise UserError(
-            "the reader's word embeddings are not those of all-MiniLM-L6-v2, without which it cannot be saved so: train "
+            "the reader's word embeddings are not those of all-MiniLM-L6-v2, so it cannot be saved without them: train "
             "it with generator.train_words=false"
         )
     trained = {

@@ -34,7 +34,7 @@ def prepare(
     `folder`/passages. encoding, words: as in `read_passages`.
 
     A store that is already there is opened. One process calls this, before all of them embed. Raises
-    UserError if the corpus is malformed or is not the one that the folder was begun with, or if another build
+    UserError if the corpus is malformed or is not the one that the folder was started with, or if another build
     is at work in the folder.
     """
     folder = Path(folder)
@@ -96,7 +96,7 @@ def embed(
     processes, on one machine or several with a common disk, number `process_index` takes every
     `process_count`-th shard.
 
-    Raises UserError if the folder was begun with another corpus, encoder or shard size, if another build is
+    Raises UserError if the folder was started with another corpus, encoder or shard size, if another build is
     at work in it, if it cannot be written, or if `encode` or `known` gives something else than one finite
     vector a passage.
     """
@@ -150,24 +150,24 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         write_json(path, plan)
         return
     begun = read_json(path)
-    instead = f"choose another index.path, or delete {path.parent} to begin again"
+    instead = f"choose another index.path, or delete {path.parent} to start over"
     if begun.get("corpus_sha256") != plan["corpus_sha256"]:
         raise UserError(
-            f"{folder} was begun with another corpus ({begun.get('passages', 0):,} passages, hash "
+            f"{folder} was started with another corpus ({begun.get('passages', 0):,} passages, hash "
             f"{str(begun.get('corpus_sha256'))[:12]}; now {plan['passages']:,}, "
             f"{plan['corpus_sha256'][:12]}): {instead}"
         )
     was, now = EncoderInfo(**begun["encoder"]), EncoderInfo(**plan["encoder"])
     if not was.may_be(now):
         raise UserError(
-            f"{folder} was begun with the passage encoder {was.name} (weights {was.weights}), not with "
+            f"{folder} was started with the passage encoder {was.name} (weights {was.weights}), not with "
             f"{now.name} (weights {now.weights}): {instead}"
         )
     if begun.get("shard_size") != plan["shard_size"]:
         raise UserError(
-            f"{folder} was begun with shard_size={begun.get('shard_size')}, not {plan['shard_size']}: "
+            f"{folder} was started with shard_size={begun.get('shard_size')}, not {plan['shard_size']}: "
             "give that one, or "
-            f"delete {path.parent} to begin again"
+            f"delete {path.parent} to start over"
         )
 
 
@@ -191,7 +191,7 @@ def _shard(
             if broken.any():
                 raise UserError(
                     f"the vector of passage {store[rows[broken][0]].id!r} {known.origin} is not finite: "
-                    "fetch the vectors again"
+                    "download the vectors again"
                 )
             bar(int(have.sum()))
             rows = rows[~have]

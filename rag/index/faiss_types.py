@@ -89,7 +89,7 @@ def new_index(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
         reason = str(error).strip().splitlines()[-1].removeprefix("Error: ")
         raise UserError(
             f"FAISS cannot make an index {factory!r} of {dim} dimensions ({reason}): see "
-            'faiss.index_factory, or take factory="Flat" (index=flat)'
+            'faiss.index_factory, or use factory="Flat" (index=flat)'
         ) from error
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None and (ivf.nlist > largest or ivf.nlist < 2):
@@ -104,7 +104,7 @@ def new_index(kind: IndexType, passages: int, dim: int) -> tuple[str, Any]:
     if quantiser is not None and quantiser.ksub * POINTS_PER_CENTROID > passages:
         raise UserError(
             f"a product quantiser needs {quantiser.ksub * POINTS_PER_CENTROID:,} passages to learn its "
-            f"{quantiser.ksub} centroids and there are {passages:,}: take SQ8, SQfp16 or Flat (index=sq8, "
+            f"{quantiser.ksub} centroids and there are {passages:,}: use SQ8, SQfp16 or Flat (index=sq8, "
             "sqfp16 or flat)"
         )
     if quantiser is not None:  # minutes of annealing, for a filter by Hamming distance that is not used here

@@ -194,7 +194,7 @@ class Index:
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise UserError(
                 f"queries of shape {queries.shape} for an index of {self.dim} dimensions ({self.folder}): "
-                "take the question encoder that belongs to it"
+                "use the question encoder that belongs to it"
             )
         if not 1 <= k <= len(self):
             raise UserError(
@@ -202,7 +202,7 @@ class Index:
             )
         if self._index is None:
             raise UserError(
-                f"{self.folder} cannot be searched without FAISS: install faiss-cpu, or take retriever=exact, which "
+                f"{self.folder} cannot be searched without FAISS: install faiss-cpu, or use retriever=exact, which "
                 "searches the vectors with torch"
             )
         return find(self._index, self.true_vectors, queries, k, refine or self.manifest.search["refine"])
@@ -265,8 +265,8 @@ class Index:
         mine = self.manifest.encoder
         if mine.weights == UNKNOWN:
             log.warning(
-                "%s holds vectors of %s whose weights nobody could check: that the question encoder belongs to them "
-                "is taken for granted",
+                "%s holds vectors of %s whose weights are not known: whether the question encoder belongs to them "
+                "could not be checked",
                 self.folder,
                 mine.name,
             )

@@ -1,4 +1,4 @@
-"""Sections 2.2 and 3: all steps from a corpus to a finished index, and what becomes of one that is there already.
+"""Sections 2.2 and 3: all steps from a corpus to a finished index, and what becomes of one that already exists.
 
     prepare ──▶ embed, or take vectors over ──▶ build, or take a FAISS file over ──▶ the new index replaces the old one
 
@@ -207,5 +207,5 @@ def _matched(
                 f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {corpus}: left out"
             )
         if encoder is None:
-            print(f"{info.name} is not at hand: that the vectors are its own is taken for granted")
+            print(f"{info.name} is not available, so the vectors could not be checked against it")
     return known

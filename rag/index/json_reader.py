@@ -9,7 +9,7 @@ from rag.errors import UserError
 from rag.index.fields import Row, fields
 from rag.text_files import text_lines
 
-FORMS = "an object with id, title and text a line, an array of such objects, or SQuAD's form"
+FORMS = "an object with id, title and text per line, an array of such objects, or SQuAD's form"
 
 
 def read_json_passages(path: Path, encoding: str | None = None) -> Iterator[Row]:
@@ -19,7 +19,7 @@ def read_json_passages(path: Path, encoding: str | None = None) -> Iterator[Row]
     """
     first = next(((line, text) for line, text in text_lines(path, encoding) if text.strip()), None)
     if first is None:
-        raise UserError(f"{path} is empty: expected a passage as a JSON object a line")
+        raise UserError(f"{path} is empty: expected one passage per line, as a JSON object")
     line, text = first
     try:
         record = json.loads(text)

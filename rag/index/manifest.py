@@ -69,7 +69,7 @@ class Manifest:
         if not path.is_file():
             raise UserError(
                 f"{folder} is not a finished index (manifest.json is missing): run build_index.py with this "
-                "index.path, which goes on where an earlier run stopped"
+                "index.path, which resumes an interrupted build"
             )
         record = read_json(path)
         again = f"restore it, or run build_index.py with index.path={folder} again"

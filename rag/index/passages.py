@@ -123,7 +123,7 @@ class PassageStore:
                     columns = [p.id for p in block], [p.title for p in block], [p.text for p in block]
                     for id in () if unique else columns[0]:
                         if not seen.add(id):
-                            raise UserError(f"the passage id {id!r} comes twice: ids must be unique")
+                            raise UserError(f"the passage id {id!r} occurs twice: ids must be unique")
                     framed = (
                         f"{len(p.id)} {len(p.title)} {len(p.text)} {p.id}{p.title}{p.text}" for p in block
                     )
@@ -141,7 +141,7 @@ class PassageStore:
             if not count:
                 raise UserError(f"{folder}: there are no passages to write")
             if seen.repeated():
-                raise UserError("a passage id comes twice: ids must be unique")
+                raise UserError("a passage id occurs twice: ids must be unique")
             meta = {
                 "format": _STORE_FORMAT,
                 "passages": count,
@@ -166,24 +166,22 @@ class PassageStore:
         file = folder / "passages.arrow"
         try:
             if meta["format"] != _STORE_FORMAT:
-                raise UserError(
-                    f"{folder} is of format {meta['format']}, not {_STORE_FORMAT}: build it again"
-                )
+                raise UserError(f"{folder} is of format {meta['format']}, not {_STORE_FORMAT}: rebuild it")
             found = file.stat().st_size if file.is_file() else 0
             if found != meta["bytes"]:
                 raise UserError(
                     f"{file} has {found:,} bytes instead of {meta['bytes']:,}: it was cut short or altered; "
-                    "build it again"
+                    "rebuild it"
                 )
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
             expected = -(-meta["passages"] // meta["rows_per_batch"])
             if reader.num_record_batches != expected:
                 raise UserError(
-                    f"{file} has {reader.num_record_batches} blocks instead of {expected}: build it again"
+                    f"{file} has {reader.num_record_batches} blocks instead of {expected}: rebuild it"
                 )
             return cls(folder, reader, meta)
         except (KeyError, TypeError, pa.ArrowInvalid) as error:
-            raise UserError(f"{folder} is damaged or was edited ({error!r}): build it again") from error
+            raise UserError(f"{folder} is damaged or was edited ({error!r}): rebuild it") from error
 
     @classmethod
     def prepare(
@@ -216,7 +214,7 @@ class PassageStore:
                 raise UserError(
                     f"{folder} holds passages read with corpus.{setting}={_or_null(mine)}, not {_or_null(asked)}: "
                     f"give corpus.{setting}={_or_null(mine)}, choose another index.path, or delete that folder to "
-                    "build it again"
+                    "rebuild it"
                 )
         if path.is_file():  # the same size and time of change: the same file, without reading it all
             stat = path.stat()

@@ -189,11 +189,11 @@ def _kind(file: Path) -> tuple[_Read, str] | None:
         return None
     if name.endswith(ARCHIVES):
         open_bytes(file)  # says to unpack it
-    raise UserError(f"{file} is of no form that can be read: a corpus is {FORMATS}")
+    raise UserError(f"{file} is not in a supported format; a corpus is {FORMATS}")
 
 
 def _twice(place: str, id: str) -> UserError:
-    return UserError(f"{place}: the id {id!r} comes a second time: ids must be unique")
+    return UserError(f"{place}: the id {id!r} occurs twice: ids must be unique")
 
 
 class SeenIds:

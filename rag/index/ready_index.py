@@ -52,12 +52,12 @@ class ReadyIndex:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].removeprefix("Error: ")
             raise UserError(
-                f"{self.file} is no FAISS index, or was cut short ({reason}): fetch it again"
+                f"{self.file} is not a FAISS index, or was cut short ({reason}): download it again"
             ) from error
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             added = ", one more than DPR's: by an added dimension" if index.d == 769 else ""
             raise UserError(
-                f"{self.file} does not search by inner product ({index.d} dimensions{added}): take a file whose name "
+                f"{self.file} does not search by inner product ({index.d} dimensions{added}): use a file whose name "
                 "says IP, or build the index (index=flat, …)"
             )
         if dim is not None and index.d != dim:

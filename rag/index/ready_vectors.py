@@ -352,7 +352,7 @@ def _map_npy(file: Path) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(
-            f"{file} is no .npy file of numbers, or was cut short ({error}): fetch it again"
+            f"{file} is not a .npy file of numbers, or was cut short ({error}): download it again"
         ) from error
     if array.ndim != 2 or array.dtype.kind != "f":
         raise UserError(
@@ -366,7 +366,7 @@ def _open_parquet(file: Path) -> Any:
         parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{file} is not a Parquet file, or was cut short ({error}): fetch it again"
+            f"{file} is not a Parquet file, or was cut short ({error}): download it again"
         ) from error
     if COLUMN not in parquet.schema_arrow.names:
         raise UserError(
@@ -383,7 +383,7 @@ def _parquet_vectors(parquet: Any, file: Path, group: int, rows: int) -> Iterato
             lengths = column.value_lengths().unique().to_pylist()
             if len(lengths) != 1 or not lengths[0]:
                 raise UserError(
-                    f"{file} holds vectors of different lengths ({', '.join(map(str, lengths))}): fetch it again"
+                    f"{file} holds vectors of different lengths ({', '.join(map(str, lengths))}): download it again"
                 )
             flat = column.flatten()
             if not pa.types.is_floating(flat.type) or flat.null_count:
@@ -392,4 +392,4 @@ def _parquet_vectors(parquet: Any, file: Path, group: int, rows: int) -> Iterato
                 )
             yield flat.to_numpy(zero_copy_only=False).reshape(-1, lengths[0]).astype(np.float32, copy=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} is damaged ({error}): fetch it again") from error
+        raise UserError(f"{file} is damaged ({error}): download it again") from error

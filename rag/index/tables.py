@@ -228,4 +228,4 @@ def read_parquet(path: Path, encoding: str | None = None) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, after row {row}: not UTF-8 ({error.reason})") from error
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is damaged after row {row} ({error}): fetch it again") from error
+            raise UserError(f"{path} is damaged after row {row} ({error}): download it again") from error

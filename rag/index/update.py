@@ -99,13 +99,15 @@ def read_ids(path: Path | str) -> list[str]:
     try:
         ids = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a file with an id a line") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give a file with one id per line"
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 ({error.reason}): give a text file with an id a line"
+            f"{path} is not UTF-8 ({error.reason}): give a text file with one id per line"
         ) from error
     if not any(ids):
-        raise UserError(f"{path} holds no ids: give one a line")
+        raise UserError(f"{path} holds no ids: give one per line")
     return [id for id in ids if id]
 
 

@@ -127,7 +127,7 @@ def show(title: str, rows: Sequence[Sequence[str]], targets: Sequence[Mapping[st
     for target in targets:
         if not target["reached"]:
             console.print(
-                f"not reached: {target['metric']} {target['value']:.3f}, {target['bound']} was to be shown"
+                f"target missed: {target['metric']} is {target['value']:.3f}, expected {target['bound']}"
             )
 
 

@@ -118,8 +118,7 @@ def plot(metrics: Metrics, path: Path) -> None:
     plot_against_k(sweep, metrics, RETRIEVES)
     sweep.set_title("More passages at test time (figure 3)")
 
-    cells = swap_cells(metrics["rag_sequence"])
-    plots.swap_grid(swap, {a: {i: each.value for i, each in row.items()} for a, row in cells.items()})
+    plots.swap_grid(swap, swap_cells(metrics["rag_sequence"]))
     swap.set_title("Hot-swap of RAG-Sequence: exact match")
     plots.save(figure, path)
 
@@ -149,7 +148,7 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
         'answers the question. That is the retriever of the row "frozen", and what end-to-end training improves on. '
         "All rows with retrieval start from the same generator and get the same steps and K.",
         "",
-        "## What was to be reached",
+        "## Targets",
         "",
         *table_of_targets(report["targets"]),
         "",

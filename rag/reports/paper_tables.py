@@ -2,7 +2,7 @@
 
 Each experiment says which cells of the paper it fills (its `paper` node: table, row, column, metric, split, value in
 percent). A report gathers the finished evaluations under paths.outputs, puts them into those cells and writes Markdown
-and PNG. Figures of systems that are not ours stand here.
+and PNG. The numbers of other systems stand here.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from rag.errors import UserError
 from rag.files import read_json, write_aside
@@ -92,7 +92,7 @@ LAYOUTS = {
         {"BM25": {"NQ top-20": 62.94, "NQ top-100": 78.25}},
     ),
     "text": Layout(
-        "Figures in the text (sections 4.1 and 4.4)",
+        "Numbers in the text (sections 4.1 and 4.4)",
         ("NQ EM, answer not retrieved", "FEVER title hit at 1", "FEVER title hit at 10"),
         ("RAG",),
     ),
@@ -163,7 +163,7 @@ def matrix(
 ) -> tuple[Layout, dict[tuple[str, str], list[tuple[Cell, Found | None]]]]:
     """The layout of a table, and for each (row, column) the paper's cell with our evaluation of it."""
     if table not in LAYOUTS:
-        raise UserError(f"report={table} does not exist: there are {', '.join(LAYOUTS)}")
+        raise UserError(f"report={table} does not exist; available: {', '.join(LAYOUTS)}")
     found = finished(outputs)
     filled: dict[tuple[str, str], list[tuple[Cell, Found | None]]] = {}
     for cell in all_cells(table):
@@ -261,6 +261,23 @@ def sweep_lines(curves: Curves) -> list[str]:
     return lines
 
 
+def parts_that_fit(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns' numbers, in as many tables below one another as a terminal of that width needs."""
+    border = 3  # a space on either side, and a line
+    names = max((len(row[0]) for row in rows), default=0) + border + 1
+    parts: list[list[int]] = []
+    left = 0
+    for number, title in enumerate(columns):
+        words = [title, *(row[1 + number] for row in rows)]
+        needed = border + max(len(line) for each in words for line in each.split(" | "))
+        if not parts or needed > left:
+            parts.append([])
+            left = width - names
+        parts[-1].append(number)
+        left -= needed
+    return parts
+
+
 def write_table(table: str, outputs: Path, folder: Path) -> None:
     """Gather a table, print it, and write <table>.md and <table>.png into `folder`."""
     from rag.reports import plots
@@ -276,10 +293,13 @@ def write_table(table: str, outputs: Path, folder: Path) -> None:
         title = f"{layout.title}\npaper, ours [95 %] with n, difference, in percent"
         figure = plots.text_table(title, ["", *layout.columns], split, NOT_RUN)
     plots.save(figure, folder / f"{table}.png")
-    shown = Table("", *layout.columns, title=f"{layout.title}: paper, ours, difference", show_lines=True)
-    for row in rows:
-        shown.add_row(*(cell.replace(" | ", "\n") for cell in row))
-    Console().print(shown)
+    console = Console()
+    for part in parts_that_fit(layout.columns, rows, console.width):
+        columns = [Column("", no_wrap=True), *(layout.columns[number] for number in part)]
+        shown = Table(*columns, title=f"{layout.title}: paper, ours, difference", show_lines=True)
+        for row in rows:
+            shown.add_row(row[0], *(row[1 + number].replace(" | ", "\n") for number in part))
+        console.print(shown)
     with write_aside(folder / f"{table}.md") as aside:
         aside.write_text(text, encoding="utf-8")
     print(f"{len(runs)} finished runs under {outputs}; table in {folder / f'{table}.md'} and .png")

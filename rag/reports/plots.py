@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from rag.files import write_aside
+from rag.metrics.record import Record
 from rag.reports.contrast import text_on
 from rag.reports.result_table import label_of as metric_label
 
@@ -237,16 +238,15 @@ def grid(
     return image
 
 
-def swap_grid(axes: Axes, cells: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Section 4.5's 2 × 2 of exact match: {edition asked about: {edition indexed: …}}."""
+def swap_grid(axes: Axes, cells: Mapping[str, Mapping[str, Record]]) -> None:
+    """Section 4.5's 2 × 2 of exact match, as `swap_cells` gives it: {edition asked about: {edition indexed: …}}."""
     indexed = list(next(iter(cells.values())))
-    values = [
-        [np.nan if of_one[name] is None else of_one[name] for name in indexed] for of_one in cells.values()
-    ]
+    shares = [[of_one[name].value for name in indexed] for of_one in cells.values()]
+    counts = {name: next(iter(of_one.values())).n for name, of_one in cells.items()}
     grid(
         axes,
-        values,
-        [f"asked\nabout {name}" for name in cells],
+        [[np.nan if share is None else share for share in row] for row in shares],
+        [f"asked\nabout {name}\nn = {count:,}" for name, count in counts.items()],
         [f"edition {name} indexed" for name in indexed],
         fontsize=16,
     )

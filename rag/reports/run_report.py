@@ -2,7 +2,7 @@
 
     training    the last metrics, and the curves of metrics.csv
     evaluation  metrics with intervals and n beside the paper's, more passages, hot-swap, ten answers
-    index       recall against exact search, milliseconds a query, seconds and bytes
+    index       recall against exact search, milliseconds per query, seconds and bytes
 
 Each page ends with the command that made it. Nothing is measured here: the numbers are those of result.json,
 metrics.csv and manifest.json. Matplotlib is imported once there is something to draw, not when a script starts.
@@ -52,7 +52,7 @@ def write_run_report(folder: str | Path) -> Path:
 def _training(folder: Path) -> tuple[list[str], Any]:
     run, result, config = read_json(folder / "run.json"), read_json(folder / "result.json"), _config(folder)
     steps, seconds = result["steps"], result["training_seconds"]
-    speed = f", {steps / seconds:.2f} steps a second" if seconds else ""
+    speed = f", {steps / seconds:.2f} steps per second" if seconds else ""
     lines = [f"# {config['name']}", "", f"{steps:,} steps in {seconds:,.0f} s{speed}; seed {config['seed']}."]
     if best := config.get("monitor"):
         lines += ["", f"The weights are those of the best {best}; the metrics are the last step's."]
@@ -209,13 +209,7 @@ def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> tuple[Any, lis
         else None,
         "Retrieved among K": (lambda axis: plots.against_k(axis, retrieved)) if retrieved else None,
         "More passages at test time": sweep if swept else None,
-        "Hot-swap: exact match": (
-            lambda axis: plots.swap_grid(
-                axis, {asked: {i: each.value for i, each in row.items()} for asked, row in cells.items()}
-            )
-        )
-        if cells
-        else None,
+        "Hot-swap: exact match": (lambda axis: plots.swap_grid(axis, cells)) if cells else None,
     }
     panels = {title: panel for title, panel in draw.items() if panel is not None}
     if not panels:
@@ -284,7 +278,7 @@ def _index(folder: Path) -> tuple[list[str], Any]:
                     ", ".join(f"{name} = {value}" for name, value in manifest["search"].items()),
                 ],
                 *([f"recall@{k} against exact search", cell(float(value))] for k, value in recall.items()),
-                ["milliseconds a query", f"{manifest['ms_per_query']:.2f} ({manifest['threads']} threads)"],
+                ["milliseconds per query", f"{manifest['ms_per_query']:.2f} ({manifest['threads']} threads)"],
                 ["size", f"{size / 1e6:,.1f} MB"],
                 *([f"seconds to {name}", f"{value:,.1f}"] for name, value in manifest["seconds"].items()),
             ],
@@ -298,7 +292,7 @@ def _index(folder: Path) -> tuple[list[str], Any]:
     if recall:  # unknown where there are no true vectors
         share = {manifest["factory"]: {int(k): value for k, value in recall.items()}}
         plots.against_k(axes[0, 0], share, "share of the exact K found")
-        axes[0, 0].set_title(f"Recall, {manifest['ms_per_query']:.2f} ms a query")
+        axes[0, 0].set_title(f"Recall, {manifest['ms_per_query']:.2f} ms per query")
     plots.bars(axes[0, -1], manifest["seconds"], "{:,.2f}")
     axes[0, -1].set(xlabel="seconds, all processes together", title="Time of each step")
     return [*lines, *_made_by(provenance())], figure

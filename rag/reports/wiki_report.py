@@ -113,7 +113,7 @@ def markdown(report: dict[str, Any], predictions: Path) -> str:
         "",
         "![exact match, recall and K](report.png)",
         "",
-        "## What was to be reached",
+        "## Targets",
         "",
         *table_of_targets(report["targets"]),
         "",

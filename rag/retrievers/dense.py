@@ -49,8 +49,8 @@ def _check_fit(question_encoder: AnyQuestionEncoder, index: Index) -> None:
     made_by, own = index.manifest.encoder, question_encoder.passage_fingerprint()
     if own is not None and made_by.weights not in (own, UNKNOWN):
         log.warning(
-            "%s was embedded by %s, whose weights are others than the question encoder's: that the two were trained "
-            "together is taken for granted",
+            "%s was embedded by %s, whose weights differ from the question encoder's: whether the two were trained "
+            "together could not be checked",
             index.folder,
             made_by.name,
         )

@@ -118,7 +118,7 @@ class ExactRetriever(DenseRetriever):
     ):
         super().__init__(question_encoder, index, trainable, null_document, scale)
         if dtype not in (None, "bfloat16", "float32"):
-            raise UserError(f"retriever.dtype={dtype} does not exist: there are bfloat16, float32 and null")
+            raise UserError(f"retriever.dtype={dtype} does not exist; available: bfloat16, float32 and null")
         self.dtype = None if dtype is None else getattr(torch, dtype)
         self._searcher: ExactSearch | None = None
 

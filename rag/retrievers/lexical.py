@@ -136,7 +136,7 @@ def _write_params(folder: Path, params: dict[str, Any]) -> None:
 
 def _read_params(folder: Path, kind: str) -> dict[str, Any]:
     if not (folder / "params.json").is_file():
-        raise UserError(f"{folder} holds no {kind} (params.json is missing): build and save it again")
+        raise UserError(f"{folder} holds no {kind} (params.json is missing): rebuild and save it")
     params = read_json(folder / "params.json")
     if (params.get("format"), params.get("kind")) != (_FORMAT, kind):
         raise UserError(
@@ -295,7 +295,7 @@ class BM25(_TermMatrix):
             scorer = bm25s.BM25.load(folder, mmap=True, allow_pickle=False)
             return cls(scorer, Words(params["stop_words"], params["stemmer"]))
         except (OSError, ValueError, EOFError, KeyError) as error:
-            raise UserError(f"{folder} is damaged ({error}): build and save it again") from error
+            raise UserError(f"{folder} is damaged ({error}): rebuild and save it") from error
 
 
 class _Counted(_TermMatrix):
@@ -363,7 +363,7 @@ class _Counted(_TermMatrix):
             ]
             return cls(vectorizer, sp.csr_array(tuple(arrays), shape=tuple(params["shape"])), words)
         except (OSError, ValueError, EOFError, KeyError) as error:
-            raise UserError(f"{folder} is damaged ({error}): build and save it again") from error
+            raise UserError(f"{folder} is damaged ({error}): rebuild and save it") from error
 
 
 class TfIdf(_Counted):

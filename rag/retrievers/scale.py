@@ -41,7 +41,7 @@ def checked(scale: Any, name: str) -> Scale:
         or not (math.isfinite(scale) and scale > 0)
     ):
         raise UserError(
-            f"retriever.{name}={scale} is no scale: give a number above 0, or "
+            f"retriever.{name}={scale} is not a scale: give a number above 0, or "
             f"{{_target_: rag.retrievers.LearnedScale, start: 20}}"
         )
     return float(scale)

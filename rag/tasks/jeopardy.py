@@ -80,4 +80,4 @@ def _zipped(path: Path) -> Iterator[tuple[str, Record]]:
             for name in not_empty(path, sorted(names), None, "*.json files"):
                 yield f"{path}, {name}", parse_object(archive.read(name), f"{path}, {name}")
     except (BadZipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is not a whole .zip file ({error}): fetch it again") from None
+        raise UserError(f"{path} is not a whole .zip file ({error}): download it again") from None

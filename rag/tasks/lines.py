@@ -50,7 +50,7 @@ def read_lines(path: Path | str) -> Iterator[str]:
         ) from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise UserError(
-            f"{path} is not a whole {path.suffix} file ({error}): fetch or pack it again"
+            f"{path} is not a whole {path.suffix} file ({error}): fetch or recompress it"
         ) from None
 
 

@@ -7,7 +7,7 @@ the hub's microsoft/ms_marco (config v2.1). Bajaj et al. 2016; for non-commercia
 The task is made of the questions with a well-formed answer (train 153,725, dev 12,467), and the passages that
 come with them are not used. The answers of eval, the hub's test, are not public: the original leaves the columns
 out, the hub's rows have `[]` for both `answers` and `wellFormedAnswers`. Its examples have none, predictions for
-them are sent in, and the paper's test figures can only be compared with dev's.
+them are sent in, and the paper's test metrics can only be compared with dev's.
 """
 
 import json

@@ -58,7 +58,7 @@ def read_records(source: Path | str) -> Iterator[tuple[str, Record]]:
         return _mended(_array_records, path)
     if suffix in (".json", ".jsonl", ".ndjson") or first == "{":
         return _mended(_jsonl_records, path)
-    raise UserError(f"{path} is of no form that is read, which are {FORMS}")
+    raise UserError(f"{path} is not in a supported format; supported: {FORMS}")
 
 
 def _mended(

@@ -119,7 +119,7 @@ def paired_records(source: Path, target: Path) -> Iterator[tuple[str, dict[str, 
         if question is None or answer is None:
             longer, shorter = (source, target) if answer is None else (target, source)
             raise UserError(
-                f"{longer}, line {number}: {shorter.name} ends before it: both need one line for each question"
+                f"{longer}, line {number}: {shorter.name} has fewer lines: both need one line per question"
             )
         yield f"{source}, line {number}", {"question": question.strip(), "answers": answer.strip()}
 
@@ -136,4 +136,4 @@ def parquet_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     row += 1
                     yield f"{path}, row {row}", record
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a whole Parquet file ({error}): fetch it again") from None
+        raise UserError(f"{path} is not a whole Parquet file ({error}): download it again") from None

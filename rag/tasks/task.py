@@ -73,7 +73,7 @@ class Task(ABC):
             known = ", ".join(name for name, one in self.sources.items() if one is not None)
             if split not in self.sources:
                 raise UserError(
-                    f"split={split} does not exist: there are {', '.join(self.sources)} "
+                    f"split={split} does not exist; available: {', '.join(self.sources)} "
                     f"(with a file: {known or 'none'})"
                 )
             raise UserError(f"the task has no {split} file: give task.{split}=… (it has: {known or 'none'})")

@@ -144,10 +144,10 @@ def checkpoints(
     line. Raises UserError for another mode, or patience without a metric to wait for.
     """
     if mode not in ("max", "min"):
-        raise UserError(f"monitor_mode={mode} does not exist: there are max and min")
+        raise UserError(f"monitor_mode={mode} does not exist; available: max and min")
     if monitor is None and patience is not None:
         raise UserError(
-            f"patience={patience} waits for a better dev metric, and monitor names none: give monitor=…"
+            f"patience={patience} needs a dev metric to wait for, and monitor names none: give monitor=…"
         )
     last = LastCheckpoint(
         folder,

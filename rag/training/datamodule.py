@@ -56,7 +56,7 @@ def sample(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item
 class StepDataModule(pl.LightningDataModule):
     """Training batches made one by one from the number of the step; subclasses say how in `make_batch`.
 
-    task: what judges predictions on dev; None: nothing is predicted there. batch_size: examples a step and rank.
+    task: what judges predictions on dev; None: nothing is predicted there. batch_size: examples per step and rank.
     """
 
     task: Task | None = None
@@ -127,7 +127,7 @@ class Listed(Dataset):
 class RagDataModule(StepDataModule):
     """Question–answer examples of a task, for training on answers alone (section 2.4).
 
-    batch_size: examples a step and rank. dev_limit: so many dev examples, a seeded sample, judge the checkpoints.
+    batch_size: examples per step and rank. dev_limit: so many dev examples, a seeded sample, judge the checkpoints.
     target_retriever: finds the passages that decide the training targets of TriviaQA and CuratedTREC (appendix D);
     None: the model's own, as it is before training. prepared: the folder where such targets are kept.
     """
@@ -162,7 +162,7 @@ class RagDataModule(StepDataModule):
             self.dev = sample(self.task.examples("dev"), self.dev_limit, self.seed)
             self.pairs = training_pairs(self.task, self.target_retriever, self.prepared)
             if not self.pairs:
-                raise UserError("the task has no training example: look at task.train and task.train_sets")
+                raise UserError("the task has no training example: check task.train and task.train_sets")
             check_questions(self.model, self.dev, self.task.source("dev"))
             check_questions(self.model, [example for example, _ in self.pairs], self.task.source("train"))
             self.order = Shuffled(len(self.pairs), self.seed)

@@ -141,7 +141,7 @@ class RagModule(WholeBatchModule):
         if self.retriever_loss is None:
             if not self.generator_loss:
                 raise UserError(
-                    "generator_loss=false leaves nothing to train by: give retriever_loss=emdr2, pdist, …"
+                    "generator_loss=false leaves no loss to train with: give retriever_loss=emdr2, pdist, …"
                 )
             return
         if not 0 < self.retriever_weight < math.inf:

@@ -31,7 +31,7 @@ class Optimization:
     def __post_init__(self) -> None:
         known = [str(each.value) for each in SchedulerType]
         if self.schedule not in known:
-            raise UserError(f"the schedule {self.schedule!r} does not exist: there are {', '.join(known)}")
+            raise UserError(f"the schedule {self.schedule!r} does not exist; available: {', '.join(known)}")
 
     def configure(
         self, parts: Sequence[TrainedPart], max_steps: int, precision: str = "32-true"

@@ -50,7 +50,7 @@ def look(cfg: DictConfig) -> Run | None:
 
 
 def say_finished(run: Run) -> None:
-    print(f"{run.folder} is there already, made with these settings (overwrite=true trains it again)")
+    print(f"{run.folder} already exists, made with these settings (overwrite=true trains it again)")
 
 
 def check_trainer(cfg: DictConfig) -> None:

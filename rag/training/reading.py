@@ -177,7 +177,7 @@ class ReadingData(StepDataModule):
                 )
             self.train.append(found)
         if not self.train:
-            raise UserError("no source has a question to read with: look at datamodule.sources")
+            raise UserError("no source has a question to read with: check datamodule.sources")
         shares = np.array([source.share for source, _ in asked])
         block = self.batch_size * POOL
         self.counts = np.diff(np.round(np.cumsum(shares) / shares.sum() * block), prepend=0).astype(int)

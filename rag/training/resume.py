@@ -10,7 +10,7 @@ import torch
 from rag.errors import UserError
 from rag.finite import check_finite
 
-GIVE = "give a last.ckpt that a run of train.py of the same model left"
+GIVE = "give the last.ckpt of a run of train.py of the same model"
 
 
 def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: int | None = None) -> None:
@@ -23,12 +23,12 @@ def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: in
         # mapped, not read: only names and shapes are looked at, and the weights once
         held: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is no checkpoint of train.py, or is cut short: {GIVE}") from error
+        raise UserError(f"{path} is not a checkpoint of train.py, or is cut short: {GIVE}") from error
     if not isinstance(held, dict) or not {"state_dict", "global_step"} <= held.keys():
-        raise UserError(f"{path} holds tensors but is no checkpoint of train.py: {GIVE}")
+        raise UserError(f"{path} holds tensors but is not a checkpoint of train.py: {GIVE}")
     if not held.get("optimizer_states"):
         raise UserError(
-            f"{path} holds weights alone, without the optimizer's state that training goes on with: give the last.ckpt "
+            f"{path} holds weights alone, without the optimizer's state that resuming needs: give the last.ckpt "
             "of that run, which an interrupted training leaves"
         )
     own, weights = module.state_dict(), held["state_dict"]
@@ -49,6 +49,6 @@ def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: in
     check_finite(weights, path)
     if max_steps is not None and held["global_step"] >= max_steps:
         raise UserError(
-            f"{path} was left after step {held['global_step']:,}, and this run ends at step {max_steps:,} "
+            f"{path} was saved after step {held['global_step']:,}, and this run ends at step {max_steps:,} "
             "(trainer.max_steps): give more steps, or an earlier checkpoint"
         )

@@ -34,7 +34,7 @@ def device(trainer: pl.Trainer) -> str:
 
 def first_line(name: str, trainer: pl.Trainer, datamodule: Any, folder: Path, resumable: bool) -> str:
     """What is going to happen, on what device, for about how long where an earlier run tells, and where it will be."""
-    doing = "going on with" if resumable else "training"
+    doing = "resuming" if resumable else "training"
     batch = examples_a_step(trainer, datamodule)
     of = f" of {batch:,} examples" if batch else ""
     duration = expected_duration(folder, trainer.max_steps)
@@ -111,7 +111,7 @@ def describe(
         searches = f" ({kind})" if (kind := model.retriever.kind) else ""
         rows += [
             ("retriever", f"{type(model.retriever).__name__}{searches}"),
-            ("K", f"{model.n_docs} passages a question"),
+            ("K", f"{model.n_docs} passages per question"),
             ("index", f"{len(index):,} passages of {index.dim} dimensions, {index.manifest.factory}"),
             ("index folder", str(index.folder)),
         ]
@@ -119,12 +119,12 @@ def describe(
     batch = examples_a_step(trainer, datamodule)
     shares = f" × {ranks} ranks" if ranks > 1 else ""
     shares += f" × {accumulated} accumulated" if accumulated > 1 else ""
-    rows.append(("batch", f"{batch:,} examples a step ({batch // ranks // accumulated:,}{shares})"))
+    rows.append(("batch", f"{batch:,} examples per step ({batch // ranks // accumulated:,}{shares})"))
     rows += [
         ("steps", f"{trainer.max_steps:,}"),
         ("learning rate", rates(settings["optimization"])),
         ("device", device(trainer)),
-        ("memory", f"{memory(model) / 1e9:,.2f} GB a device: {_MEMORY_OF}"),
+        ("memory", f"{memory(model) / 1e9:,.2f} GB per device: {_MEMORY_OF}"),
         ("best checkpoint", best(settings)),
         ("results", str(settings["paths"]["run"])),
     ]
@@ -151,14 +151,14 @@ def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tup
         ]
         rows += [
             ("retriever", class_of(retriever) + (f" ({', '.join(inside)})" if inside else "")),
-            ("K", f"{settings['n_docs']} passages a question{asked}"),
+            ("K", f"{settings['n_docs']} passages per question{asked}"),
             ("index", settings["index"]["type"].get("factory", class_of(settings["index"]["type"]))),
             ("index folder", settings["index"]["path"]),
         ]
     accumulated = trainer.get("accumulate_grad_batches", 1)
     shares = f" × {accumulated} accumulated" if accumulated > 1 else ""
     rows += [
-        ("batch", f"{data['batch_size']:,} examples a device{shares}"),
+        ("batch", f"{data['batch_size']:,} examples per device{shares}"),
         ("steps", f"{trainer['max_steps']:,}"),
         ("learning rate", rates(settings["optimization"])),
     ]
@@ -166,7 +166,7 @@ def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tup
         frozen = {"question encoder"} if retriever and not retriever.get("trainable", True) else set()
         bytes_of = {part: _FROZEN_BYTES if part in frozen else _TRAINED_BYTES for part in parts}
         total = sum(_PUBLISHED[name] * bytes_of[part] for part, name in parts.items())
-        rows.append(("memory", f"{total / 1e9:,.1f} GB a device: {_MEMORY_OF}"))
+        rows.append(("memory", f"{total / 1e9:,.1f} GB per device: {_MEMORY_OF}"))
     rows += [
         ("best checkpoint", best(settings)),
         *(
