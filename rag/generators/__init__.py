@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rag.generators.output_layer import MakesOutputLayer as MakesOutputLayer
     from rag.generators.output_layer import OutputLayer as OutputLayer
     from rag.generators.output_layer import PlainOutputLayer as PlainOutputLayer
+    from rag.generators.pretrained import pretrained_reader as pretrained_reader
     from rag.generators.reader import new_reader as new_reader
     from rag.generators.seq2seq import Generator as Generator
 
@@ -22,6 +23,7 @@ __getattr__, __dir__ = face(
         "PlainOutputLayer": "output_layer",
         "Ragged": "context",
         "new_reader": "reader",
+        "pretrained_reader": "pretrained",
         "LstmForConditionalGeneration": "lstm",
     },
 )
