@@ -60,7 +60,10 @@ def test_underlined_headings_fences_tables_lists_and_quotes(tmp_path):
     )
     assert cut(tmp_path, text) == [
         ("Notes", "One."),
-        ("Notes – Part", "quoted\nfirst link\nsecond\na | b\n1 | 2\n# no heading\none - two > three\nEnd here code."),
+        (
+            "Notes – Part",
+            "quoted\nfirst link\nsecond\na | b\n1 | 2\n# no heading\none - two > three\nEnd here code.",
+        ),
     ]
 
 
