@@ -9,7 +9,7 @@ questions over two editions of a corpus; each cell is the share of questions for
 asked about stands in one of the first K passages of the edition indexed. A memory that can be exchanged is right on
 the diagonal. Questions whose answers differ between the editions are told apart from all of them.
 
-RUN is a run folder of train.py with both encoders (experiment=local/dpr); its index is built in --folder, and swapped
+RUN is a run folder of train.py with both encoders (experiment=scratch/dpr); its index is built in --folder, and swapped
 by `DenseRetriever.swap`. BM25 is bm25s with k1 = 0.9, b = 0.4, English stop words, over "title text".
 """
 

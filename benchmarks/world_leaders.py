@@ -1,13 +1,14 @@
 """Countries of the World Factbook as Markdown files, thirty questions about them, and section 4.5 on real text.
 
     python -m benchmarks.world_leaders documents DATA [--checkpoint RUN] [--folder FOLDER] [setting=value …]
-    python -m benchmarks.world_leaders swap      DATA [--checkpoint RUN] [--folder FOLDER] [--limit N] [setting=value …]
+    python -m benchmarks.world_leaders swap      DATA [--checkpoint RUN] [--folder FOLDER] [--everything] [setting=value …]
 
 `documents` writes the countries of the 2021 edition into FOLDER, a file each, and asks python -m rag.ask's machinery
 QUESTIONS about leaders, capitals and borders, and UNANSWERED, to which the files say nothing: how many are right, how
 many of the latter it refuses, and how long the first answer and the next took. `swap` asks who holds an office over the
-whole edition of November 2016 and that of January 2021, with the answers of both, once each: exact match as a 2 × 2
-table, of all questions and of those whose answer changed; nothing is trained in between.
+editions of November 2016 and January 2021, and judges by the answers of both: exact match as a 2 × 2 table, of all
+questions and of those whose answer changed; nothing is trained in between. It indexes the section on government of every
+country, or with --everything all sections.
 
 DATA holds factbook_2016-11 and factbook_2021-01 as .passages.tsv.xz (id, text, title) and leaders_2016_2021.jsonl.gz.
 """
@@ -27,6 +28,7 @@ from rich.table import Table
 from rag.ask.documents import Documents, open_documents
 from rag.cli import mistakes_in_one_sentence, quieten
 from rag.evaluation.hot_swap import hot_swap
+from rag.files import write_aside
 from rag.index.readers import read_passages
 from rag.metrics.qa import exact_match
 from rag.metrics.record import swap_cells
@@ -135,14 +137,32 @@ def ask_documents(data: Path, folder: Path, checkpoint: str | None, settings: Se
     return {"rows": rows, "seconds": seconds, "passages": passages}
 
 
+def on_government(corpus: Path, file: Path) -> Path:
+    """The passages of a corpus that are of the section on government, as a corpus of their own."""
+    lines = ["id\ttext\ttitle"]
+    for passage in read_passages(corpus):
+        if passage.text.startswith("Government."):
+            text = passage.text.replace('"', '""')
+            lines.append(f'{passage.id}\t"{text}"\t{passage.title}')
+    with write_aside(file) as aside:
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
 def swap_editions(
-    data: Path, folder: Path, checkpoint: str | None, settings: Sequence[str], limit: int | None = None
+    data: Path,
+    folder: Path,
+    checkpoint: str | None,
+    settings: Sequence[str],
+    limit: int | None = None,
+    everything: bool = False,
 ) -> tuple[list, list]:
     """The records of all questions and of those whose answer changed (`rag.evaluation.hot_swap`)."""
     opened: dict[str, Documents] = {}
     for edition, name in EDITIONS.items():
         place = f"index.path={folder / edition / 'index'}"
-        opened[edition] = open_documents(data / name, checkpoint, place, *settings)
+        corpus = data / name if everything else on_government(data / name, folder / f"{edition}.tsv")
+        opened[edition] = open_documents(corpus, checkpoint, place, *settings)
     asked = [record for _, record in read_records(data / LEADERS)][:limit]
     one = next(iter(opened.values()))
     indexes = {edition: each.session.model.retriever.index for edition, each in opened.items()}
@@ -217,6 +237,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--everything", action="store_true")
     parser.add_argument("--output", type=Path)
     parser.add_argument("settings", nargs="*")
     given = parser.parse_args(arguments)
@@ -229,7 +250,9 @@ def main(arguments: Sequence[str]) -> None:
             if given.output:
                 given.output.write_text(json.dumps(found, indent=1, ensure_ascii=False))
         else:
-            every, changed = swap_editions(given.data, folder, given.checkpoint, given.settings, given.limit)
+            every, changed = swap_editions(
+                given.data, folder, given.checkpoint, given.settings, given.limit, given.everything
+            )
             show_swap([*every, *changed])
 
 

@@ -24,6 +24,7 @@ from rag import hub
 from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
 from rag.files import write_aside
+from rag.generators.pretrained import pretrained_reader
 from rag.generators.seq2seq import Generator
 from rag.pretrained import check_model_kind, load_weights
 
@@ -119,6 +120,23 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
         config.n_docs,
         (config.architectures or [""])[0],
     )
+
+
+def open_generator(path: str | Path | None = None, **settings: Any) -> Generator:
+    """The generator of a run folder of train.py, of a checkpoint in this format, or of a folder or hub id that holds
+    one alone; None: the reader that comes with the project. settings: `Generator`'s. UserError where there is none.
+    """
+    if path is None:
+        return pretrained_reader(**settings)
+    if (Path(path) / "model" / "generator").is_dir():
+        return Generator.from_pretrained(Path(path) / "model" / "generator", **settings)
+    if (Path(path) / "run.json").exists():
+        raise UserError(
+            f"{path} holds no generator: it is not finished, or a bi-encoder's run; give a finished run"
+        )
+    if kind(path) == "rag":
+        return load(path, **settings).generator
+    return Generator.from_pretrained(path, **settings)
 
 
 def save(checkpoint: Checkpoint, folder: str | Path) -> None:

@@ -1,4 +1,5 @@
-"""One's own passages and questions, by the experiments of configs/experiment/local; every stage runs as its command."""
+"""One's own passages and questions, by the experiments of configs/experiment/scratch, from nothing, and local, from
+pretrained parts; every stage runs as its command."""
 
 import json
 import runpy
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reader_folders import tiny_reader
+from sentence_folders import tiny_transformer, write_modules
 
 from rag.files import read_json
 from rag.index.folder import Index
@@ -100,7 +103,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 def train(run: Command, files: list[str], *stages: str) -> None:
     for stage in stages:
-        assert run("train.py", f"experiment=local/{stage}", *files, *TINY[stage].split()) == 0
+        assert run("train.py", f"experiment=scratch/{stage}", *files, *TINY[stage].split()) == 0
 
 
 @pytest.mark.slow
@@ -108,11 +111,11 @@ def train(run: Command, files: list[str], *stages: str) -> None:
 def test_every_stage_runs_on_files_of_ones_own(run: Command, files: list[str], tmp_path: Path, capsys):
     """Each stage finds what the one before it left, and BM25's recall stands beside the model's."""
     train(run, files, "dpr", "denoising")
-    assert run("build_index.py", "experiment=local/index", *files) == 0
+    assert run("build_index.py", "experiment=scratch/index", *files) == 0
     train(run, files, "rag_sequence", "rag_token", "closed_book")
     capsys.readouterr()
     for name in ("rag_sequence", "rag_token", "closed_book"):
-        command = [f"checkpoint={tmp_path / 'local' / name}", "split=dev", f"results={tmp_path / name}"]
+        command = [f"checkpoint={tmp_path / 'scratch' / name}", "split=dev", f"results={tmp_path / name}"]
         assert run("evaluate.py", *command, "recall_at=[1,5]") == 0
     shown = capsys.readouterr().out
     for name in ("rag_sequence", "rag_token"):
@@ -131,8 +134,8 @@ def test_every_stage_runs_on_files_of_ones_own(run: Command, files: list[str], t
 
 def test_another_type_of_index_keeps_the_vectors(run: Command, files: list[str], tmp_path: Path, capsys):
     train(run, files, "dpr")
-    build = ["build_index.py", "experiment=local/index", *files]
-    folder = tmp_path / "local" / "index"
+    build = ["build_index.py", "experiment=scratch/index", *files]
+    folder = tmp_path / "scratch" / "index"
     vectors = folder / "vectors" / "00000.npy"
     capsys.readouterr()
     assert run(*build, "estimate=true", "index=sq8", "passages_per_second=3") == 0
@@ -150,14 +153,14 @@ def test_another_type_of_index_keeps_the_vectors(run: Command, files: list[str],
 
 
 def test_a_file_that_was_not_given_is_named(run: Command, files: list[str], capsys):
-    assert run("train.py", "experiment=local/dpr", *files[1:]) == 2
+    assert run("train.py", "experiment=scratch/dpr", *files[1:]) == 2
     assert "task.passages has no value and this run needs it: give task.passages=" in capsys.readouterr().err
 
 
 def test_a_stage_names_the_stage_that_is_missing(run: Command, files: list[str], tmp_path: Path, capsys):
-    assert run("train.py", "experiment=local/rag_token", *files) == 2
-    assert f"{tmp_path / 'local' / 'index'}" in capsys.readouterr().err
-    assert not (tmp_path / "local" / "rag_token").exists()
+    assert run("train.py", "experiment=scratch/rag_token", *files) == 2
+    assert f"{tmp_path / 'scratch' / 'index'}" in capsys.readouterr().err
+    assert not (tmp_path / "scratch" / "rag_token").exists()
 
 
 @pytest.mark.slow
@@ -165,11 +168,35 @@ def test_two_processes_build_the_index_that_one_builds(run: Command, files: list
     train(run, files, "dpr")
     for name, processes in (("one", 1), ("two", 2)):
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29533"]
-        settings = ["experiment=local/index", *files, "shard_size=4", f"index.path={tmp_path / name}"]
+        settings = ["experiment=scratch/index", *files, "shard_size=4", f"index.path={tmp_path / name}"]
         subprocess.run([sys.executable, *launcher, "build_index.py", *settings], cwd=PROJECT, check=True)
     one, two = Index.open(tmp_path / "one"), Index.open(tmp_path / "two")
     assert len(list((tmp_path / "two" / "vectors").glob("*.npy"))) == 3
     np.testing.assert_allclose(one.vectors(np.arange(12)), two.vectors(np.arange(12)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*the retriever has collapsed")
+def test_pretrained_parts_are_trained_further(run: Command, files: list[str], tmp_path: Path):
+    """What stands for MiniLM and the reader is tiny; every command is the documented one."""
+    encoder = write_modules(tiny_transformer(tmp_path / "encoder"), max_length=40)
+    reader = tiny_reader(tmp_path / "reader")
+    parts = [*files, f"passage_encoder={encoder}"]
+    short = ["trainer.max_steps=2", "trainer.val_check_interval=2", "datamodule.dev_limit=4"]
+    assert run("train.py", "experiment=local/dpr", *parts, *short, "datamodule.batch_size=4") == 0
+    trained = tmp_path / "local" / "dpr" / "model"
+    parts += [
+        f"passage_encoder={trained / 'passage_encoder'}",
+        f"question_encoder={trained / 'question_encoder'}",
+    ]
+    assert run("build_index.py", "experiment=local/index", *parts) == 0
+    for name in ("rag_sequence", "rag_token", "closed_book"):
+        own = [f"experiment=local/{name}", f"generator.path={reader}", "datamodule.batch_size=2"]
+        assert run("train.py", *own, *parts, *short) == 0
+        command = [f"checkpoint={tmp_path / 'local' / name}", "split=dev", f"results={tmp_path / name}"]
+        assert run("evaluate.py", *command, "recall_at=[1,5]") == 0
+        result = read_json(tmp_path / name / "result.json")
+        assert result["questions"] == 8 and result["decoding"]["min_new_tokens"] == 1
 
 
 SQUAD = PROJECT.parent / "shared" / "data" / "squad_open"
@@ -183,10 +210,10 @@ def test_real_passages_and_questions(run: Command, tmp_path: Path):
     names = {"passages": "passages.tsv.xz", "train": "train.jsonl.gz", "dev": "dev.jsonl.gz"}
     files = [*(f"task.{key}={SQUAD / name}" for key, name in names.items()), f"paths.outputs={tmp_path}"]
     encoders = ["tokenizer.max_passages=2000", "datamodule.inverse_cloze_steps=20", "trainer.max_steps=100"]
-    assert run("train.py", "experiment=local/dpr", *files, *encoders) == 0
-    assert run("build_index.py", "experiment=local/index", *files) == 0
+    assert run("train.py", "experiment=scratch/dpr", *files, *encoders) == 0
+    assert run("build_index.py", "experiment=scratch/index", *files) == 0
     train(run, files, "denoising", "rag_token")
-    command = [f"checkpoint={tmp_path / 'local' / 'rag_token'}", "split=dev", "limit=300"]
+    command = [f"checkpoint={tmp_path / 'scratch' / 'rag_token'}", "split=dev", "limit=300"]
     assert run("evaluate.py", *command, f"results={tmp_path / 'results'}") == 0
     result = read_json(tmp_path / "results" / "result.json")
     assert result["index"]["passages"] == 6940

@@ -7,8 +7,5 @@ from rag.lazy import face
 if TYPE_CHECKING:
     from rag.ask.documents import open_documents as open_documents
     from rag.ask.doubt import Doubt as Doubt
-    from rag.ask.reader import open_reader as open_reader
 
-__getattr__, __dir__ = face(
-    __name__, {"Doubt": "doubt", "open_documents": "documents", "open_reader": "reader"}
-)
+__getattr__, __dir__ = face(__name__, {"Doubt": "doubt", "open_documents": "documents"})

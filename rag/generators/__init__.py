@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rag.generators.output_layer import MakesOutputLayer as MakesOutputLayer
     from rag.generators.output_layer import OutputLayer as OutputLayer
     from rag.generators.output_layer import PlainOutputLayer as PlainOutputLayer
+    from rag.generators.pretrained import pretrained_reader as pretrained_reader
     from rag.generators.reader import new_encoder_decoder as new_encoder_decoder
     from rag.generators.reader import new_reader as new_reader
     from rag.generators.seq2seq import Generator as Generator
@@ -28,6 +29,7 @@ __getattr__, __dir__ = face(
         "ScoresContexts": "attention",
         "new_encoder_decoder": "reader",
         "new_reader": "reader",
+        "pretrained_reader": "pretrained",
         "LstmForConditionalGeneration": "lstm",
     },
 )

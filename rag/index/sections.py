@@ -23,17 +23,17 @@ _FENCE = regex.compile(r" {0,3}(```|~~~)")
 _RULE = regex.compile(
     r"[ \t]*([-*_])([ \t]*\1){2,}[ \t]*$|[ \t]*\|?[ \t:|-]*-{3,}[ \t:|-]*$"
 )  # and a table's
-_ITEM = regex.compile(r"[ \t]*([-*+]|\d{1,3}[.)])[ \t]+")
-_QUOTE = regex.compile(r"[ \t]*(>[ \t]?)+")
+_ITEM = regex.compile(r"^[ \t]*([-*+]|\d{1,3}[.)])[ \t]+")
+_QUOTE = regex.compile(r"^[ \t]*(>[ \t]?)+")
 _COMMENT = regex.compile(r"<!--.*?-->", regex.DOTALL)
 _MARKS = (
     (regex.compile(r"!?\[([^\]\[]*)\]\([^)\s]*(?:\s+\"[^\"]*\")?\)"), r"\1"),  # links and pictures
     (regex.compile(r"!?\[([^\]\[]+)\]\[[^\]]*\]"), r"\1"),
     (regex.compile(r"<(https?://[^>\s]+)>"), r"\1"),
     (regex.compile(r"</?[A-Za-z][^<>]*>"), ""),
-    (regex.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1"), r"\2"),
-    (regex.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])"), r"\1"),
-    (regex.compile(r"(?<![\w_])_(?=\S)([^_]+?)(?<=\S)_(?![\w_])"), r"\1"),
+    (regex.compile(r"(?<!\\)(\*\*|__)(?=\S)(.+?)(?<=\S)\1"), r"\2"),
+    (regex.compile(r"(?<![\w*\\])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])"), r"\1"),
+    (regex.compile(r"(?<![\w_\\])_(?=\S)([^_]+?)(?<=\S)_(?![\w_])"), r"\1"),
     (regex.compile(r"`+([^`]+)`+"), r"\1"),
 )
 _BROKEN_WORD = regex.compile(r"(?<=\p{L})-\n[ \t]*(?=\p{Ll})")
