@@ -123,8 +123,14 @@ class EncoderDecoderModel(transformers.EncoderDecoderModel):
         return OutputLayer(score, self.config.vocab_size)
 
 
-# So that `Generator.from_pretrained` opens a folder that holds one.
-AutoModelForSeq2SeqLM.register(EncoderDecoderConfig, EncoderDecoderModel, exist_ok=True)
+class AutoSeq2Seq:
+    """transformers' AutoModelForSeq2SeqLM, with the class above for pairs: its own kinds keep their classes there."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **settings: Any) -> Any:
+        kind = PreTrainedConfig.get_config_dict(str(path))[0].get("model_type")
+        pair = kind == EncoderDecoderConfig.model_type
+        return (EncoderDecoderModel if pair else AutoModelForSeq2SeqLM).from_pretrained(path, **settings)
 
 
 def complete(model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase) -> None:

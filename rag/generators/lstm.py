@@ -183,15 +183,6 @@ class LstmForConditionalGeneration(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings = self.encoder.embeddings = self.decoder.embeddings = value
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def get_encoder(self, modality: str | None = None) -> Encoder:
-        return self.encoder
-
-    def get_decoder(self) -> Decoder:
-        return self.decoder
-
     def forward(
         self,
         input_ids: Int[Tensor, "rows length"],

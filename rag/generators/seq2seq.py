@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import rag.generators.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
@@ -24,7 +24,7 @@ from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.generators.attention import cross_attention_scores
 from rag.generators.context import Ragged, positions, special_tokens, token_rows
-from rag.generators.encoder_decoder import EncoderDecoderModel, complete
+from rag.generators.encoder_decoder import AutoSeq2Seq, EncoderDecoderModel, complete
 from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
 from rag.parts import TrainedPart, describe
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
@@ -111,7 +111,7 @@ class Generator(nn.Module):
         dtype: of the weights, whatever they were saved as. `settings` are the constructor's; those
         not given are as they were when the folder was written here.
         """
-        model, tokenizer = load_pretrained(AutoModelForSeq2SeqLM, path, "sequence-to-sequence model", dtype)
+        model, tokenizer = load_pretrained(AutoSeq2Seq, path, "sequence-to-sequence model", dtype)
         if isinstance(model, EncoderDecoderModel):
             complete(model, tokenizer)
         saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}

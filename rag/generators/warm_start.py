@@ -276,15 +276,6 @@ class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder.bert.embeddings.word_embeddings = value
         self.decoder.bert.embeddings.word_embeddings = value
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def get_encoder(self, modality: str | None = None) -> Encoder:
-        return self.encoder
-
-    def get_decoder(self) -> Decoder:
-        return self.decoder
-
     def make_output_layer(self) -> CopyOutputLayer:
         """What makes scores of the decoder's states (rag/generators/output_layer.py)."""
         return CopyOutputLayer(self.head, PlainOutputLayer(self.lm_head), self.config.hidden_size)
