@@ -95,6 +95,7 @@ def test_the_optimiser_changes_the_adapter_alone(folder):
         assert torch.equal(weight, before[name]) != ("lora_" in name)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's use of transformers
 def test_it_is_saved_alone_and_reopened(folder, tmp_path):
     made = adapted(folder, template="{passage} / {question} =")
     made.save_pretrained(tmp_path / "saved")
