@@ -27,8 +27,11 @@ from rag.compose import CONFIGS, compose_config
 from rag.download import __main__ as download
 from rag.download import fetch, sources
 from rag.download.fetch import Fetcher, Remote, partial_of
+from rag.download.squad import open_domain
 from rag.errors import UserError
+from rag.index.readers import read_passages
 from rag.runs import PROJECT
+from rag.tasks.qa import read_examples
 
 DATA = bytes(range(256)) * 8000  # 2,048,000 bytes: more than one block
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -568,3 +571,62 @@ def test_what_is_known_of_the_files_is_well_formed():
         for one in [*source.files.values(), *([source.archive.remote] if source.archive else [])]:
             assert all(url.startswith("http") for url in one.urls)
             assert one.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", one.sha256)
+
+
+def squad_rows() -> tuple[list[dict], list[dict]]:
+    long = " ".join(f"word{i}" for i in range(150))
+    train = [
+        {"id": "a", "title": "New_York", "context": f"{long}  the end.", "question": " what is last? ",
+         "answers": {"text": ["the end"], "answer_start": [len(long) + 2]}},
+        {"id": "b", "title": "New_York", "context": f"{long}  the end.", "question": "and first?",
+         "answers": {"text": ["word0"], "answer_start": [0]}},
+    ]  # fmt: skip
+    dev = [
+        {"id": "c", "title": "Paris", "context": "On the Seine.", "question": "which river?",
+         "answers": {"text": ["Seine", "the Seine", "Seine"], "answer_start": [7, 3, 7]}},
+        {"id": "d", "title": "Paris", "context": "On the Seine.", "question": "none?",
+         "answers": {"text": [], "answer_start": []}},
+    ]  # fmt: skip
+    return train, dev
+
+
+def test_squad_becomes_open_domain_questions(server, tmp_path, monkeypatch, capsys):
+    """The hub's files in their layout; paragraphs of 152 words are two passages, and the gold one holds the answer."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    listing = "/api/datasets/rajpurkar/squad/tree/main/plain_text?recursive=true"
+    described = []
+    for split, rows in zip(("train", "validation"), squad_rows(), strict=True):
+        out = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), out)
+        name = f"plain_text/{split}-00000-of-00001.parquet"
+        server.files[f"/datasets/rajpurkar/squad/resolve/main/{name}"] = out.getvalue()
+        described.append({"type": "file", "path": name, "size": len(out.getvalue())})
+    server.files[listing] = json.dumps(described).encode()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    download.download(["squad"], tmp_path, 0.0)
+    assert str(tmp_path / "wiki" / "dev.jsonl") in capsys.readouterr().out
+    passages = list(read_passages(tmp_path / "wiki" / "passages.tsv"))
+    assert [(p.id, p.title, len(p.text.split())) for p in passages] == [
+        ("1", "New York", 100), ("2", "New York", 52), ("3", "Paris", 3),
+    ]  # fmt: skip
+    train = read_examples(tmp_path / "wiki" / "train.jsonl")
+    assert [(e.id, e.question, e.answers, e.positive_ids) for e in train] == [
+        ("a", "what is last?", ("the end",), ("2",)),
+        ("b", "and first?", ("word0",), ("1",)),
+    ]
+    (dev,) = read_examples(tmp_path / "wiki" / "dev.jsonl")
+    assert (dev.answers, dev.positive_ids) == (("Seine", "the Seine"), ("3",))
+    damaged = tmp_path / "squad" / "plain_text" / "train-00000-of-00001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(UserError, match="train-00000-of-00001.parquet is damaged"):
+        open_domain(tmp_path / "squad", tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*.jsonl"))
+    pq.write_table(pa.table({"id": ["a"]}), damaged)
+    with pytest.raises(UserError, match="has no column answers, context, question, title"):
+        open_domain(tmp_path / "squad", tmp_path / "again")
+    damaged.unlink()
+    with pytest.raises(UserError, match=r"holds no train-\*.parquet"):
+        open_domain(tmp_path / "squad", tmp_path / "again")

@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_every_stage_needs_stages_and_is_an_experiment():
-    plan = stages(Path("/data"), Path("/out/wiki"), 1, 1000, quick=False, bfloat16=False)
+    plan = stages(Path("/data"), Path("/out/wiki"), 1, 1000, quick=False, bfloat16=False, own_reader=True)
     names = [stage.name for stage in plan]
     assert len(set(names)) == len(names)
     for stage in plan:
@@ -42,8 +42,8 @@ def test_every_stage_needs_stages_and_is_an_experiment():
             if word.startswith("experiment="):
                 assert (CONFIGS / "experiment" / f"{word.partition('=')[2]}.yaml").is_file()
     assert not any("precision" in word for stage in plan for word in stage.command)
-    half = stages(Path("/data"), Path("/out/wiki"), 1, 1000, quick=False, bfloat16=True)
-    assert sum("trainer.precision=bf16-mixed" in stage.command for stage in half) == 9  # whatever is trained
+    half = stages(Path("/data"), Path("/out/wiki"), 1, 1000, quick=False, bfloat16=True, own_reader=False)
+    assert sum("trainer.precision=bf16-mixed" in stage.command for stage in half) == 8  # whatever is trained
 
 
 def test_what_is_wrong_is_told_before_anything_starts(data):
@@ -61,6 +61,8 @@ def test_what_is_wrong_is_told_before_anything_starts(data):
         main(["limmit=3"])
     with pytest.raises(UserError, match="limit=0 is not a whole number from 1"):
         main(["limit=0"])
+    with pytest.raises(UserError, match="reader=best does not exist: available are pretrained and train"):
+        main([f"data={data}", "reader=best"])
     with pytest.raises(UserError, match="preset=small does not exist"):
         main(["preset=small"])
 

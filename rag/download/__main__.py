@@ -76,6 +76,9 @@ def download(names: Sequence[str], into: Path, wait: float = 1.0) -> None:
                     print(
                         f"  {path} ({path.stat().st_size / MB:,.1f} MB){'' if plans[name] else ' was there'}"
                     )
+            if source.make is not None and source.hub is not None:
+                for path in source.make(into / source.hub.folder, into / source.made):
+                    print(f"  {path} ({path.stat().st_size / MB:,.1f} MB)")
     if into.resolve() != (PROJECT / "data").resolve():
         print(f"the scripts look for it there with paths.data={into}")
 

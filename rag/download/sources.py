@@ -4,7 +4,9 @@ The addresses are those of DPR's download_data.py, of the data sets' own pages a
 from which the sizes and SHA-256 are as well; DPR states neither.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rag.download.fetch import Remote
 
@@ -43,6 +45,10 @@ class Source:
     files: dict[str, Remote] = field(default_factory=dict)  # path below the data folder → where from
     archive: Archive | None = None
     hub: HubFiles | None = None
+    make: Callable[[Path, Path], list[Path]] | None = (
+        None  # from the hub's files, into a folder: what it made
+    )
+    made: str = ""  # that folder, below the data folder
     also: tuple[str, ...] = ()  # other names of it
 
 
@@ -56,6 +62,12 @@ def _marco(name: str, size: int, sha256: str) -> dict[str, Remote]:
 
 def _fever(name: str, size: int, sha256: str) -> dict[str, Remote]:
     return {f"fever/{name}": Remote((f"{FEVER}/{name}",), size, sha256)}
+
+
+def _squad(fetched: Path, folder: Path) -> list[Path]:
+    from rag.download.squad import open_domain  # with pyarrow, which --help does not wait for
+
+    return open_domain(fetched, folder)
 
 
 SOURCES = {
@@ -179,6 +191,13 @@ SOURCES = {
             600_000_000,
         ),
         also=("wizard_of_wikipedia",),
+    ),
+    "squad": Source(
+        "SQuAD 1.1 as open-domain questions over its own paragraphs (python -m rag.wiki)",
+        "CC BY-SA 4.0",
+        hub=HubFiles("rajpurkar/squad", "plain_text/", ".parquet", "squad"),
+        make=_squad,
+        made="wiki",
     ),
     "psgs_w100": Source(
         "English Wikipedia of December 2018 in 21,015,324 passages (corpus=wikipedia)",
