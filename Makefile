@@ -1,4 +1,5 @@
 # make demo    train and evaluate the whole system on the built-in mini-wiki
+# make wiki data=FOLDER   the same comparison on real text (python -m rag.wiki --help)
 # make test    the quick tests, offline
 # make lint    style, format and types
 # make docs    the site of docs/, into outputs/site; a broken link is an error
@@ -10,10 +11,13 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo wiki test lint docs clean
 
 demo: $(VENV)/installed
 	@$(VENV)/bin/python -m rag.demo
+
+wiki: $(VENV)/installed
+	@$(VENV)/bin/python -m rag.wiki $(foreach key,data limit seed reader outputs preset,$(if $($(key)),$(key)="$($(key))"))
 
 test: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup

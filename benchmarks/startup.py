@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[list[str], list[list[str]]]] = {  # its command, and w
     "rag.compare": (["-m", "rag.compare"], [["shwo=3"], [NOWHERE, NOWHERE]]),
     "rag.download": (["-m", "rag.download"], [["nqq"]]),
     "rag.demo": (["-m", "rag.demo"], [["seeed=1"]]),
+    "rag.wiki": (["-m", "rag.wiki"], [["limmit=1"], ["data=nowhere"]]),
     "rag.miniwiki": (["-m", "rag.miniwiki"], [["seeed=1"]]),
 }
 

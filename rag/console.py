@@ -1,7 +1,7 @@
 """The console commands of an installed package: rag-ask is python -m rag.ask, and so on (pyproject.toml).
 
 rag-train, rag-evaluate and rag-build-index are rag/commands/. `python -m rag.console train …` is rag-train …, by which
-rag/demo.py starts its stages where there is no checkout.
+rag/stages.py starts commands where there is no checkout.
 """
 
 import runpy
@@ -23,6 +23,10 @@ def page() -> None:
 
 def demo() -> None:
     _run("rag.demo")
+
+
+def wiki() -> None:
+    _run("rag.wiki")
 
 
 def download() -> None:

@@ -32,6 +32,7 @@ HELP = {  # command: the module that holds its help text
     "python -m rag.compare": "rag/compare.py",
     "python -m rag.download": "rag/download/__main__.py",
     "python -m rag.demo": "rag/demo.py",
+    "python -m rag.wiki": "rag/wiki.py",
     "python -m rag.miniwiki": "rag/miniwiki/__main__.py",
 }
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".toml": "toml", ".cff": "yaml"}

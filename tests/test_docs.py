@@ -148,8 +148,9 @@ def check_module(module: str, arguments: list[str]) -> None:
         from rag.download.__main__ import parse
 
         assert arguments == ["list"] or parse(arguments)
-    elif module == "rag.demo":
-        assert {each.partition("=")[0] for each in arguments} <= {"seed", "preset", "outputs", "data"}
+    elif module in ("rag.demo", "rag.wiki"):
+        own = {"seed", "preset", "outputs", "data"} | ({"limit", "reader"} if module == "rag.wiki" else set())
+        assert {each.partition("=")[0] for each in arguments} <= own
     else:
         pytest.fail(f"nobody checks python -m {module}")
 
