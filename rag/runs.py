@@ -24,8 +24,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import Timeout
+
 from rag.errors import UserError
-from rag.files import hash_file, packed, read_json, write_aside, write_json
+from rag.files import hash_file, lock_file, packed, read_json, write_aside, write_json
 
 MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/parts.py
 # What it says in place of the folder with the weights, of the index and of K.
@@ -38,6 +40,20 @@ CONFIGS = Path(__file__).resolve().parent / "configs" if INSTALLED else _CHECKOU
 PROJECT = Path.cwd() if INSTALLED else _CHECKOUT  # where outputs/, data/ and indexes/ go
 SHIPPED = Path(__file__).resolve().parent / "shipped" if INSTALLED else _CHECKOUT / "pretrained"  # weights
 PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", "datasets", "hydra-core")
+
+
+LOCK = ".lock"  # in a run's folder, held by the process that works there, from `Run.begin` to its end
+_held: dict[Path, Any] = {}  # this process's
+
+
+def _partial(path: Path) -> bool:
+    """Whether something was being written there aside (rag/files.py), by a process that may not have ended well."""
+    return path.name.startswith(".") and path.name.endswith((".partial", ".old"))
+
+
+def _of_begin(path: Path) -> bool:
+    """Whether `Run.begin` leaves it where it is cut short before run.json is written."""
+    return path.name in (LOCK, "config.yaml") or _partial(path)
 
 
 class Run:
@@ -91,7 +107,7 @@ class Run:
                     f"{folder} holds a run made with other settings ({change}): choose another folder with {setting}=… "
                     "or replace that run with overwrite=true"
                 )
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and not all(map(_of_begin, folder.iterdir())):
             raise UserError(
                 f"{folder} holds files that do not belong to a run: choose another folder with {setting}=…"
             )
@@ -101,19 +117,49 @@ class Run:
         """Make the folder, in place of a run that is to be replaced; where an interrupted run goes on, leave it.
 
         To be called once everything that a user can get wrong has been looked at, so that a mistake costs nothing.
+        Until the process ends, no other can begin in this folder: UserError where one is at work there.
+
+        run.json comes first and says whose folder it is: whenever this is cut short, the same command takes it up.
         """
+        self._lock()
+        for each in self.folder.iterdir():
+            if _partial(each):  # of a process that was killed
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
         if self.begun:
+            if not (self.folder / "config.yaml").exists():
+                self._write_config()
             curves = self.folder / "metrics.csv"
             if self.resumable and curves.exists():  # the logger begins a new file
                 number = len(list(self.folder.glob("metrics-*.csv"))) + 1
                 curves.rename(self.folder / f"metrics-{number}.csv")
             return
-        if (self.folder / "run.json").exists():
-            shutil.rmtree(self.folder)
+        # What makes the old run look finished, or able to go on, goes first, and run.json, which owns the rest, last.
+        old = sorted(self.folder.iterdir(), key=lambda each: each.name not in ("result.json", "last.ckpt"))
+        for each in old:
+            if each.name not in (LOCK, "run.json"):
+                shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+        write_json(self.folder / "run.json", self.record | provenance())
+        self._write_config()
+        self.begun = True
+
+    def _write_config(self) -> None:
         with write_aside(self.folder / "config.yaml") as aside:
             aside.write_text(portable(self.config_yaml), encoding="utf-8")
-        write_json(self.folder / "run.json", self.record | provenance())
-        self.begun = True
+
+    def _lock(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            place = self.folder.resolve() / LOCK
+            if place not in _held:
+                lock = lock_file(place, wait=False)
+                lock.acquire()
+                _held[place] = lock
+        except Timeout:
+            raise UserError(
+                f"another process is at work in {self.folder}: wait until it has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written ({error.strerror or error})") from error
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: the run is finished."""

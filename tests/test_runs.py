@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,69 @@ def test_another_run_is_refused_by_the_setting_that_changed_and_stays_until_the_
     assert not (tmp_path / "run" / "result.json").exists()
     assert open_run(tmp_path / "run", lr=0.2, overwrite="changed").begun
     assert not open_run(tmp_path / "run", lr=0.2, overwrite=True).begun
+
+
+def test_whenever_beginning_is_cut_short_the_same_command_takes_the_folder_up(tmp_path, monkeypatch):
+    """A new run, and one that replaces another, killed before each of its changes to the disk in turn."""
+
+    class Killed(BaseException):
+        pass
+
+    left = 0
+
+    def before(change):
+        def counted(*arguments, **settings):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return change(*arguments, **settings)
+
+        return counted
+
+    for name in ("mkdir", "unlink", "replace", "write_text"):
+        monkeypatch.setattr(Path, name, before(getattr(Path, name)))
+    monkeypatch.setattr(runs.shutil, "rmtree", before(runs.shutil.rmtree))
+    for replaces in (False, True):
+        for number in range(20):
+            folder = tmp_path / f"{replaces}-{number}"
+            left = 1000
+            if replaces:
+                old = open_run(folder, lr=0.2)
+                old.begin()
+                (folder / "last.ckpt").touch()
+                (folder / "model").mkdir()
+                old.finish({"em": 0.5})
+            left = number
+            with suppress(Killed):
+                open_run(folder, overwrite="changed").begin()
+            whole, left = left >= 0, 1000
+            again = open_run(folder, overwrite="changed")
+            assert not again.finished and not again.resumable
+            again.begin()
+            assert json.loads((folder / "run.json").read_text())["identity"] == again.record["identity"]
+            assert (folder / "config.yaml").read_text() == "lr: 0.1\n"
+            assert {file.name for file in folder.iterdir()} == {".lock", "run.json", "config.yaml"}
+            if whole:
+                break
+        else:
+            raise AssertionError("it never came to its end")
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    open_run(tmp_path / "run").begin()
+    open_run(tmp_path / "run").begin()  # the process itself may
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_runs import open_run\n"
+        "from rag.errors import UserError\n"
+        f"run = open_run(Path({str(tmp_path / 'run')!r}))\n"
+        "try: run.begin()\n"
+        "except UserError as error: print(error)"
+    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=runs.PROJECT, capture_output=True, text=True)
+    assert f"another process is at work in {tmp_path / 'run'}: wait until it has ended" in other.stdout, (
+        other.stderr
+    )
 
 
 def test_other_peoples_files_are_never_replaced(tmp_path):

@@ -4,6 +4,7 @@ Everything runs in this process, as typed: the scripts' own functions with a com
 sent by a logger that the command line asks for.
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -583,7 +584,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(demo, steps, number, cap
     stop = ["+logger.stop._target_=test_scripts.StopAfter", f"+logger.stop.steps={steps}"]
     handler = signal.getsignal(signal.SIGINT)
     assert demo("train", *command, *stop, f"+logger.stop.number={int(number)}") == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "rerun the same command to resume" in capsys.readouterr().err
     run = demo.root / f"stopped{steps}"
     assert (
         (run / "last.ckpt").is_file() and not (run / "model").exists() and not (run / "result.json").exists()
@@ -593,10 +594,38 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(demo, steps, number, cap
     assert demo("evaluate", f"checkpoint={run}") == 2
     assert "is an unfinished run" in capsys.readouterr().err
     assert demo("train", *command) == 0
-    assert "going on with" in capsys.readouterr().out
+    assert "resuming" in capsys.readouterr().out
     assert weights(run) == weights(demo.run("rag_sequence"))
-    logged = [(run / name).read_text().splitlines()[1:] for name in ("metrics-1.csv", "metrics.csv")]
-    assert all(logged)  # the curve before the interruption is kept
+    assert curves_of(run) == curves_of(demo.run("rag_sequence"))  # every look at dev, once, in one file
+    assert not list(run.glob("metrics-*.csv")) and not (run / "last-before.ckpt").exists()
+    results = [
+        json.loads((each / "result.json").read_text())["metrics"] for each in (run, demo.run("rag_sequence"))
+    ]
+    assert results[0] == results[1]
+
+
+def curves_of(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what is empty in them."""
+    with (run / "metrics.csv").open(newline="") as lines:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(demo, capsys):
+    """As after a copy that a full disk cut short. Where there is none before it, one sentence says so."""
+    run = demo.root / "damaged"
+    command = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={run}"]
+    for steps in (1, 3):  # two interruptions leave two checkpoints
+        stop = ["+logger.stop._target_=test_scripts.StopAfter", f"+logger.stop.steps={steps}"]
+        assert demo("train", *command, *stop) == 130
+    last, before = run / "last.ckpt", run / "last-before.ckpt"
+    assert before.is_file() and not last.samefile(before)
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    capsys.readouterr()
+    assert demo("train", *command) == 0
+    assert "last.ckpt is not a checkpoint of train.py, or is cut short" in (out := capsys.readouterr().out)
+    assert f"resuming from the one before it, {before}" in out
+    assert weights(run) == weights(demo.run("rag_sequence"))
+    assert curves_of(run) == curves_of(demo.run("rag_sequence"))
 
 
 def test_an_interrupted_index_is_finished_by_the_same_command(demo):

@@ -24,8 +24,9 @@ from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
 from rag.training import plan
 from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
+from rag.training.curves import join_curves
 from rag.training.loggers import WandbPredictions, send_report
-from rag.training.resume import check_checkpoint
+from rag.training.resume import BEFORE, WholeCheckpoints, check_checkpoint, resume_from
 from rag.training.summary import describe, describe_unopened, first_line, show, slow_precision
 
 
@@ -50,15 +51,16 @@ def train(cfg: DictConfig) -> Path:
     check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_metrics))
     callbacks = [
         TrainingProgress(cfg.name),
-        StopsBetweenSteps(run.folder / "last.ckpt"),
         WandbPredictions(),
         *(instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()),
         *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
+        StopsBetweenSteps(run.folder / "last.ckpt"),  # after those whose state it saves
     ]
     if cfg.stop_at_loss is not None:
         callbacks.append(stops_at_loss(module.loss_metric, cfg.stop_at_loss))
     loggers = [] if cfg.info else [instantiate(logger) for logger in (cfg.get("logger") or {}).values()]
-    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks)
+    plugins = [*(cfg.trainer.get("plugins") or []), WholeCheckpoints()]
+    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins)
     if not cfg.info:
         rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
         if slow := slow_precision(trainer):
@@ -77,9 +79,11 @@ def train(cfg: DictConfig) -> Path:
         settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
         show(describe(cfg.name, settings, module, datamodule, trainer))
         return folder
-    resume = run.folder / "last.ckpt" if run.resumable else cfg.ckpt_path
-    if resume is not None:
-        check_checkpoint(resume, module, None if run.resumable else trainer.max_steps)
+    resume = cfg.ckpt_path
+    if run.resumable:
+        resume = resume_from(run.folder, lambda file: check_checkpoint(file, module))
+    elif resume is not None:
+        check_checkpoint(resume, module, trainer.max_steps)
     if retriever is not None:
         cut = AsRead(module.model.generator, retriever.index).describe_cut()
         if trainer.is_global_zero and cut:
@@ -112,7 +116,9 @@ def train(cfg: DictConfig) -> Path:
             for name, value in sorted(trainer.callback_metrics.items())
         }
         training = round(time.perf_counter() - start, 1)
+        join_curves(run.folder)
         run.finish({"steps": trainer.global_step, "training_seconds": training, "metrics": metrics})
+        (run.folder / BEFORE).unlink(missing_ok=True)
         table = Table(
             "metric", "value", title=f"{cfg.name}: {trainer.global_step:,} steps in {training:,.0f} s"
         )

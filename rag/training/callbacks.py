@@ -1,5 +1,6 @@
 """What happens beside training: the progress bar, stopping, and the checkpoints a run goes on from and ends with."""
 
+import math
 import signal
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 
 from rag.errors import UserError
 from rag.progress import progress_bar
@@ -49,11 +50,23 @@ class TrainingProgress(Callback):
         self.stack.close()
 
 
-class StopsBetweenSteps(Callback):
+def look_is_due(trainer: pl.Trainer) -> bool:
+    """Whether dev is looked at after the step that just ended.
+
+    A checkpoint that was taken before this look would lose it: who goes on from there begins with the next step.
+    """
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or not every or math.isinf(every):
+        return False
+    return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+
+
+class StopsBetweenSteps(Checkpoint):
     """Ctrl-C, or a scheduler's SIGTERM, ends training after the step at hand, with a checkpoint to go on from.
 
-    A second signal ends it at once. On several ranks, which a signal may reach at different steps, nothing is written
-    beyond the checkpoints that are there.
+    Where dev is due after that step, it is looked at first. As a Checkpoint it comes after all other callbacks, in the
+    order of the list, so that what it saves holds what they remember of that look. A second signal ends it at once. On
+    several ranks, which a signal may reach at different steps, nothing is written beyond what is there.
     """
 
     def __init__(self, file: Path):
@@ -80,9 +93,16 @@ class StopsBetweenSteps(Callback):
     ) -> None:
         # After some of a step's accumulated batches there is nothing to go on from: their gradients are not kept.
         whole, self.done = trainer.global_step > self.done, trainer.global_step
-        if self.asked and whole:
-            trainer.save_checkpoint(self.file)
-            raise KeyboardInterrupt
+        if self.asked and whole and not look_is_due(trainer):
+            self.stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.asked:
+            self.stop(trainer)
+
+    def stop(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.file)
+        raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.restore()
@@ -94,18 +114,33 @@ class StopsBetweenSteps(Callback):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps what training goes on from, as it is after a whole step, never amid the batches that one accumulates."""
+    """Keeps what training goes on from, as it is after a whole step and the look at dev that is due after it, never
+    amid the batches that one accumulates."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self.done = trainer.global_step
+        self.put_off: tuple[Any, Any, int] | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step > self.done:
             self.done = trainer.global_step
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            if look_is_due(trainer):
+                self.put_off = outputs, batch, batch_idx
+            else:
+                super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.put_off is not None:
+            super().on_train_batch_end(trainer, pl_module, *self.put_off)
+            self.put_off = None
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        for logger in trainer.loggers:  # the rows of the steps that nobody will do again
+            logger.save()
+        super()._save_checkpoint(trainer, filepath)
 
     @property
     def state_key(self) -> str:
@@ -162,9 +197,9 @@ def checkpoints(
         folder, "best", monitor=monitor, mode=mode, save_weights_only=True, enable_version_counter=False
     )
     if patience is None:
-        return [last, best]
+        return [best, last]  # in this order: what training goes on from remembers the best so far
     # A metric that dev has nothing to judge by counts as no better one.
-    return [last, best, EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False)]
+    return [best, last, EarlyStopping(monitor, patience=patience, mode=mode, check_finite=False)]
 
 
 def stops_at_loss(metric: str, loss: float) -> Callback:

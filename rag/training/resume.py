@@ -1,16 +1,62 @@
 """Lightning's checkpoints, looked at before a run goes on from one: ckpt_path=…, or a run's own last.ckpt."""
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load refuses with; nothing is unpickled here
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
 
 from rag.errors import UserError
+from rag.files import write_aside
 from rag.finite import check_finite
 
 GIVE = "give the last.ckpt of a run of train.py of the same model"
+
+
+LAST, BEFORE = "last.ckpt", "last-before.ckpt"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that nobody meets half of: written beside their place and renamed; `last.ckpt` leaves the one before.
+
+    Lightning writes to the system's folder for temporary files and moves from there, which copies where that is another
+    file system: a full disk, or a kill, then leaves half of one and nothing else.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        with write_aside(path) as aside:
+            torch.save(checkpoint, aside)
+            if path.name == LAST and path.exists():
+                link = path.with_name(f".{BEFORE}.{os.getpid()}.partial")
+                link.unlink(missing_ok=True)
+                try:
+                    os.link(path, link)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, link)
+                link.replace(path.with_name(BEFORE))
+
+
+def resume_from(folder: Path, check: Callable[[Path], None]) -> Path:
+    """The newest checkpoint of an interrupted run that training can go on from, as `check` finds.
+
+    Where last.ckpt is damaged, the one before it, which is said. Raises UserError where neither will do.
+    """
+    last, before = folder / LAST, folder / BEFORE
+    try:
+        check(last)
+    except UserError as error:
+        if not before.exists():
+            raise
+        check(before)
+        print(f"{error}; resuming from the one before it, {before}")
+        return before
+    return last
 
 
 def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: int | None = None) -> None:
