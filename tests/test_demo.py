@@ -30,7 +30,7 @@ def test_a_stage_runs_when_what_it_needs_is_done(tmp_path):
 
 
 def test_a_failure_is_told_with_its_last_line_and_its_log(tmp_path):
-    with pytest.raises(UserError, match=r"the stage bad failed \(no such thing\); its log is .*bad\.log"):
+    with pytest.raises(UserError, match=r"the stage bad failed \(no such thing\); see .*bad\.log"):
         run_all([python("bad", "raise SystemExit('no such thing')")], tmp_path, workers=1, threads=1)
 
 

@@ -257,7 +257,7 @@ def test_a_dev_set_that_judges_nothing_is_no_best_step_of_zero(demo, tmp_path, c
     result = json.loads((run / "result.json").read_text())
     assert result["metrics"]["dev/em"] is None and result["steps"] == 6
     assert not (run / "best.ckpt").exists()
-    assert "dev/em was not a number at any look at dev" in capsys.readouterr().out
+    assert "dev/em was NaN in every evaluation on dev" in capsys.readouterr().out
     assert "NaN" not in (run / "result.json").read_text() and "nan" not in (run / "report.md").read_text()
 
 
@@ -309,7 +309,7 @@ CHECKPOINTS = {
     "model.safetensors": "is not a checkpoint of train.py",
     "tensors.pt": "holds tensors but is not a checkpoint of train.py",
     "short.ckpt": "is not a checkpoint of train.py, or is cut short",
-    "finished.ckpt": "was left after step 6, and this run ends at step 6",
+    "finished.ckpt": "was saved after step 6, and this run ends at step 6",
     "nan.ckpt": "holds weights that are not finite",
     "nothing.ckpt": "does not exist",
 }
@@ -583,7 +583,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(demo, steps, number, cap
     stop = ["+logger.stop._target_=test_scripts.StopAfter", f"+logger.stop.steps={steps}"]
     handler = signal.getsignal(signal.SIGINT)
     assert demo("train", *command, *stop, f"+logger.stop.number={int(number)}") == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "rerun the same command to resume" in capsys.readouterr().err
     run = demo.root / f"stopped{steps}"
     assert (
         (run / "last.ckpt").is_file() and not (run / "model").exists() and not (run / "result.json").exists()
@@ -593,7 +593,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(demo, steps, number, cap
     assert demo("evaluate", f"checkpoint={run}") == 2
     assert "is an unfinished run" in capsys.readouterr().err
     assert demo("train", *command) == 0
-    assert "going on with" in capsys.readouterr().out
+    assert "resuming" in capsys.readouterr().out
     assert weights(run) == weights(demo.run("rag_sequence"))
     logged = [(run / name).read_text().splitlines()[1:] for name in ("metrics-1.csv", "metrics.csv")]
     assert all(logged)  # the curve before the interruption is kept
