@@ -506,7 +506,7 @@ def test_shell_completion(monkeypatch, capsys):
     assert "complete -o nospace" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run_script("train", "", body, ["-sc", "install=tcsh"])
-    assert "there are install=bash, install=zsh and install=fish" in capsys.readouterr().err
+    assert "available: install=bash, install=zsh and install=fish" in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_transformers_format_is_asked_over_an_index(runs, tmp_path, monkeypatch, capsys):

@@ -71,7 +71,7 @@ def test_wiki_dpr_with_and_without_its_encoder_at_hand(run, encoder, tmp_path, c
     files = write_parquet(tmp_path / "nq", PASSAGES, vectors=encoder.encode(PASSAGES))
     settings = ["corpus=wiki_dpr", f"corpus.path={files}"]
     assert run(*settings, f"passage_encoder={tmp_path / 'none'}") == 0
-    assert "none is not at hand: that the vectors are its own is taken for granted" in capsys.readouterr().out
+    assert "none is not available, so the vectors could not be checked" in capsys.readouterr().out
     index = Index.open(tmp_path / "index")
     assert index.manifest.encoder.weights == UNKNOWN and index.manifest.vectors == f"taken from {files}"
     np.testing.assert_array_equal(index.vectors(np.arange(30)), encoder.encode(PASSAGES))
@@ -434,7 +434,7 @@ def test_one_encoder_in_sentence_transformers_format_for_both_sides(run, tmp_pat
             ["encoder.pooling=mean", "encoder.passage_prompt_name=x"],
             "passage_prompt_name=x is given, but",
         ),
-        ("openai-gpt", [], "type openai-gpt, which is not read as an encoder: bert, "),
+        ("openai-gpt", [], "type openai-gpt, which is not supported as an encoder; available: bert, "),
     ],
 )
 def test_an_encoder_that_cannot_be_read_is_refused_before_anything_is_written(

@@ -286,7 +286,7 @@ def test_extra_weights_are_named_once_and_left_out(saved, index, caplog):
     with caplog.at_level(logging.WARNING):
         RagToken.from_pretrained(saved, index)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{saved} holds the weight rag.ctx_encoder.weight, which the model has no place for: left out"
+        f"{saved} holds the weight rag.ctx_encoder.weight, which this model does not use: ignored"
     ]
 
 
@@ -316,7 +316,7 @@ def test_a_checkpoint_of_another_kind_is_named(tmp_path, index, question_encoder
     bart.save_pretrained(tmp_path / "bart")
     with pytest.raises(
         UserError,
-        match="questions holds a model of type dpr, which is not a sequence-to-sequence model: types such as bart",
+        match="questions holds a model of type dpr, which is not a sequence-to-sequence model: use one such as bart",
     ):
         Generator.from_pretrained(tmp_path / "questions")
     with pytest.raises(

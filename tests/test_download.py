@@ -177,7 +177,7 @@ def test_a_later_command_goes_on_too(server, tmp_path):
     server.plan["/data.bin"] = ["break", *[503] * 5]
     with Fetcher(0.0, show=False) as first:
         sentence = refusal(first.fetch, remote(server, None, None), tmp_path / "data.bin")
-    assert "failed 5 times in a row (the server answers 503); what came so far is kept" in sentence
+    assert "failed 5 times in a row (the server answers 503): rerun the same command to resume" in sentence
     assert partial_of(tmp_path / "data.bin").stat().st_size == len(DATA) // 2
     assert not (tmp_path / "data.bin").exists()
     with Fetcher(0.0, show=False) as second:
@@ -229,7 +229,7 @@ def test_another_checksum_than_the_known_one(server, fetcher, tmp_path):
     server.files["/data.bin"] = DATA[:-1] + b"!"
     sentence = refusal(fetcher.fetch, remote(server), tmp_path / "data.bin")
     assert re.search(
-        r"gave a file with SHA-256 \w{12}… where \w{12}… is expected, which was thrown away", sentence
+        r"gave a file with SHA-256 \w{12}… where \w{12}… is expected, which was discarded", sentence
     )
     assert left(tmp_path) == []
     server.files["/data.bin"] = DATA  # "try again"
@@ -297,7 +297,7 @@ def test_no_network_is_one_sentence(fetcher, tmp_path):
         sentence = refusal(fetcher.fetch, Remote((url,)), tmp_path / "data.bin")
     assert sentence.startswith("data.bin was not fetched: 127.0.0.1 cannot be reached (")
     assert sentence.endswith(
-        f"check the network connection, or fetch {url} with another one and put it at {tmp_path / 'data.bin'}"
+        f"check the network connection, or download {url} on another machine and put it at {tmp_path / 'data.bin'}"
     )
 
 

@@ -188,7 +188,7 @@ def test_a_checkpoint_in_the_format_of_facebooks(retriever, bart, index, questio
 )
 def test_an_experiment_of_another_script_is_refused(script, experiment, fits, capsys):
     assert run(script, f"experiment={experiment}") == 2
-    assert f"experiment={experiment} does not fit {script}.py: it is for {fits}" in capsys.readouterr().err
+    assert f"experiment={experiment} is not for {script}.py, but for {fits}" in capsys.readouterr().err
 
 
 def test_wrong_files_are_told_before_anything_is_written(command, tmp_path, capsys):

@@ -178,7 +178,7 @@ def test_other_weights_are_told_unless_the_encoder_knows_its_partner(encoder, co
         with torch.no_grad():
             next(encoder.parameters()).mul_(1.1)
         retriever = DenseRetriever(encoder, cosines)
-    assert "whose weights are others than the question encoder's" in caplog.text
+    assert "whose weights differ from the question encoder's" in caplog.text
     caplog.clear()
     (part,) = retriever.trained_parts()
     part.save(tmp_path / "trained")
@@ -316,7 +316,7 @@ def test_swapping_exchanges_both_searches(encoder, cosines, folder, tmp_path):
 def test_mistakes_in_a_hybrid(encoder, cosines):
     with pytest.raises(UserError, match=r"retriever\.candidates=0: give 1 or more"):
         HybridRetriever(encoder, cosines, BM25.build, candidates=0)
-    with pytest.raises(UserError, match=r"retriever\.weight=-1 is no scale"):
+    with pytest.raises(UserError, match=r"retriever\.weight=-1 is not a scale"):
         HybridRetriever(encoder, cosines, BM25.build, weight=-1)
     retriever = HybridRetriever(encoder, cosines, BM25.build)
     with pytest.raises(UserError, match=r"K=8 passages cannot be found in an index of 7"):

@@ -117,7 +117,7 @@ def test_sampled_queries_are_named_in_the_manifest(two_thousand):
             "needs 159,744 passages .* there are 50: take a type without cells|at most",
         ),
         (IndexType("IVF{nlist},SQ8", nlist=2), "an index of 2 cells needs 78 passages"),
-        (IndexType("PQ4"), "needs 9,984 passages to learn its 256 centroids and there are 50: take SQ8"),
+        (IndexType("PQ4"), "needs 9,984 passages to learn its 256 centroids and there are 50: use SQ8"),
         (IndexType("PQ5x4"), "FAISS cannot make an index 'PQ5x4' of 16 dimensions"),
         (IndexType("Nonsense"), "FAISS cannot make an index 'Nonsense'"),
     ],

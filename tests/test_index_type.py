@@ -189,7 +189,7 @@ def test_tuning_takes_the_least_that_reaches_the_target(vectors):
             60,
             "an index of 2 cells needs 78 passages .* 60: take a type without cells .index=flat, sq8",
         ),
-        ("ivf_pq", 5_000, "needs 9,984 passages to learn its 256 centroids and there are 5,000: take SQ8"),
+        ("ivf_pq", 5_000, "needs 9,984 passages to learn its 256 centroids and there are 5,000: use SQ8"),
         ("ivf_rabitq", 77, "an index of 2 cells needs 78 passages"),
     ],
 )

@@ -155,7 +155,11 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory, rows):
         ("a.tsv", b"id\ttext\ttitle\n1\t \ty\n", "line 2: the text of passage '1' is empty"),
         ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\t\xff\ty\n", "line 3: not UTF-8"),
         ("a.tsv", b"id\ttext\ttitle\n1\tx\ty\n2\tx\ty\n1\tx\ty\n", "line 4: the id '1' occurs twice"),
-        ("a.tsv", b"id\ttext\ttitle\na\tx\ty\nb\tx\ty\na\tx\ty\nc\tx\ty\n", "line 4: the id 'a' comes"),
+        (
+            "a.tsv",
+            b"id\ttext\ttitle\na\tx\ty\nb\tx\ty\na\tx\ty\nc\tx\ty\n",
+            "line 4: the id 'a' occurs twice",
+        ),
         ("a.tsv.gz", gzip.compress(TWO_TSV.encode(), mtime=0)[:-12], "damaged or was cut short"),
         ("a.tsv.gz", b"not gzip", "damaged or was cut short"),
         ("a.tsv.xz", lzma.compress(TWO_TSV.encode())[:-12], "damaged or was cut short"),
@@ -165,10 +169,10 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory, rows):
         ("a.jsonl", b'{"id": 1, "text": ["x"]}\n', "line 1: text is ['x']"),
         ("a.jsonl", b'[1, "x"]\n', "line 1: expected an object"),
         ("a.jsonl", b'{"id": 1, "text": "\xff"}\n', "line 1: not UTF-8"),
-        ("a.jsonl", b'{"id": 1, "text": "x"}\n{"id": "1", "text": "x"}\n', "line 2: the id '1' comes"),
+        ("a.jsonl", b'{"id": 1, "text": "x"}\n{"id": "1", "text": "x"}\n', "line 2: the id '1' occurs twice"),
         ("a.parquet", b"PAR1 no", "is not a Parquet file"),
         ("a.csv", b"id,text\n", "holds no passages"),
-        ("a.xlsx", b"no", "is of no form that can be read"),
+        ("a.xlsx", b"no", "is not in a supported format"),
     ],
 )
 def test_bad_files_are_refused_with_their_line(tmp_path, name, content, sentence):
@@ -240,7 +244,7 @@ def test_store_finds_rows_of_ids_that_are_not_running_numbers(tmp_path):
 
 def test_store_refuses_repeated_ids_and_no_passages_and_leaves_nothing(tmp_path):
     for ids in (["1", "2", "1"], ["a", "b", "a"]):
-        with pytest.raises(UserError, match="comes twice"):
+        with pytest.raises(UserError, match="occurs twice"):
             PassageStore.write([Passage(id, "", "t") for id in ids], tmp_path / "s")
     with pytest.raises(UserError, match="no passages"):
         PassageStore.write([], tmp_path / "s")

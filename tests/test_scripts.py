@@ -258,7 +258,7 @@ def test_a_dev_set_that_judges_nothing_is_no_best_step_of_zero(demo, tmp_path, c
     result = json.loads((run / "result.json").read_text())
     assert result["metrics"]["dev/em"] is None and result["steps"] == 6
     assert not (run / "best.ckpt").exists()
-    assert "dev/em was not a number at any look at dev" in capsys.readouterr().out
+    assert "dev/em was NaN in every evaluation on dev" in capsys.readouterr().out
     assert "NaN" not in (run / "result.json").read_text() and "nan" not in (run / "report.md").read_text()
 
 
@@ -310,7 +310,7 @@ CHECKPOINTS = {
     "model.safetensors": "is not a checkpoint of train.py",
     "tensors.pt": "holds tensors but is not a checkpoint of train.py",
     "short.ckpt": "is not a checkpoint of train.py, or is cut short",
-    "finished.ckpt": "was left after step 6, and this run ends at step 6",
+    "finished.ckpt": "was saved after step 6, and this run ends at step 6",
     "nan.ckpt": "holds weights that are not finite",
     "nothing.ckpt": "does not exist",
 }

@@ -51,7 +51,7 @@ def test_choices_by_pattern_and_lists_that_are_no_sweep():
         (["seed=1,2", "optimization.lrr=1"], "optimization.lrr does not exist"),
         (["seed=1,two"], "seed=two: a whole number is expected"),
         (["experiment=miniwiki/rag_token,miniwiki/rag_tokn"], "did you mean miniwiki/rag_token"),
-        (["experiment=miniwiki/index_a,miniwiki/rag_token"], "does not fit train.py"),
+        (["experiment=miniwiki/index_a,miniwiki/rag_token"], "is not for train.py"),
     ],
 )
 def test_what_is_wrong_with_any_run_is_told_before_the_first_begins(arguments, said):

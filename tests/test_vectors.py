@@ -132,11 +132,11 @@ def test_another_corpus_encoder_or_shard_size_is_refused(tmp_path):
     index = make(tmp_path)
     before = bytes_of(tmp_path)
     other = PassageStore.write(corpus(49), tmp_path.with_name("other") / "passages")
-    with pytest.raises(UserError, match=r"begun with another corpus \(50 passages, hash .*; now 49"):
+    with pytest.raises(UserError, match=r"started with another corpus \(50 passages, hash .*; now 49"):
         embed(other, encode, tmp_path, ENCODER, 20, show_progress=False)
     with pytest.raises(UserError, match=r"encoder tiny-dpr \(weights w-hash\), not with new \(weights w2\)"):
         embed(index.passages, encode, tmp_path, EncoderInfo("new", "w2", "t-hash"), 20, show_progress=False)
-    with pytest.raises(UserError, match="begun with shard_size=20, not 30"):
+    with pytest.raises(UserError, match="started with shard_size=20, not 30"):
         embed(index.passages, encode, tmp_path, ENCODER, 30, show_progress=False)
     assert bytes_of(tmp_path) == before
 

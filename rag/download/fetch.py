@@ -157,8 +157,8 @@ class Fetcher:
                 unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
                 if unreachable and not reached and not before:
                     raise _NextPlace(
-                        f"{urlsplit(url).hostname} cannot be reached ({error}): look whether this machine has a "
-                        f"network, or fetch {url} with another one and put it at {path}"
+                        f"{urlsplit(url).hostname} cannot be reached ({error}): check the network "
+                        f"connection, or download {url} on another machine and put it at {path}"
                     ) from None
                 reason, wait = str(error) or type(error).__name__, None
             except _Again as error:

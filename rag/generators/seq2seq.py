@@ -191,8 +191,7 @@ class Generator(nn.Module):
         if longest > self.max_target_length and not self._warned:
             self._warned = True
             log.warning(
-                "a target of %d tokens was cut to generator.max_target_length = %d; later ones are cut "
-                "without a word",
+                "a target of %d tokens was cut to generator.max_target_length = %d; later ones are cut silently",
                 longest,
                 self.max_target_length,
             )
