@@ -1,14 +1,14 @@
 """Countries of the World Factbook as Markdown files, thirty questions about them, and section 4.5 on real text.
 
     python -m benchmarks.world_leaders documents DATA [--checkpoint RUN] [--folder FOLDER] [setting=value …]
-    python -m benchmarks.world_leaders swap      DATA [--checkpoint RUN] [--folder FOLDER] [--everything] [setting=value …]
+    python -m benchmarks.world_leaders swap DATA [--everything] [--checkpoint RUN] [--folder FOLDER] [setting=value …]
 
-`documents` writes the countries of the 2021 edition into FOLDER, a file each, and asks python -m rag.ask's machinery
-QUESTIONS about leaders, capitals and borders, and UNANSWERED, to which the files say nothing: how many are right, how
+`documents` writes the countries of the 2021 edition into FOLDER, a file each, and asks QUESTIONS about leaders,
+capitals and borders as python -m rag.ask does, and UNANSWERED, which the files do not answer: how many are right, how
 many of the latter it refuses, and how long the first answer and the next took. `swap` asks who holds an office over the
 editions of November 2016 and January 2021, and judges by the answers of both: exact match as a 2 × 2 table, of all
-questions and of those whose answer changed; nothing is trained in between. It indexes the section on government of every
-country, or with --everything all sections.
+questions and of those whose answer changed; nothing is trained in between. It indexes the section on government of
+every country, or with --everything all sections.
 
 DATA holds factbook_2016-11 and factbook_2021-01 as .passages.tsv.xz (id, text, title) and leaders_2016_2021.jsonl.gz.
 """

@@ -1,6 +1,7 @@
 """The notebooks run from the first cell to the last, and what is committed is what they give.
 
-The first needs nothing; the others look at what `make demo` left in outputs/demo, or in the folder that RAG_DEMO names.
+The first needs nothing; the seventh the reader that comes with the project, or one that RAG_READER names; the others look
+at what `make demo` left in outputs/demo, or in the folder that RAG_DEMO names.
 """
 
 import ast
@@ -13,6 +14,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from rag.generators.pretrained import FOLDER as FOLDER_OF_READER
 from rag.runs import PROJECT
 
 FOLDER = PROJECT / "notebooks"
@@ -51,8 +53,8 @@ def pictures(notebook: nbformat.NotebookNode) -> list[int]:
     return [sum("image/png" in o.get("data", {}) for o in cell.outputs) for cell in code(notebook)]
 
 
-def test_there_are_six():
-    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_seven():
+    assert [name[:2] for name in NAMES] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,10 +97,21 @@ def test_the_two_marginals_come_out_as_printed(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("01")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("01", "07"))])
 def test_notebooks_run_on_the_demo(name, monkeypatch):
     if not (DEMO / "report.json").exists():
         pytest.skip(f"{DEMO} holds no finished demo: make demo, or name its folder in RAG_DEMO")
     again = run(name, monkeypatch)
     assert pictures(again) == pictures(read(name))  # a demo of another seed gives other words
     assert all(cell.execution_count for cell in code(again))
+
+
+@pytest.mark.slow
+def test_real_text_is_read(monkeypatch):
+    """And the answer follows a file that is edited."""
+    if "RAG_READER" not in os.environ and not FOLDER_OF_READER.is_dir():
+        pytest.skip(f"no reader at {FOLDER_OF_READER}, and RAG_READER names none")
+    (name,) = [name for name in NAMES if name.startswith("07")]
+    again = run(name, monkeypatch)
+    assert pictures(again) == pictures(read(name))
+    assert "6,001 metres" in printed(again)[-1]
