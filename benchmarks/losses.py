@@ -51,7 +51,9 @@ class Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.losses", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--demo", type=Path, default=Path("outputs/demo"), help="the finished demo")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds its miniwiki/")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/losses"), help="where the runs go")
@@ -145,10 +147,10 @@ def table(rows: Sequence[Row]) -> str:
                 interval(own.mean(axis=0)),
                 " / ".join(f"{value:.3f}".removeprefix("0") for value in own.mean(axis=1)),
             ]
-            compared = base is not None and row is not base and row.loss != START
-            cells.append(
-                interval(own.mean(axis=0) - base.scores[metric].mean(axis=0), "+") if compared else ""
-            )
+            if base is None or row is base or row.loss == START:
+                cells.append("")
+            else:
+                cells.append(interval(own.mean(axis=0) - base.scores[metric].mean(axis=0), "+"))
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -162,6 +162,23 @@ def test_one_passage_is_transformers_own_forward_with_its_gradients(generator, r
             assert_close(own, other, rtol=1e-3, atol=1e-4)
 
 
+def test_recomputed_layers_give_the_same_gradients(generator, retriever):
+    model = RagToken(retriever, generator.train(), 2)
+    for each in generator.modules():
+        if isinstance(each, torch.nn.Dropout):
+            each.p = 0.0
+    inputs = model.prepare(QUESTIONS, ANSWERS)
+    weights = list(generator.parameters())
+    wanted = torch.autograd.grad(model(inputs).logprob.sum(), weights, allow_unused=True)
+    generator.recompute_layers()
+    found = torch.autograd.grad(model(inputs).logprob.sum(), weights, allow_unused=True)
+    assert sum(each is not None for each in wanted) > len(wanted) / 2
+    for own, other in zip(found, wanted, strict=True):
+        assert (own is None) == (other is None)
+        if own is not None:
+            assert_close(own, other)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("generator", [PAIRS[1], PAIRS[2], PAIRS[3]], indirect=True)
 @torch.no_grad()

@@ -49,7 +49,8 @@ class Decoder:
 
     def __init__(self, model: "EncoderDecoderModel"):
         self._model = model
-        self._base: Any = model.decoder.base_model
+        network: Any = model.decoder
+        self._base = network.base_model
 
     @property
     def config(self) -> Any:
@@ -96,11 +97,12 @@ class EncoderDecoderModel(transformers.EncoderDecoderModel):
             # without what makes a vector of [CLS]: nobody reads it, and it would never have a gradient
             encoder = AutoModel.from_config(config.encoder, **unpooled(MODEL_MAPPING[type(config.encoder)]))
         super().__init__(config, encoder, decoder)
-        read, written = self.encoder.config, self.decoder.config
+        parts: Any = self.encoder, self.decoder
+        read, written = (part.config for part in parts)
         # what a model of one part says of itself
         self.config.vocab_size, self.config.hidden_size = written.vocab_size, written.hidden_size
         self.config.num_hidden_layers = max(written.num_hidden_layers, read.num_hidden_layers)
-        self.config.max_position_embeddings = min(positions_of(self.encoder), positions_of(self.decoder))
+        self.config.max_position_embeddings = min(map(positions_of, parts))
 
     def get_decoder(self) -> Decoder:  # type: ignore[override]
         return Decoder(self)
@@ -110,8 +112,8 @@ class EncoderDecoderModel(transformers.EncoderDecoderModel):
 
         `check_output_layer` finds a decoder that does anything else.
         """
-        base: Any = self.decoder.base_model
-        head = [module for module in self.decoder.children() if module is not base]
+        decoder: Any = self.decoder
+        head = [module for module in decoder.children() if module is not decoder.base_model]
         if len(head) == 1 and type(head[0]) is torch.nn.Linear:
             return PlainOutputLayer(head[0])
 
@@ -144,7 +146,7 @@ def complete(model: EncoderDecoderModel, tokenizer: PreTrainedTokenizerBase) -> 
             "the tokenizer of an encoder–decoder has no token to begin, to end or to pad an answer with: give one with "
             "[CLS], [SEP] and [PAD], or bos, eos and pad"
         )
-    config = model.config
+    config: Any = model.config
     if config.decoder_start_token_id is None:
         config.decoder_start_token_id = tokenizer.bos_token_id
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
