@@ -3,6 +3,7 @@
 Each stage is an ordinary command, shown in its log. Rerun to resume: a stage that is finished says so and ends.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -79,7 +80,25 @@ def _start(stage: Stage, logs: Path, threads: int) -> subprocess.Popen:
     with open(logs / f"{_file(stage)}.log", "w", encoding="utf-8") as log:
         log.write(f"$ python {' '.join(command[1:])}\n")
         log.flush()
-        return subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+
+
+def _end_with_parent() -> None:
+    """In a stage's process before its program starts: SIGTERM when the driver ends, however that ends, so that nothing
+    of a driver that was killed writes beside its successor's stages. Linux alone can do that."""
+    assert _libc is not None
+    _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _reported(logs: Path, stage: Stage) -> dict:
