@@ -22,16 +22,19 @@ def open_model(module: DictConfig | dict[str, Any]) -> Any:
     return model.eval()
 
 
-def reopen(run: str | Path, index: str | Path | None = None, n_docs: int | None = None) -> Any:
+def reopen(
+    run: str | Path, index: str | Path | None = None, n_docs: int | None = None, trust: bool = False
+) -> Any:
     """The model of a finished run of train.py, in evaluation mode: RagSequence, RagToken, ClosedBook, a classifier,
     or the retriever of a bi-encoder.
 
     index: another index to search than the one it was trained over; a bi-encoder's has to be given. n_docs: another K.
+    trust: the run may name classes that are no part of this project, your own for instance (rag/trust.py).
     Raises UserError for a folder that is no finished run, or whose index is not there.
     """
     run = Path(run)
-    config: Any = OmegaConf.to_container(saved_config(run), resolve=True)
-    saved = saved_model(run, config)
+    config: Any = OmegaConf.to_container(saved_config(run, trust), resolve=True)
+    saved = saved_model(run, config, trust)
     if index is None and not saved.answers:
         raise UserError(f"{run} is a bi-encoder, which finds passages in an index: give index=FOLDER")
     found = saved.find_index(run) if index is None else str(index)

@@ -15,6 +15,7 @@ from yaml import MarkedYAMLError
 from rag.errors import UserError, one_line
 from rag.files import read_json
 from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS, know_project
+from rag.trust import check_targets
 
 know_project()
 
@@ -54,13 +55,15 @@ class SavedModel:
     n_docs: int
 
     @classmethod
-    def read(cls, run: Path) -> "SavedModel":
-        """The description of a finished run; UserError where it is damaged."""
+    def read(cls, run: Path, trust: bool = False) -> "SavedModel":
+        """The description of a finished run; UserError where it is damaged, or names what is not trusted."""
         file = run / "model" / MODEL_FILE
         try:
-            return cls(**read_json(file))
+            saved = cls(**read_json(file))
         except TypeError as error:
             raise UserError(f"{file} is not a model description: restore it, or train again") from error
+        check_targets(saved.node(run, saved.index, saved.n_docs), file, trust)
+        return saved
 
     def node(self, run: Path, index: str | None, n_docs: int) -> dict[str, Any]:
         """The node that makes the model, with its weights in `run`, over `index`."""
@@ -111,8 +114,16 @@ def _loading(target: str) -> str:
     return target if target.endswith(".from_pretrained") else f"{target}.from_pretrained"
 
 
-def load_config(file: Path) -> DictConfig:
-    """A configuration that a run saved, with the classes it names where they are now; UserError where it is damaged."""
+# What of a saved configuration is made again when the run is evaluated, asked or analysed.
+_MADE_AGAIN = ("task", "decoding", "encoder", "module")
+
+
+def load_config(file: Path, trust: bool = False) -> DictConfig:
+    """A configuration that a run saved, with the classes it names where they are now.
+
+    Raises UserError where it is damaged, or would make what is no part of this project and is not trusted
+    (rag/trust.py).
+    """
     try:
         text = file.read_text(encoding="utf-8")
         saved = OmegaConf.create(re.sub(r"(_target_: )(rag\.\w+)(?=\.)", _moved, text))
@@ -122,6 +133,9 @@ def load_config(file: Path) -> DictConfig:
         ) from error
     if not isinstance(saved, DictConfig):
         raise UserError(f"{file} is not a configuration of a run: restore it, or make the run again")
+    for key in _MADE_AGAIN:
+        if OmegaConf.is_config(node := saved.get(key)):
+            check_targets(OmegaConf.to_container(node, resolve=True), file, trust)
     return saved
 
 
@@ -129,8 +143,8 @@ def _moved(match: re.Match[str]) -> str:
     return match[1] + MOVED.get(match[2], match[2])
 
 
-def saved_config(folder: Path) -> DictConfig:
-    """The configuration of a finished run of train.py; UserError if it is none."""
+def saved_config(folder: Path, trust: bool = False) -> DictConfig:
+    """The configuration of a finished run of train.py; UserError if it is none. trust: as in `load_config`."""
     if not (folder / "result.json").exists():
         unfinished = (folder / "run.json").exists()
         state = (
@@ -139,19 +153,20 @@ def saved_config(folder: Path) -> DictConfig:
             else "not a run folder of train.py"
         )
         raise UserError(f"checkpoint={folder} is {state}")
-    saved = load_config(folder / "config.yaml")
+    saved = load_config(folder / "config.yaml", trust)
     if OmegaConf.select(saved, "module.model") is None:
         raise UserError(f"{folder / 'config.yaml'} is not a configuration of train.py: retrain it")
     return saved
 
 
-def saved_model(run: Path, config: dict[str, Any]) -> SavedModel:
+def saved_model(run: Path, config: dict[str, Any], trust: bool = False) -> SavedModel:
     """What model.json says, or, for a run of an older version, which has none, what its configuration says.
 
-    config: the run's, as plain containers. Raises UserError where neither says how the model is made again.
+    config: the run's, as plain containers. trust: as in `load_config`. Raises UserError where neither says how the
+    model is made again.
     """
     if (run / "model" / MODEL_FILE).exists():
-        return SavedModel.read(run)
+        return SavedModel.read(run, trust)
     model = config["module"]["model"]
     index = (config.get("index") or {}).get("path")
     finder = {"question_encoder": f"{FOLDER}/question_encoder", "index": INDEX, "trainable": False}

@@ -14,6 +14,7 @@ LAYERS = [
     {"files", "words", "processes", "progress", "objectives"},
     {"hub", "finite", "text_files", "metrics"},
     {"runs"},
+    {"trust"},
     {"parts", "saved_model", "index", "compose", "miniwiki"},
     {"tasks", "pretrained", "minilm", "cli", "stages"},
     {"encoders", "download"},

@@ -98,7 +98,8 @@ class Reversed(PassageEncoder):
         write_class(folder, passage=type(self).from_pretrained)
 
 
-def test_a_class_of_ones_own_opens_by_its_folder(passage_encoder, tmp_path):
+def test_a_class_of_ones_own_opens_by_its_folder(passage_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAG_TRUST", "1")
     mine = Reversed(passage_encoder.model, passage_encoder.tokenizer)
     mine.save_pretrained(tmp_path)
     opened = open_passage_encoder(tmp_path)

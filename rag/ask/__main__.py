@@ -65,7 +65,7 @@ pipe, one a line.
 """
 
 CHANGEABLE = ("corpus", "index", "decoding", "n_docs")
-OWN = ("checkpoint", "conversation", "json", "batch_size", "seed", "history")
+OWN = ("checkpoint", "trust", "conversation", "json", "batch_size", "seed", "history")
 COMMANDS = {
     "/docs K": "read K passages",
     "/decoding NAME [key=value …]": "decode in another way: checkpoint (as trained), {decodings}",

@@ -44,7 +44,7 @@ python -m pip install -e ".[demo]" -c constraints.txt
   python -m rag.ask.page checkpoint=… host=0.0.0.0                  listen on every network interface
 """
 
-OWN = ("checkpoint", "closed_book", "host", "port", "seed")
+OWN = ("checkpoint", "trust", "closed_book", "host", "port", "seed")
 MOST_PASSAGES = 50  # that can be chosen on the page
 AS_TRAINED = "as trained"
 POLICY = (

@@ -14,6 +14,7 @@ from rag import hub
 from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.parts import describe
+from rag.trust import check_targets
 
 ENCODER_FILE = "encoder.json"
 
@@ -36,6 +37,7 @@ def opener_of(path: str | Path, side: Literal["question", "passage"]) -> Callabl
     named = read_json(file)
     if not isinstance(named, dict) or side not in named:
         return None
+    check_targets({"_target_": named[side]}, file, trust=None)
     try:
         opener = pydoc.locate(str(named[side]))
     except pydoc.ErrorDuringImport as error:
