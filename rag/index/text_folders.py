@@ -116,8 +116,8 @@ def _title(file: Path, encoding: str | None) -> tuple[str, set[int]]:
                 if line.rstrip() in ("---", "..."):
                     matter, ended = number, True
                     break
-                if found := _FRONT_MATTER_TITLE.match(line):
-                    title = found[1].strip("\"'")
+                if title_line := _FRONT_MATTER_TITLE.match(line):
+                    title = title_line[1].strip("\"'")
     if ended and title:
         return title, set(range(1, matter + 1))
     begun = 0  # the line whose beginning was seen

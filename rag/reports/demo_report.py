@@ -145,9 +145,11 @@ def plot(metrics: Metrics, path: Path) -> None:
     bars.set(xlabel="exact match (95 % interval)", title=f"Questions about unseen people (n = {over})")
 
     shown = {"before": "frozen"} | {NAMES[name]: name for name in SWAPPED[::-1]}
-    found = {label: [value(metrics[name], "recall", k) for k in RECALL_AT] for label, name in shown.items()}
+    recall_of = {
+        label: [value(metrics[name], "recall", k) for k in RECALL_AT] for label, name in shown.items()
+    }
     colours = [plots.GREY, *(COLOURS[name] for name in SWAPPED[::-1])]
-    plots.grouped_bars(recall, [f"recall@{k}" for k in RECALL_AT], found, colours)
+    plots.grouped_bars(recall, [f"recall@{k}" for k in RECALL_AT], recall_of, colours)
     recall.set(ylabel="gold passage found", title="Retrieval before and after end-to-end training")
 
     lines = {name: by_k(metrics[name], "em") for name in RETRIEVES}

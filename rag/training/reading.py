@@ -111,7 +111,7 @@ class ReadingData(StepDataModule):
         self.window, self.window_steps = window, window_steps
         self.seed = seed
         self.reading = encoding, split_words
-        self.task = QuestionAnswering()
+        self.task: QuestionAnswering = QuestionAnswering()
         self.room = self.generator.max_context_length - sum(
             map(len, special_tokens(self.generator.tokenizer))
         )
