@@ -86,9 +86,9 @@ def load(path: str | Path, **settings: Any) -> Checkpoint:
         "Generator.from_pretrained)"
     )
     try:
-        found = _config(path)
-        if (of := found.get("model_type")) != "rag":
-            held = f"a model of type {of}" if of else "no model"
+        config_dict = _config(path)
+        if (kind := config_dict.get("model_type")) != "rag":
+            held = f"a model of type {kind}" if kind else "no model"
             raise UserError(f"{path} holds {held}, not a {what}: {advice}")
         config: Any = RagConfig.from_pretrained(path)
         asker: Any = config.question_encoder
@@ -173,8 +173,8 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> None:
     with write_aside(folder) as aside:
         aside.mkdir()
         config.save_pretrained(aside)
-        if (own := getattr(generator.model, "generation_config", None)) is not None:
-            own.save_pretrained(aside)
+        if (generation_config := getattr(generator.model, "generation_config", None)) is not None:
+            generation_config.save_pretrained(aside)
         # Tied weights are written once, by the name that transformers ties the others to.
         tied = [f"rag.generator.{key}" for key in generator.model.all_tied_weights_keys]
         save_torch_state_dict(weights, aside, safe_serialization=True, shared_tensors_to_discard=tied)

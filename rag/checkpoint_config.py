@@ -24,7 +24,7 @@ def from_checkpoint(
     overrides: list[str],
     script: str = "evaluate.py",
     changeable: tuple[str, ...] = CHANGEABLE,
-    own: tuple[str, ...] = OWN,
+    script_settings: tuple[str, ...] = OWN,
 ) -> DictConfig:
     """The configuration a run was trained with, its weights as the model's, and a script's overrides on top.
 
@@ -40,9 +40,9 @@ def from_checkpoint(
             "facebook/rag-token-nq"
         )
     folder = Path(cfg.checkpoint)
-    refuse = _refusal(overrides, script, changeable, own)
+    refuse = _refusal(overrides, script, changeable, script_settings)
     if in_transformers_format(cfg.checkpoint):
-        return _from_transformers(cfg, overrides, refuse, (*changeable, *own))
+        return _from_transformers(cfg, overrides, refuse, (*changeable, *script_settings))
     trust = bool(cfg.get("trust"))
     saved = saved_config(folder, trust)
     described = saved_model(folder, plain(saved), trust)
@@ -53,9 +53,9 @@ def from_checkpoint(
                 "model that answers"
             )
         changeable = FINDS_WITH
-        refuse = _refusal(overrides, f"{script} of a bi-encoder", changeable, own)
+        refuse = _refusal(overrides, f"{script} of a bi-encoder", changeable, script_settings)
     for key in (
-        *own,
+        *script_settings,
         *(each for each in changeable if each not in saved),
     ):  # a setting that is younger than the run
         OmegaConf.update(saved, key, cfg[key], force_add=True)
@@ -89,18 +89,18 @@ def from_checkpoint(
 
 
 def _refusal(
-    overrides: list[str], script: str, changeable: tuple[str, ...], own: tuple[str, ...]
+    overrides: list[str], script: str, changeable: tuple[str, ...], script_settings: tuple[str, ...]
 ) -> Callable[[str, str], bool]:
     """A function of (key, override): whether the override changes the run; UserError if it may not."""
 
     def changes(key: str, override: str) -> bool:
         if key in changeable and not override.startswith("~"):
             return True
-        if key in (*own, *_NEUTRAL):
+        if key in (*script_settings, *_NEUTRAL):
             return False
         raise UserError(
             f"{override} contradicts the checkpoint, which decides it: {script} takes "
-            f"{', '.join((*changeable, *own))}"
+            f"{', '.join((*changeable, *script_settings))}"
         )
 
     return changes
@@ -118,11 +118,11 @@ def _apply_experiment(
             )
         return
     if cfg.model._target_ != saved.module.model._target_:
-        wanted, found = (
+        wanted, trained = (
             each.rpartition(".")[2] for each in (cfg.model._target_, saved.module.model._target_)
         )
         raise UserError(
-            f"{override} is about {wanted} but {cfg.checkpoint} is {found}: give a checkpoint of that model"
+            f"{override} is about {wanted} but {cfg.checkpoint} is {trained}: give a checkpoint of that model"
         )
     for key in (*changeable, "name", "paper"):
         OmegaConf.update(saved, key, cfg[key], merge=False, force_add=True)
@@ -172,9 +172,9 @@ def _from_transformers(
         retriever = (
             "" if "question_encoder" in cfg.retriever else " over another retriever than a question encoder"
         )
-        wanted, found = (each.rpartition(".")[2] for each in (cfg.model._target_, str(target)))
+        wanted, of_file = (each.rpartition(".")[2] for each in (cfg.model._target_, str(target)))
         raise UserError(
-            f"{named} is about {wanted}{retriever} but checkpoint={path} is {found}: give an experiment of that model"
+            f"{named} is about {wanted}{retriever} but checkpoint={path} is {of_file}: give an experiment of that model"
         )
     if "n_docs" not in keys:
         of_experiment = cfg.n_docs if cfg.test_n_docs is None else cfg.test_n_docs

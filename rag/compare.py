@@ -43,13 +43,13 @@ def main(arguments: Sequence[str]) -> None:
         Answers(name if names.count(name) == 1 else str(each.folder), each.config, each.predictions)
         for name, each in zip(names, opened, strict=True)
     ]
-    found = compare(answers)
-    print_comparison(found, answers, show)
+    comparison = compare(answers)
+    print_comparison(comparison, answers, show)
     if output is not None:
         from rag.files import write_aside
 
         with write_aside(output) as aside:
-            aside.write_text("\n".join(markdown(found, answers)) + "\n", encoding="utf-8")
+            aside.write_text("\n".join(markdown(comparison, answers)) + "\n", encoding="utf-8")
         print(f"written into {output}")
 
 
@@ -96,8 +96,8 @@ def percent(value: float) -> str:
 HEADER = ("metric", "run", "n", "%", "95 % interval", "difference", "95 % interval", "McNemar's p", "changed")
 
 
-def title(found: "Comparison", answers: Sequence["Answers"]) -> str:
-    return f"{found.questions:,} questions, differences from {answers[0].name}"
+def title(comparison: "Comparison", answers: Sequence["Answers"]) -> str:
+    return f"{comparison.questions:,} questions, differences from {answers[0].name}"
 
 
 def notes(answers: Sequence["Answers"]) -> Iterator[str]:
@@ -106,21 +106,21 @@ def notes(answers: Sequence["Answers"]) -> Iterator[str]:
         yield f"The {len(answers) - 1} p-values are not corrected for multiple comparisons."
 
 
-def print_comparison(found: "Comparison", answers: Sequence["Answers"], show: int | None) -> None:
+def print_comparison(comparison: "Comparison", answers: Sequence["Answers"], show: int | None) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table(title=title(found, answers))
+    table = Table(title=title(comparison, answers))
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number < 2 else "right")
-    for row in found.rows:
+    for row in comparison.rows:
         table.add_row(*map(Text, cells(row)))
     console.print(table)
     for note in notes(answers):
         console.print(Text(note, style="dim"))
-    for name, questions in found.changed.items():
+    for name, questions in comparison.changed.items():
         for right, who, other in ((True, name, answers[0].name), (False, answers[0].name, name)):
             chosen = [each for each in questions if each.right is right]
             console.print(
@@ -133,12 +133,12 @@ def print_comparison(found: "Comparison", answers: Sequence["Answers"], show: in
                 console.print(Text(f"  … and {len(chosen) - show:,} more: show=all", style="dim"))
 
 
-def markdown(found: "Comparison", answers: Sequence["Answers"]) -> Iterator[str]:
+def markdown(comparison: "Comparison", answers: Sequence["Answers"]) -> Iterator[str]:
     from rag.reports.page import escaped, table
 
-    yield from (f"# {title(found, answers)}", "", *table(HEADER, map(cells, found.rows)), "")
+    yield from (f"# {title(comparison, answers)}", "", *table(HEADER, map(cells, comparison.rows)), "")
     yield from notes(answers)
-    for name, questions in found.changed.items():
+    for name, questions in comparison.changed.items():
         yield from ("", f"## Questions that changed sides: {name}", "")
         header = ("question", "right answers", answers[0].name, name, "right")
         yield from table(

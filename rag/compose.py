@@ -37,8 +37,8 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
         raise UserError(explain(error, name, overrides)) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
-        raise UserError(f"{place} is not valid YAML ({error.problem})") from error
+        location = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
+        raise UserError(f"{location} is not valid YAML ({error.problem})") from error
     for override in {key_of(each): each for each in overrides}.values():  # the last of each key
         check_kind(override, cfg, default)
     return cfg
@@ -117,13 +117,13 @@ def explain(error: Exception, name: str, overrides: list[str]) -> str:
 
 def choices(group: str) -> list[str]:
     """The configs of a group."""
-    found = {
+    names = {
         file.relative_to(folder / group).with_suffix("").as_posix()
         for folder in folders()
         for file in (folder / group).rglob("*.yaml")
         if not file.name.startswith("_")
     }
-    return sorted(found)
+    return sorted(names)
 
 
 def settings(name: str, overrides: list[str]) -> list[str]:

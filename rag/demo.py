@@ -26,20 +26,20 @@ QUICK = {"trainer.max_steps": "24", "trainer.val_check_interval": "12", "datamod
 
 def stages(seed: int, outputs: Path, data: Path, quick: bool) -> list[Stage]:
     """All stages, those that others wait for longest first."""
-    places = [f"paths.outputs={outputs}", f"paths.demo={outputs}", f"paths.data={data}", f"seed={seed}"]
+    folders = [f"paths.outputs={outputs}", f"paths.demo={outputs}", f"paths.data={data}", f"seed={seed}"]
 
     def train(name: str, *needs: str) -> Stage:
         shorter = [f"{key}={value}" for key, value in QUICK.items()] if quick else []
         if quick and name in ("denoising", "dpr", "closed_book"):
             shorter = shorter[:1]
         run = f"paths.run={outputs / name}"
-        command = ["train.py", f"experiment=miniwiki/{name}", *places, run, *shorter, "overwrite=changed"]
+        command = ["train.py", f"experiment=miniwiki/{name}", *folders, run, *shorter, "overwrite=changed"]
         return Stage(name, command, list(needs))
 
     def index(edition: str) -> Stage:
         name = f"index_{edition}"
         return Stage(
-            name, ["build_index.py", f"experiment=miniwiki/{name}", *places, "overwrite=changed"], ["dpr"]
+            name, ["build_index.py", f"experiment=miniwiki/{name}", *folders, "overwrite=changed"], ["dpr"]
         )
 
     def evaluate(name: str, split: str = "test", *needs: str) -> Stage:

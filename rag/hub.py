@@ -54,7 +54,7 @@ def commit(name: str, kind: str = "model") -> str | None:
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
     if not is_offline_mode():
         try:
-            found = HfApi().repo_info(name, repo_type=kind, timeout=SECONDS).sha
+            sha = HfApi().repo_info(name, repo_type=kind, timeout=SECONDS).sha
         except HfHubHTTPError as error:
             if error.response is None or error.response.status_code >= 500:
                 _go_offline(error)
@@ -62,10 +62,10 @@ def commit(name: str, kind: str = "model") -> str | None:
             _go_offline(error)
         else:
             # `datasets` opens commits and leaves no note of the branch
-            if kind == "dataset" and found is not None and (folder / "snapshots" / found).exists():
+            if kind == "dataset" and sha is not None and (folder / "snapshots" / sha).exists():
                 with write_aside(folder / "refs" / "main") as aside:
-                    aside.write_text(found, encoding="utf-8")
-            return found
+                    aside.write_text(sha, encoding="utf-8")
+            return sha
     try:
         return (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:
@@ -117,27 +117,27 @@ def refusal(error: BaseException, name: str | Path, kind: str = "model") -> User
     """What the hub meant by an error under `error`, and what to do; None if it was none of the hub's."""
     if not is_name(str(name)):
         return None
-    found: BaseException | None = error
+    cause: BaseException | None = error
     if kind == "dataset" and not is_offline_mode():
         try:  # `datasets` keeps the hub's own answer to itself
             HfApi().auth_check(str(name), repo_type=kind)
         except FAILURES as answer:
-            found = answer
-    while found is not None:
-        if isinstance(found, GatedRepoError):
+            cause = answer
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
             return UserError(
                 f"{name} is gated on the hub: request access at {constants.ENDPOINT}/"
                 f"{'datasets/' if kind == 'dataset' else ''}{name}, then log in with `hf auth login` or set HF_TOKEN"
             )
-        if isinstance(found, RepositoryNotFoundError):
+        if isinstance(cause, RepositoryNotFoundError):
             return UserError(
                 f"{name} is neither a folder here nor a repository on the hub that you may read: check the name, or "
                 "log in with `hf auth login` if it is private"
             )
-        if isinstance(found, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
             return UserError(
                 f"{name} is neither a folder here nor was it downloaded before, and the hub "
                 f"({constants.ENDPOINT}) was not asked: go online, without HF_HUB_OFFLINE, or give a folder"
             )
-        found = found.__cause__ or found.__context__
+        cause = cause.__cause__ or cause.__context__
     return None

@@ -77,13 +77,13 @@ def mixed_vocabulary(
     offsets = (at_least_float32(doc_logprobs).unsqueeze(1) - normalisers).flatten(0, 1)
     at_once = max(1, (_ON_CPU if logits.device.type == "cpu" else _ELSEWHERE) // (docs * vocabulary))
     parts = []
-    for own, offset in zip(logits.flatten(0, 1).split(at_once), offsets.split(at_once), strict=True):
-        mixture = (own + offset.unsqueeze(-1)).exp_().sum(dim=1)
+    for scores, offset in zip(logits.flatten(0, 1).split(at_once), offsets.split(at_once), strict=True):
+        mixture = (scores + offset.unsqueeze(-1)).exp_().sum(dim=1)
         rare = mixture < 100 * torch.finfo(mixture.dtype).tiny  # float32 begins to lose digits there
         mixture.log_()
         if rare.any():
             row, token = rare.nonzero(as_tuple=True)
-            mixture[row, token] = _logsumexp(own[row, :, token] + offset[row], dim=1)
+            mixture[row, token] = _logsumexp(scores[row, :, token] + offset[row], dim=1)
         parts.append(mixture)
     return torch.cat(parts).view(batch, copies, vocabulary)
 

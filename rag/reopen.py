@@ -37,6 +37,6 @@ def reopen(
     saved = saved_model(run, config, trust)
     if index is None and not saved.answers:
         raise UserError(f"{run} is a bi-encoder, which finds passages in an index: give index=FOLDER")
-    found = saved.find_index(run) if index is None else str(index)
-    node = saved.node(run, found, saved.n_docs if n_docs is None else n_docs)
+    index_folder = saved.find_index(run) if index is None else str(index)
+    node = saved.node(run, index_folder, saved.n_docs if n_docs is None else n_docs)
     return open_model({"model": node, "folder": str(run / "model")})

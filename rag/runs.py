@@ -216,13 +216,13 @@ def provenance() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_commit() -> str:
@@ -282,9 +282,9 @@ def _with_commits_of(before: dict[str, Any], now: dict[str, Any]) -> dict[str, A
     Older runs did not write it down, and it cannot be asked for without a network.
     """
     inputs = dict(now["inputs"])
-    for name, found in now["inputs"].items():
+    for name, content in now["inputs"].items():
         known = before["inputs"].get(name)
-        if name.startswith("hub://") and ("@" not in found or known is None or "@" not in known):
+        if name.startswith("hub://") and ("@" not in content or known is None or "@" not in known):
             inputs.pop(name)
             if known is not None:
                 inputs[name] = known
@@ -300,10 +300,10 @@ def digest(value: Any) -> str:
 def differences(before: Any, after: Any, where: tuple[str, ...] = ()) -> list[str]:
     """The leaves in which two descriptions of a run differ, as "setting: old → new"."""
     if isinstance(before, dict) and isinstance(after, dict):
-        found = []
+        changes = []
         for key in dict.fromkeys([*before, *after]):
-            found += differences(before.get(key), after.get(key), (*where, str(key)))
-        return found
+            changes += differences(before.get(key), after.get(key), (*where, str(key)))
+        return changes
     if before == after:
         return []
     if where[:1] == ("inputs",):

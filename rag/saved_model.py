@@ -73,19 +73,23 @@ class SavedModel:
 
     def may_be_searched_by(self, retriever: dict[str, Any]) -> bool:
         """Whether another retriever's node finds passages with the question encoder that this model trained."""
-        own = _retriever_of(self.model)
-        return own is not None and "question_encoder" in own and "question_encoder" in retriever
+        retriever_here = _retriever_of(self.model)
+        return (
+            retriever_here is not None
+            and "question_encoder" in retriever_here
+            and "question_encoder" in retriever
+        )
 
     def searched_by(self, retriever: dict[str, Any]) -> "SavedModel":
         """The same model, its passages found in the way of another retriever's node."""
         changed: Any = OmegaConf.to_container(OmegaConf.create(self.model))  # a copy
-        own = _retriever_of(changed)
-        assert own is not None
-        kept = {key: own[key] for key in _OF_THE_MODEL if key in own}
-        own.clear()
-        own |= {key: value for key, value in retriever.items() if key not in _OF_THE_MODEL}
-        own["_target_"] = _loading(own["_target_"])
-        own |= kept
+        retriever_here = _retriever_of(changed)
+        assert retriever_here is not None
+        kept = {key: retriever_here[key] for key in _OF_THE_MODEL if key in retriever_here}
+        retriever_here.clear()
+        retriever_here |= {key: value for key, value in retriever.items() if key not in _OF_THE_MODEL}
+        retriever_here["_target_"] = _loading(retriever_here["_target_"])
+        retriever_here |= kept
         return replace(self, model=changed)
 
     def find_index(self, run: Path) -> str | None:
@@ -95,10 +99,10 @@ class SavedModel:
         """
         if self.index is None:
             return None
-        places = [Path(self.index), run / (self.index_from_run or self.index)]
-        for place in places:
-            if (place / "manifest.json").is_file():
-                return str(place)
+        folders = [Path(self.index), run / (self.index_from_run or self.index)]
+        for folder in folders:
+            if (folder / "manifest.json").is_file():
+                return str(folder)
         raise UserError(
             f"{run} was trained over the index {self.index}, which is not there: give index.path=…, the folder of that "
             "index or of another made with the same passage encoder"

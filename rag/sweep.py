@@ -105,8 +105,8 @@ def plan_jobs(arguments: list[str]) -> tuple[Path, list[Job]]:
         composed.append(cfg)
     keys = short_names([key_of(each) for each in combinations[0]])
     names = {cfg.name for cfg in composed}
-    own = names.pop() if len(names) == 1 else "-".join(keys)
-    folder = Path(composed[0].paths.outputs) / "sweeps" / own
+    sweep_name = names.pop() if len(names) == 1 else "-".join(keys)
+    folder = Path(composed[0].paths.outputs) / "sweeps" / sweep_name
     if any(key_of(each) == "paths.run" for each in fixed):
         folder = Path(composed[0].paths.run)
         fixed = [each for each in fixed if key_of(each) != "paths.run"]
@@ -115,9 +115,11 @@ def plan_jobs(arguments: list[str]) -> tuple[Path, list[Job]]:
     jobs = []
     for combination, cfg in zip(combinations, composed, strict=True):
         chosen = {key: each.partition("=")[2] for key, each in zip(keys, combination, strict=True)}
-        place = folder / folder_name(chosen)
-        cfg.paths.run = str(place)
-        jobs.append(Job(chosen, [*fixed, *combination, f"paths.run={quoted(str(place))}"], place, cfg))
+        run_folder = folder / folder_name(chosen)
+        cfg.paths.run = str(run_folder)
+        jobs.append(
+            Job(chosen, [*fixed, *combination, f"paths.run={quoted(str(run_folder))}"], run_folder, cfg)
+        )
     return folder, jobs
 
 
@@ -199,16 +201,16 @@ def passed_on(process: subprocess.Popen) -> Iterator[list[int]]:
 
 def table(jobs: Sequence[Job], states: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: what was chosen for each run, the step that model/ holds, and dev's metrics there."""
-    found = [
+    results = [
         dev_metrics(job.folder, job.cfg.monitor, job.cfg.monitor_mode) if state == "done" else (None, {})
         for job, state in zip(jobs, states, strict=True)
     ]
-    names = sorted({name for _, metrics in found for name in metrics})
+    names = sorted({name for _, metrics in results for name in metrics})
     first = [name for name in dict.fromkeys(job.cfg.monitor for job in jobs) if name in names]
     names = [*first, *(name for name in names if name not in first)]
     header = [*jobs[0].chosen, "step", *names]
     rows = []
-    for job, state, (step, metrics) in zip(jobs, states, found, strict=True):
+    for job, state, (step, metrics) in zip(jobs, states, results, strict=True):
         at = state if state != "done" else "–" if step is None else f"{step:,}"
         values = [f"{metrics[name]:.4f}" if name in metrics else "–" for name in names]
         rows.append([*job.chosen.values(), at, *values])

@@ -62,10 +62,10 @@ def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, s
             if _is_wide(encoding, path):
                 lines: Any = io.TextIOWrapper(file, encoding, newline="\n")
             else:
-                own = encoding or "utf-8"
+                codec = encoding or "utf-8"
                 ends = b"\r" if b"\r" in head and b"\n" not in head else b"\n"
                 parts = file if ends == b"\n" else _mac_lines(file)
-                lines = (part.decode(own) for part in parts)
+                lines = (part.decode(codec) for part in parts)
             for number, line in enumerate(lines, start=1):
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:

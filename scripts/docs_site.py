@@ -220,7 +220,7 @@ def config_section(file: Path, title: str, prefix: str) -> list[str]:
         lines += [f"Starts from {chosen}.", ""] if chosen else []
     rows = list(leaves(yaml.compose(text), text.splitlines(), prefix))
     if rows:
-        lines += ["| setting | value | |", "|---|---|---|"]
+        lines += ["| setting | value | meaning |", "|---|---|---|"]
         lines += [f"| `{name}` | `{code(value)}` | {cell(comment)} |" for name, value, comment in rows]
     return lines
 

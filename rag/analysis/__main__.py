@@ -52,9 +52,11 @@ def load(name: str) -> Callable[..., Any]:
 
 def usage_of(name: str) -> str:
     """What an analysis does, and its settings with what they are if not given."""
-    own = inspect.signature(analysis := load(name)).parameters.values()
-    settings = " ".join(f"[{each.name}={each.default}]" for each in own if each.name not in ("run", "runs"))
-    runs = "run=FOLDER [run=FOLDER …]" if any(each.name == "runs" for each in own) else "run=FOLDER"
+    parameters = inspect.signature(analysis := load(name)).parameters.values()
+    settings = " ".join(
+        f"[{each.name}={each.default}]" for each in parameters if each.name not in ("run", "runs")
+    )
+    runs = "run=FOLDER [run=FOLDER …]" if any(each.name == "runs" for each in parameters) else "run=FOLDER"
     return f"python -m rag.analysis {name} {runs} {settings} [output=FOLDER]\n\n{inspect.getdoc(analysis)}"
 
 
@@ -73,15 +75,15 @@ def main(arguments: Sequence[str]) -> None:
     quieten_models()
     folder = Path(output) if output else runs[0] / "analysis"
     print(f"{name} of {', '.join(map(str, runs))}")
-    found = analysis(runs if several else runs[0], **chosen)
+    result = analysis(runs if several else runs[0], **chosen)
     from rich.console import Console
     from rich.table import Table
 
     from rag.reports.page import cell
 
-    page = found.write(folder, name, ["python", "-m", "rag.analysis", *arguments])
-    frame = found.table if found.table.index.name is None else found.table.reset_index()
-    table = Table(*map(str, frame.columns), title=found.title)
+    page = result.write(folder, name, ["python", "-m", "rag.analysis", *arguments])
+    frame = result.table if result.table.index.name is None else result.table.reset_index()
+    table = Table(*map(str, frame.columns), title=result.title)
     for row in frame.head(30).itertuples(index=False):
         table.add_row(*map(cell, row))
     Console().print(table)
@@ -101,7 +103,7 @@ def check_folders(name: str, arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str], parameters: Any) -> tuple[list[Path], str, dict[str, Any]]:
     """The runs, where the pages go, and an analysis' own settings, each of the kind that its signature says."""
     runs, output, chosen = [], "", {}
-    own = [name for name in parameters if name not in ("run", "runs")]
+    settings_of = [name for name in parameters if name not in ("run", "runs")]
     for argument in arguments:
         key, separator, value = argument.partition("=")
         if not separator:
@@ -110,8 +112,10 @@ def parse(arguments: Sequence[str], parameters: Any) -> tuple[list[Path], str, d
             runs.append(Path(value))
         elif key == "output":
             output = value
-        elif key not in own:
-            raise UserError(f"the setting {key} does not exist: {nearest(key, ['run', 'output', *own])}")
+        elif key not in settings_of:
+            raise UserError(
+                f"the setting {key} does not exist: {nearest(key, ['run', 'output', *settings_of])}"
+            )
         elif parameters[key].annotation is int:
             if not value.isdecimal():
                 raise UserError(

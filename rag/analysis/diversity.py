@@ -16,26 +16,26 @@ from rag.reports.page import Analysis
 
 def diversity(runs: Sequence[Path]) -> Analysis:
     """Distinct trigrams of what one or more runs generated, beside those of the reference texts (Table 5)."""
-    found = [Evaluation.open(run) for run in runs]
-    first = found[0]
-    for other in found[1:]:
+    evaluations = [Evaluation.open(run) for run in runs]
+    first = evaluations[0]
+    for other in evaluations[1:]:
         if [p["question"] for p in other.predictions] != [p["question"] for p in first.predictions]:
             raise UserError(
                 f"{other.folder} and {first.folder} answered different questions, and the ratio depends on how many "
                 "texts there are: evaluate both on the same"
             )
     texts = {"gold": [record["answers"][0] for record in first.predictions]}
-    for name, each in zip(names_of(found), found, strict=True):
+    for name, each in zip(names_of(evaluations), evaluations, strict=True):
         texts[name] = [record["prediction"] for record in each.predictions]
     rows = [
         {
             "model": plots.label_of(name),
-            "texts": len(own),
-            "with a trigram": sum(len(text.split()) >= 3 for text in own),
-            "words a text": sum(len(text.split()) for text in own) / len(own),
-            "distinct trigrams, %": 100 * distinct_trigrams(own),
+            "texts": len(generated),
+            "with a trigram": sum(len(text.split()) >= 3 for text in generated),
+            "words a text": sum(len(text.split()) for text in generated) / len(generated),
+            "distinct trigrams, %": 100 * distinct_trigrams(generated),
         }
-        for name, own in texts.items()
+        for name, generated in texts.items()
     ]
     frame = pd.DataFrame(rows)
     shares = frame["distinct trigrams, %"].to_numpy(dtype=float)

@@ -80,7 +80,7 @@ def posterior(
     whole = marginalize.sequence_posterior(scored.doc_logprobs, scored.token_logprobs, mask)
     assert scored.retrieved is not None
     store = model.retriever.index.passages
-    found = [store[row] if row >= 0 else None for row in scored.retrieved.rows[0].tolist()]
+    passages_read = [store[row] if row >= 0 else None for row in scored.retrieved.rows[0].tolist()]
     tokenizer: Any = model.generator.tokenizer
     return Posterior(
         question,
@@ -92,26 +92,31 @@ def posterior(
         scored.doc_logprobs[0].exp().numpy(),
         by_token[0].numpy(),
         whole[0].numpy(),
-        [("–", "not found") if passage is None else (passage.title, passage.text) for passage in found],
+        [
+            ("–", "not found") if passage is None else (passage.title, passage.text)
+            for passage in passages_read
+        ],
     )
 
 
-def draw(found: Posterior, cumulative: bool = False) -> Figure:
+def draw(result: Posterior, cumulative: bool = False) -> Figure:
     """The heat map: a row a passage, a column a token, between the prior and the posterior of the answer."""
-    count, tokens = found.by_token.shape
-    width = max(0.8, 0.25 + 0.085 * max(map(len, found.tokens)))  # inches a token
+    count, tokens = result.by_token.shape
+    width = max(0.8, 0.25 + 0.085 * max(map(len, result.tokens)))  # inches a token
     figure, axes = plots.new_figure(5 + width * (tokens + 2), 1.5 + 0.42 * count)
     only = axes[0, 0]
-    values = np.column_stack([found.prior, found.by_token, found.whole])
-    holds = ["✓ " if has_answer(f"{title} {text}", [found.answer]) else "" for title, text in found.passages]
-    names = [mark + name for mark, name in zip(holds, found.names(), strict=True)]
-    image = plots.grid(only, values, names, ["prior\np(z|x)", *found.tokens, "answer\np(z|x,y)"])
+    values = np.column_stack([result.prior, result.by_token, result.whole])
+    holds = [
+        "✓ " if has_answer(f"{title} {text}", [result.answer]) else "" for title, text in result.passages
+    ]
+    names = [mark + name for mark, name in zip(holds, result.names(), strict=True)]
+    image = plots.grid(only, values, names, ["prior\np(z|x)", *result.tokens, "answer\np(z|x,y)"])
     for edge in (0.5, tokens + 0.5):  # between them the tokens
         only.axvline(edge, color="black", linewidth=1.5)
     only.xaxis.tick_top()
     figure.colorbar(image, ax=only, label="probability of the passage", pad=0.01)
     given = "up to each token" if cumulative else "at each token"
-    figure.suptitle(f"{found.question} → {found.answer}\nposterior of the passages {given}", fontsize=11)
+    figure.suptitle(f"{result.question} → {result.answer}\nposterior of the passages {given}", fontsize=11)
     only.set_xlabel("✓: the passage contains the answer", fontsize=9)
     return figure
 
@@ -124,7 +129,7 @@ def document_posterior(run: Path, question: str = "", answer: str = "", n_docs: 
     config = settings(run)
     model, decoding = open_model(config)
     question = question or open_examples(config)[0].question
-    found = posterior(model, question, answer, n_docs or config.n_docs, decoding)
+    result = posterior(model, question, answer, n_docs or config.n_docs, decoding)
     cumulative = not isinstance(model, RagToken)
     read = (
         "Under RAG-Sequence one passage explains the whole answer: the column of a token is the posterior "
@@ -133,5 +138,5 @@ def document_posterior(run: Path, question: str = "", answer: str = "", n_docs: 
         else "Under RAG-Token each token may come from another passage: the column of a token is "
         "p(z_i|x,y_i,y_<i). Tokens that every passage predicts say little of where they come from."
     )
-    text = f"Question: *{found.question}* Answer: *{found.answer}*, K = {len(found.prior)}. {read}"
-    return Analysis("Document posterior", text, found.frame(), draw(found, cumulative))
+    text = f"Question: *{result.question}* Answer: *{result.answer}*, K = {len(result.prior)}. {read}"
+    return Analysis("Document posterior", text, result.frame(), draw(result, cumulative))

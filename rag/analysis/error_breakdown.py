@@ -48,12 +48,12 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
         [
             {
                 "": name,
-                "questions": int(own.sum()),
-                "right": int((own & right).sum()),
-                "wrong": int((own & ~right).sum()),
-                "exact match": float(right[own].mean()) if own.any() else None,
+                "questions": int(selected.sum()),
+                "right": int((selected & right).sum()),
+                "wrong": int((selected & ~right).sum()),
+                "exact match": float(right[selected].mean()) if selected.any() else None,
             }
-            for name, own in (*kinds.items(), ("all", np.ones_like(read)))
+            for name, selected in (*kinds.items(), ("all", np.ones_like(read)))
         ]
     )
     shown = [
@@ -64,11 +64,11 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
             "answered": evaluation.predictions[n]["prediction"],
             "first passage": shortened(passage_text(store, int(rows[n, 0])), SHOWN),
         }
-        for cause, own in (("reading", read & ~right), ("retrieval", ~read & ~right))
-        for n in np.flatnonzero(own)[:examples]
+        for cause, selected in (("reading", read & ~right), ("retrieval", ~read & ~right))
+        for n in np.flatnonzero(selected)[:examples]
     ]
     figure, axes = plots.new_figure(6, 3.2)
-    counts = np.array([[(own & right).sum(), (own & ~right).sum()] for own in kinds.values()])
+    counts = np.array([[(selected & right).sum(), (selected & ~right).sum()] for selected in kinds.values()])
     shares = [f"answered right\n{right.sum():,}", f"answered wrong\n{(~right).sum():,}"]
     plots.grid(axes[0, 0], counts, list(kinds), shares, "{:,.0f}", largest=counts.max(), fontsize=16)
     axes[0, 0].set_title(f"{len(right):,} questions, K = {rows.shape[1]}")

@@ -15,9 +15,11 @@ from rag.reports.page import Analysis
 
 def hot_swap_table(runs: Sequence[Path]) -> Analysis:
     """Exact match of one or more runs with the index exchanged: asked about × indexed (section 4.5)."""
-    found = [Evaluation.open(run) for run in runs]
-    tables = {name: swap_cells(each.records) for name, each in zip(names_of(found), found, strict=True)}
-    for each, cells in zip(found, tables.values(), strict=True):
+    evaluations = [Evaluation.open(run) for run in runs]
+    tables = {
+        name: swap_cells(each.records) for name, each in zip(names_of(evaluations), evaluations, strict=True)
+    }
+    for each, cells in zip(evaluations, tables.values(), strict=True):
         if not cells:
             raise UserError(
                 f"{each.folder} was evaluated without a second index: evaluate.py with "

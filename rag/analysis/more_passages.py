@@ -15,25 +15,25 @@ from rag.reports.result_table import RETRIEVAL, label_of, sweeps_of
 
 def more_passages(runs: Sequence[Path]) -> Analysis:
     """Metrics and recall of one or more runs against K (figure 3)."""
-    found = [Evaluation.open(run) for run in runs]
-    swept = [sweeps_of(evaluation.records) for evaluation in found]
-    for evaluation, metrics in zip(found, swept, strict=True):
+    evaluations = [Evaluation.open(run) for run in runs]
+    swept = [sweeps_of(evaluation.records) for evaluation in evaluations]
+    for evaluation, metrics in zip(evaluations, swept, strict=True):
         if not metrics:
             raise UserError(
                 f"{evaluation.folder} was evaluated for one K only: "
                 f"python evaluate.py checkpoint={evaluation.config.checkpoint} k_sweep=[1,5,10,20] does it for several"
             )
-    names = names_of(found)
+    names = names_of(evaluations)
     panels: dict[str, dict[str, dict[int, Record]]] = {
         metric: {name: metrics[metric] for name, metrics in zip(names, swept, strict=True)}
         for metric in swept[0]
         if all(metric in metrics for metrics in swept)
     }
     # One kind of hit a panel: gold passages where they are known, else answers, else gold articles.
-    kind = next((each for each in RETRIEVAL if all(by_k(e.records, each) for e in found)), None)
+    kind = next((each for each in RETRIEVAL if all(by_k(e.records, each) for e in evaluations)), None)
     if kind is not None:
-        panels[kind] = {name: by_k(each.records, kind) for name, each in zip(names, found, strict=True)}
-        bm25 = next((lines for each in found if (lines := by_k(each.records, kind, BM25))), None)
+        panels[kind] = {name: by_k(each.records, kind) for name, each in zip(names, evaluations, strict=True)}
+        bm25 = next((lines for each in evaluations if (lines := by_k(each.records, kind, BM25))), None)
         panels[kind] |= {} if bm25 is None else {BM25: bm25}
 
     figure, axes = plots.new_figure(5 * len(panels), 4.2, columns=len(panels))
@@ -52,11 +52,12 @@ def more_passages(runs: Sequence[Path]) -> Analysis:
             for name, of_one in models.items()
         ]
     )
-    trained = sorted({int(each.result["n_docs"]) for each in found})
+    trained = sorted({int(each.result["n_docs"]) for each in evaluations})
     text = (
-        f"{found[0].result['questions']:,} questions ({found[0].config.split}), n of them counting for a metric; "
-        f"every K beyond the {' or '.join(map(str, trained))} of this evaluation's own is the same model reading more. "
-        "In the paper RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, and recall only rises."
+        f"{evaluations[0].result['questions']:,} questions ({evaluations[0].config.split}), n of them counting for a "
+        f"metric; every K beyond the {' or '.join(map(str, trained))} of this evaluation's own is the same model "
+        "reading more. In the paper RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, and recall "
+        "only rises."
     )
     return Analysis("More passages at test time", text, frame, figure)
 

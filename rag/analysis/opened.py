@@ -58,9 +58,9 @@ def find_evaluation(run: Path) -> Path:
     if (run / "predictions.jsonl").exists():
         return run
     beside = run.parent / "evaluation" / run.name
-    found = [f.parent for f in sorted(run.glob("evaluation/*/predictions.jsonl"))]
-    found += [beside] if (beside / "predictions.jsonl").exists() else []
-    finished = [folder for folder in found if (folder / "result.json").exists()]
+    folders = [f.parent for f in sorted(run.glob("evaluation/*/predictions.jsonl"))]
+    folders += [beside] if (beside / "predictions.jsonl").exists() else []
+    finished = [folder for folder in folders if (folder / "result.json").exists()]
     if finished:
         latest = max(finished, key=lambda folder: (folder / "result.json").stat().st_mtime_ns)
         if len(finished) > 1:

@@ -53,7 +53,7 @@ def retrieval_change(run: Path, before: str = "", depth: int = 20, examples: int
         for each, when in ((started, "before training"), (ended, "after training"))
     ]
     by_id = any(example.positive_ids for example in questions)
-    old, new = (ranks(store, own, questions, by_id) for own in rows)
+    old, new = (ranks(store, of_one, questions, by_id) for of_one in rows)
     judged = ~np.isnan(old)
     if not judged.any():
         raise UserError(f"none of the questions of {config.split} has answers or gold passages to judge by")
@@ -107,16 +107,16 @@ def _moved(store, questions, rows, judged, old, new, order) -> list[dict[str, st
     numbers = np.flatnonzero(judged)
     direction = np.sign(new - old)[order[0]] if len(order) else 0
     moved = []
-    for place in order:
-        if np.sign(new[place] - old[place]) != direction or direction == 0:
+    for position in order:
+        if np.sign(new[position] - old[position]) != direction or direction == 0:
             break
-        question = questions[numbers[place]]
-        first = [store[int(own[numbers[place], 0])] for own in rows]
+        question = questions[numbers[position]]
+        first = [store[int(of_one[numbers[position], 0])] for of_one in rows]
         moved.append(
             {
                 "question": question.question,
                 "answer": question.answers[0],
-                "rank": " → ".join(_rank(r, rows[0].shape[1]) for r in (old[place], new[place])),
+                "rank": " → ".join(_rank(r, rows[0].shape[1]) for r in (old[position], new[position])),
                 "first before": shortened(f"{first[0].title}: {first[0].text}", SHOWN),
                 "first after": shortened(f"{first[1].title}: {first[1].text}", SHOWN),
             }

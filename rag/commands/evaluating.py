@@ -65,8 +65,8 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
             everything = task.examples(cfg.split)
             examples = sample(everything, cfg.limit)
             if number == 0:
-                own = None if closed_book else n_docs
-                print(first_line(cfg, len(examples), len(everything), own, count, run))
+                k_of_run = None if closed_book else n_docs
+                print(first_line(cfg, len(examples), len(everything), k_of_run, count, run))
             model = open_model(cfg.module).to(local_device())
             check_questions(model, examples, task.source(cfg.split))
             decoding = instantiate(cfg.decoding)
@@ -191,8 +191,10 @@ def paper_cells(cfg: DictConfig) -> list[Cell]:
     if (file := next(named, None)) is None:
         return cells
     experiment = file.relative_to(CONFIGS / "experiment").with_suffix("")
-    own = compose_config("train", [f"experiment={experiment}"])
-    asked, of_paper = ((each.task._target_, Path(str(each.task.get(cfg.split))).name) for each in (cfg, own))
+    of_experiment = compose_config("train", [f"experiment={experiment}"])
+    asked, of_paper = (
+        (each.task._target_, Path(str(each.task.get(cfg.split))).name) for each in (cfg, of_experiment)
+    )
     return cells if asked == of_paper else []
 
 
@@ -221,12 +223,12 @@ def inputs(
     model = str(Path(cfg.checkpoint) / "model")
     if in_transformers_format(cfg.checkpoint):
         model = cfg.checkpoint if Path(cfg.checkpoint).exists() else f"hub://{cfg.checkpoint}"
-    found = [model, settings["task"].get(cfg.split)]
+    files = [model, settings["task"].get(cfg.split)]
     if not closed_book:
-        found.append(cfg.index.path)
+        files.append(cfg.index.path)
     if swap is not None:
-        found += [swap.questions, *(each.index for each in swap.editions.values())]
-    return [each for each in found if each]
+        files += [swap.questions, *(each.index for each in swap.editions.values())]
+    return [each for each in files if each]
 
 
 def open_editions(swap: DictConfig | None, limit: int | None) -> tuple[dict[str, Index], dict[str, list]]:
@@ -287,17 +289,17 @@ def show(result: dict, checkpoint: str, cells: list[Cell]) -> None:
     index, lines = result.get("index"), []
     if index:
         lines.append(("index", f"{index['type']}, {index['passages']:,} passages"))
-    found = index_recall(result)
+    index_finds = index_recall(result)
     if index and index.get("recall") == {}:
         lines.append(("index against exact search", "unknown"))
-    if found is not None:
-        lines.append(("index against exact search", f"{found:.3f}"))
+    if index_finds is not None:
+        lines.append(("index against exact search", f"{index_finds:.3f}"))
     title = f"{checkpoint} on {result['split']}, {result_table.reads(result_table.own_k(result))}"
     Console().print(result_table.terminal(title, result_table.sections(result, cells), lines))
-    if found is not None and found < LEAST_INDEX_RECALL:
+    if index_finds is not None and index_finds < LEAST_INDEX_RECALL:
         print(
-            f"warning: the index finds {found:.0%} of the passages that exact search finds, which costs exact match: "
-            "rebuild it with index.type.target_recall=0.99 or as index=flat",
+            f"warning: the index finds {index_finds:.0%} of the passages that exact search finds, which costs exact "
+            "match: rebuild it with index.type.target_recall=0.99 or as index=flat",
             file=sys.stderr,
         )
 

@@ -179,22 +179,22 @@ def estimate_costs(
     )
 
 
-def show_estimate(found: Estimate, corpus: str, folder: Path) -> None:
+def show_estimate(costs: Estimate, corpus: str, folder: Path) -> None:
     table = Table("what", "estimate", title=f"estimate for an index of {corpus} in {folder}")
-    table.add_row("passages", f"{'' if found.counted else 'about '}{found.passages:,}")
-    table.add_row("type", found.factory)
+    table.add_row("passages", f"{'' if costs.counted else 'about '}{costs.passages:,}")
+    table.add_row("type", costs.factory)
     for name in ("passages", "vectors", "index"):
-        table.add_row(f"disk: {name}", f"{getattr(found, f'disk_{name}') / 1e9:,.2f} GB")
-    table.add_row("memory: building", f"{found.memory_build / 2**30:,.2f} GiB")
-    table.add_row("memory: searching, all in memory", f"{found.memory_all / 2**30:,.2f} GiB")
-    table.add_row("memory: searching, vectors on disk", f"{found.memory_least / 2**30:,.2f} GiB")
-    table.add_row("hours: embedding", f"{found.seconds_embedding / 3600:,.2f}")
-    table.add_row("hours: index", f"{found.seconds_index / 3600:,.2f}")
+        table.add_row(f"disk: {name}", f"{getattr(costs, f'disk_{name}') / 1e9:,.2f} GB")
+    table.add_row("memory: building", f"{costs.memory_build / 2**30:,.2f} GiB")
+    table.add_row("memory: searching, all in memory", f"{costs.memory_all / 2**30:,.2f} GiB")
+    table.add_row("memory: searching, vectors on disk", f"{costs.memory_least / 2**30:,.2f} GiB")
+    table.add_row("hours: embedding", f"{costs.seconds_embedding / 3600:,.2f}")
+    table.add_row("hours: index", f"{costs.seconds_index / 3600:,.2f}")
     Console().print(table)
-    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if (free := shutil.disk_usage(place).free) < found.disk:
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if (free := shutil.disk_usage(existing).free) < costs.disk:
         print(
-            f"{place} has {free / 1e9:,.1f} GB free, too little for the {found.disk / 1e9:,.1f} GB of this index"
+            f"{existing} has {free / 1e9:,.1f} GB free, too little for the {costs.disk / 1e9:,.1f} GB of this index"
         )
 
 

@@ -117,10 +117,10 @@ def hub_files(wanted: HubFiles, into: Path, fetcher: Fetcher) -> dict[Path, Remo
     refused = f"request access at {page}, then log in with `hf auth login`"
     folder = wanted.begin.rpartition("/")[0]
     tree = f"{constants.ENDPOINT}/api/datasets/{wanted.repo}/tree/main/{folder}?recursive=true"
-    found = fetcher.listing(Remote((tree,), headers=headers, refused=refused), page)
+    listed = fetcher.listing(Remote((tree,), headers=headers, refused=refused), page)
     files = [
         one
-        for one in found
+        for one in listed
         if one.get("type") == "file"
         and one["path"].startswith(wanted.begin)
         and one["path"].endswith(wanted.end)
@@ -145,19 +145,19 @@ def hub_files(wanted: HubFiles, into: Path, fetcher: Fetcher) -> dict[Path, Remo
 def unpack(archive: Archive, into: Path) -> list[Path]:
     """Take the wanted files out of a fetched archive, which goes then; their places."""
     path = into / archive.path
-    left = {name: into / place for name, place in archive.members.items()}
+    left = {name: into / path_inside for name, path_inside in archive.members.items()}
     with _whole(path):
         for member, file, size in _members(path):
             name = next((one for one in left if member == one or member.endswith(f"/{one}")), None)
             if name is None:
                 continue
-            place = left.pop(name)
-            if not place.exists():
+            path_inside = left.pop(name)
+            if not path_inside.exists():
                 total = -(-size // MB)
                 with (
-                    write_aside(place) as aside,
+                    write_aside(path_inside) as aside,
                     open(aside, "wb") as out,
-                    progress_bar(f"unpacking {place.name}", total, "MB") as advance,
+                    progress_bar(f"unpacking {path_inside.name}", total, "MB") as advance,
                 ):
                     done = 0
                     while data := file.read(_COPIED):
@@ -171,7 +171,7 @@ def unpack(archive: Archive, into: Path) -> list[Path]:
             f"{path} holds no {' nor '.join(left)}: take out by hand what holds the data, or report it"
         )
     path.unlink()
-    return [into / place for place in archive.members.values()]
+    return [into / path_inside for path_inside in archive.members.values()]
 
 
 def _members(path: Path) -> Iterator[tuple[str, Any, int]]:

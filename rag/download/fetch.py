@@ -222,9 +222,9 @@ class Fetcher:
         if remote.size is not None and size != remote.size:
             wrong = f"{size:,} bytes where {remote.size:,} are expected"
         elif remote.sha256 is not None:
-            found = _sha256(partial, path.name, self.show)
-            if found != remote.sha256:
-                wrong = f"a file with SHA-256 {found[:12]}… where {remote.sha256[:12]}… is expected"
+            digest = _sha256(partial, path.name, self.show)
+            if digest != remote.sha256:
+                wrong = f"a file with SHA-256 {digest[:12]}… where {remote.sha256[:12]}… is expected"
         elif path.suffix in (".gz", ".tgz"):
             wrong = _broken_gzip(partial)
         if wrong:

@@ -57,7 +57,7 @@ def _dpr(*names: str) -> dict[str, Remote]:
 
 
 def _marco(name: str, size: int, sha256: str) -> dict[str, Remote]:
-    return {f"msmarco/{name}": Remote(tuple(f"{place}/{name}" for place in MARCO), size, sha256)}
+    return {f"msmarco/{name}": Remote(tuple(f"{server}/{name}" for server in MARCO), size, sha256)}
 
 
 def _fever(name: str, size: int, sha256: str) -> dict[str, Remote]:

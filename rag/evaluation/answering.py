@@ -72,15 +72,15 @@ def answer_questions(
         for start in range(0, len(examples), batch_size)
     ]
     by_k: dict[int, list[Answer]] = {k: [] for k in n_docs}
-    found: list[np.ndarray] = []
+    retrieved: list[np.ndarray] = []
     with progress_bar(description, len(examples), "questions") as advance:
         for numbers, best_by_k, rows in _answered(model, examples, batches, decoding, n_docs, retrieve):
             for k, best in best_by_k.items():
                 by_k[k] += best
             if rows is not None:
-                found.append(rows)
+                retrieved.append(rows)
             advance(len(numbers))
-    return Answers(by_k, np.concatenate(found) if found else None)
+    return Answers(by_k, np.concatenate(retrieved) if retrieved else None)
 
 
 @torch.inference_mode()
@@ -105,24 +105,24 @@ def _answer(
     """The best answers of one batch for each K, and the rows of the `wide` best passages."""
     batch: Batch = model.prepare(questions).to(model.generator.model.device)
     if model.retriever is None:
-        found = generate_for_each(model, model.read(batch), decoding, [1])
-        return {1: [each[0] for each in found[1]]}, None
+        by_k = generate_for_each(model, model.read(batch), decoding, [1])
+        return {1: [each[0] for each in by_k[1]]}, None
     if wide > len(model.retriever.index):
         raise UserError(
             f"{wide} passages were requested but the index holds {len(model.retriever.index)}: lower n_docs"
         )
     retrieved = model.retriever(batch.questions, wide)
     null = [wide] if retrieved.rows.shape[1] > wide else []  # a null document stands after all others
-    found = {}
+    by_k = {}
     # without one, what was read for the largest K serves the smaller ones too
     for ks in [[k] for k in n_docs] if null else [list(n_docs)]:
-        places = [*range(max(ks)), *null]
+        columns = [*range(max(ks)), *null]
         contexts = model.read_retrieved(
-            batch, Retrieved(retrieved.rows[:, places], retrieved.scores[:, places])
+            batch, Retrieved(retrieved.rows[:, columns], retrieved.scores[:, columns])
         )
         made = generate_for_each(model, contexts, decoding, [k + len(null) for k in ks])
-        found |= {k: [each[0] for each in made[k + len(null)]] for k in ks}
-    return found, retrieved.rows[:, :wide]
+        by_k |= {k: [each[0] for each in made[k + len(null)]] for k in ks}
+    return by_k, retrieved.rows[:, :wide]
 
 
 def answer_in_parts(
@@ -171,12 +171,12 @@ def answer_in_parts(
 
 def read_parts(folder: Path) -> list[Answered]:
     """What `answer_in_parts` has kept so far, in the questions' order."""
-    found = []
+    parts = []
     for file in sorted(folder.glob("[0-9]*.jsonl")):
         for _, record in read_records(file):
             record["texts"] = {int(k): text for k, text in record["texts"].items()}
-            found.append(Answered(**record))
-    return sorted(found, key=lambda each: each.number)
+            parts.append(Answered(**record))
+    return sorted(parts, key=lambda each: each.number)
 
 
 @torch.inference_mode()

@@ -27,9 +27,9 @@ class Answers:
     config: DictConfig
     predictions: list[dict[str, Any]]
 
-    def key(self, place: int) -> tuple[str, str, tuple[str, ...]]:
+    def key(self, position: int) -> tuple[str, str, tuple[str, ...]]:
         """What makes two questions the same: id, text and the answers that count as right."""
-        record = self.predictions[place]
+        record = self.predictions[position]
         return str(record["id"]), record["question"], tuple(record["answers"])
 
 
@@ -76,10 +76,10 @@ def compare(evaluations: Sequence[Answers]) -> Comparison:
     task: Task = instantiate(first.config.task)
     examples = examples_of(task, first)
     texts = [
-        [each.predictions[place]["prediction"] for place in order]
+        [each.predictions[position]["prediction"] for position in order]
         for each, order in zip(evaluations, orders, strict=True)
     ]
-    scores = [task.score(own, examples) for own in texts]
+    scores = [task.score(predicted, examples) for predicted in texts]
     rows = [
         Row(
             metric,
@@ -97,10 +97,12 @@ def compare(evaluations: Sequence[Answers]) -> Comparison:
     by = next((m for m in scores[0] if all(is_right_or_wrong(score[m]) for score in scores)), None)
     changed = {}
     if by is not None:
-        for each, score, own in zip(evaluations[1:], scores[1:], texts[1:], strict=True):
+        for each, score, predicted in zip(evaluations[1:], scores[1:], texts[1:], strict=True):
             gap = score[by].per_example - scores[0][by].per_example
             changed[each.name] = [
-                Changed(examples[n].question, examples[n].answers, texts[0][n], own[n], bool(gap[n] > 0))
+                Changed(
+                    examples[n].question, examples[n].answers, texts[0][n], predicted[n], bool(gap[n] > 0)
+                )
                 for n in np.flatnonzero(np.nan_to_num(gap))
             ]
     return Comparison(len(examples), rows, by, changed)
@@ -113,12 +115,12 @@ def order_of(first: Answers, other: Answers) -> list[int]:
         raise UserError(
             f"{first.name} is judged as {kinds[0]} and {other.name} as {kinds[1]}: compare evaluations of one task"
         )
-    places: dict[Any, list[int]] = {}
-    for place in range(len(other.predictions)):
-        places.setdefault(other.key(place), []).append(place)
+    positions: dict[Any, list[int]] = {}
+    for position in range(len(other.predictions)):
+        positions.setdefault(other.key(position), []).append(position)
     order = [
-        found.pop(0) if (found := places.get(first.key(place))) else -1
-        for place in range(len(first.predictions))
+        same_question.pop(0) if (same_question := positions.get(first.key(position))) else -1
+        for position in range(len(first.predictions))
     ]
     same = len(order) - order.count(-1)
     if not same == len(first.predictions) == len(other.predictions):

@@ -36,11 +36,11 @@ def hot_swap(
     try:
         for indexed, index in indexes.items():
             model.retriever.swap(index)
-            found = answer_questions(
+            answers = answer_questions(
                 model, first, decoding, [n_docs], batch_size, description=f"hot-swap, edition {indexed}"
             )
-            for asked, own in examples.items():
-                right = exact_match(found.texts(n_docs), [example.answers for example in own])
+            for asked, of_edition in examples.items():
+                right = exact_match(answers.texts(n_docs), [example.answers for example in of_edition])
                 condition = swapped(asked, indexed)
                 cells[asked, indexed] = Record.of("em", mean_with_interval(right), n_docs, split, condition)
     finally:

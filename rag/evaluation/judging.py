@@ -43,10 +43,10 @@ def passage_metrics(
     ks = [k for k in ks if k <= rows.shape[1]]
     depth = max(ks, default=0)
     ranks: list[dict[str, float]] = []
-    for example, own in zip(examples, rows[:, :depth].tolist(), strict=True):
+    for example, retrieved in zip(examples, rows[:, :depth].tolist(), strict=True):
         left = task.right_passages(example)
-        found: dict[str, float] = dict.fromkeys(left, np.inf)
-        for rank, row in enumerate(own):
+        rank_of: dict[str, float] = dict.fromkeys(left, np.inf)
+        for rank, row in enumerate(retrieved):
             if not left:
                 break
             if row >= 0:
@@ -54,12 +54,12 @@ def passage_metrics(
                 if as_read is not None:
                     passage = as_read(example.question, row, passage)
                 for name in [name for name, is_right in left.items() if is_right(passage)]:
-                    found[name] = rank
+                    rank_of[name] = rank
                     del left[name]
-        ranks.append(found)
+        ranks.append(rank_of)
     metrics: dict[str, dict[int, Metric]] = {}
-    for name in dict.fromkeys(name for found in ranks for name in found):
-        first = np.array([found.get(name, np.nan) for found in ranks])
+    for name in dict.fromkeys(name for rank_of in ranks for name in rank_of):
+        first = np.array([rank_of.get(name, np.nan) for rank_of in ranks])
         metrics[name] = {
             k: mean_with_interval(np.where(np.isnan(first), np.nan, (first < k).astype(np.float64)))
             for k in ks
@@ -102,14 +102,14 @@ def judge(
     metrics of answers for each other K of `sweep`; and what was retrieved.
     """
     scores = {k: task.score([each.texts[k] for each in answered], examples) for k in {n_docs, *sweep}}
-    own = None if store is None else n_docs
-    records = [Record.of(name, metric, own, split) for name, metric in scores[n_docs].items()]
+    k_of_run = None if store is None else n_docs
+    records = [Record.of(name, metric, k_of_run, split) for name, metric in scores[n_docs].items()]
     if store is None:
         return records
     rows = np.array([each.rows for each in answered])
-    found = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}), as_read)
-    if "em" in scores[n_docs] and "answer_recall" in found:
-        hits = found["answer_recall"][n_docs].per_example
+    retrieval = passage_metrics(task, store, rows, examples, sorted({*recall_at, n_docs}), as_read)
+    if "em" in scores[n_docs] and "answer_recall" in retrieval:
+        hits = retrieval["answer_recall"][n_docs].per_example
         alone = mean_with_interval(where_not_retrieved(scores[n_docs]["em"].per_example, hits))
         if alone.count:
             records.append(Record.of("em", alone, n_docs, split, NOT_RETRIEVED))
@@ -118,7 +118,7 @@ def judge(
         Record.of(name, scores[k][name], k, split) for name in of_answers for k in sorted({*sweep} - {n_docs})
     ]
     shown = list(recall_at) or [n_docs]
-    return records + _retrieved(task, examples, found, store, shown, split, bm25, as_read)
+    return records + _retrieved(task, examples, retrieval, store, shown, split, bm25, as_read)
 
 
 def judge_passages(
@@ -131,14 +131,14 @@ def judge_passages(
     bm25: bool = False,
 ) -> list[Record]:
     """What was retrieved, at each K of `recall_at`, and what BM25 retrieves."""
-    found = passage_metrics(task, store, rows, examples, recall_at)
-    return _retrieved(task, examples, found, store, recall_at, split, bm25, None)
+    retrieval = passage_metrics(task, store, rows, examples, recall_at)
+    return _retrieved(task, examples, retrieval, store, recall_at, split, bm25, None)
 
 
 def _retrieved(
     task: Task,
     examples: Sequence[Example],
-    found: dict[str, dict[int, Metric]],
+    retrieval: dict[str, dict[int, Metric]],
     store: PassageStore,
     ks: Sequence[int],
     split: str,
@@ -148,7 +148,7 @@ def _retrieved(
     beside = bm25_metrics(task, store, examples, ks, as_read) if bm25 else {}
     return [
         Record.of(name, measured[k], k, split, condition)
-        for condition, metrics in ((None, found), (BM25, beside))
+        for condition, metrics in ((None, retrieval), (BM25, beside))
         for name, measured in metrics.items()
         for k in ks
         if k in measured
@@ -199,26 +199,26 @@ def _passages(
     count: int,
     as_read: AsRead | None,
 ) -> Iterator[dict[str, Any]]:
-    read = [place for place in range(n_docs) if each.rows[place] >= 0]
+    read = [rank for rank in range(n_docs) if each.rows[rank] >= 0]
     shown = read[:count]
-    shown += [place for place in read[count:] if each.posterior[place] == max(each.posterior)][:1]
-    for place in shown:
-        passage = store[each.rows[place]]
+    shown += [rank for rank in read[count:] if each.posterior[rank] == max(each.posterior)][:1]
+    for rank in shown:
+        passage = store[each.rows[rank]]
         if as_read is not None:
-            passage = as_read(example.question, each.rows[place], passage)
+            passage = as_read(example.question, each.rows[rank], passage)
         yield {
             "id": passage.id,
             "title": passage.title,
             "text": passage.text,
-            "prior": round(each.prior[place], 4),
-            "posterior": round(each.posterior[place], 4),
+            "prior": round(each.prior[rank], 4),
+            "posterior": round(each.posterior[rank], 4),
             "gold": {passage.id, whole_id(passage.id)}.isdisjoint(example.positive_ids) is False,
         }
 
 
 def texts_of(store: PassageStore, rows: Int64[np.ndarray, "questions docs"]) -> Iterator[list[str]]:
     """The texts of each question's passages, without titles, as DPR's match reads them; nothing for a row of −1."""
-    return ([store[row].text if row >= 0 else "" for row in own] for own in rows.tolist())
+    return ([store[row].text if row >= 0 else "" for row in of_question] for of_question in rows.tolist())
 
 
 def passage_text(store: PassageStore, row: int) -> str:

@@ -167,9 +167,9 @@ def train(index: Any, kind: IndexType, vectors: Vectors, seed: int = 0) -> None:
         return
     chain, inner = inner_index(index)
     rows = _sample(min(65_536, max(16_384, len(vectors) // 64)), len(vectors), seed)
-    for place, transform in enumerate(chain):
+    for number, transform in enumerate(chain):
         if not transform.is_trained:
-            transform.train(_gather(vectors, rows, chain[:place]))
+            transform.train(_gather(vectors, rows, chain[:number]))
     if isinstance(inner, faiss.IndexIVF):
         wanted = kind.train_sample or max(65_536, POINTS_PER_CENTROID * inner.nlist)
         more = _sample(wanted, len(vectors), seed)
@@ -269,16 +269,16 @@ def add_rest(
 def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[[int], None]) -> None:
     cells = np.empty(len(vectors), np.int32)
     for start, block in vectors.blocks(_BLOCK):
-        found = ivf.quantizer.assign(_transform(chain, block), 1)
-        cells[start : start + len(block)] = found[:, 0]
+        nearest = ivf.quantizer.assign(_transform(chain, block), 1)
+        cells[start : start + len(block)] = nearest[:, 0]
         advance(len(block) // 2)
     for cell, size in enumerate(np.bincount(cells, minlength=ivf.nlist).tolist()):
         ivf.invlists.resize(cell, size)  # a vector keeps its memory when it shrinks
         ivf.invlists.resize(cell, 0)
     for start, block in vectors.blocks(_BLOCK):
-        own = np.ascontiguousarray(_transform(chain, block))
+        transformed = np.ascontiguousarray(_transform(chain, block))
         into = cells[start : start + len(block)].astype(np.int64)
-        ivf.add_core(len(own), faiss.swig_ptr(own), None, faiss.swig_ptr(into))
+        ivf.add_core(len(transformed), faiss.swig_ptr(transformed), None, faiss.swig_ptr(into))
         advance(len(block) - len(block) // 2)
 
 

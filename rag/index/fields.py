@@ -19,7 +19,7 @@ def named(columns: Collection[str], names: Sequence[str]) -> str | None:
     return None
 
 
-def fields(record: dict[str, Any], place: str) -> tuple[str | None, str, str]:
+def fields(record: dict[str, Any], location: str) -> tuple[str | None, str, str]:
     """Id (None where the record has none), title ("" where it has none) and text of a record.
 
     A whole number is an id, also in the form 7.0. Raises UserError, beginning with `place`, for anything else that is
@@ -39,8 +39,8 @@ def fields(record: dict[str, Any], place: str) -> tuple[str | None, str, str]:
     text = record[at_text] if at_text else None
     for name, at, value in (("id", at_id, id), ("title", at_title, title), ("text", at_text, text)):
         if not isinstance(value, str) and not (name == "id" and at is None):
-            found = f"no {name}" if at is None else f"{at} is {value!r}"
-            raise UserError(f"{place}: {found}: expected a string each for id, title and text")
+            problem = f"no {name}" if at is None else f"{at} is {value!r}"
+            raise UserError(f"{location}: {problem}: expected a string each for id, title and text")
     return id, title, text  # type: ignore[return-value]
 
 

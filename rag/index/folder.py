@@ -295,11 +295,11 @@ class Index:
                     f"{str(unit).lower()} if it was left out"
                 )
             return
-        found = mine.reading or DPR_READING
-        if found != reading:
-            key = next(each for each in reading if found.get(each) != reading[each])
+        embedded = mine.reading or DPR_READING
+        if embedded != reading:
+            key = next(each for each in reading if embedded.get(each) != reading[each])
             raise UserError(
-                f"{self.folder} was embedded by {mine.name} with {key}={found.get(key)!r}, but the question encoder "
+                f"{self.folder} was embedded by {mine.name} with {key}={embedded.get(key)!r}, but the question encoder "
                 f"reads with {key}={reading[key]!r}: give index.path of an index that was built with the same, or "
                 "build one with build_index.py"
             )

@@ -74,8 +74,8 @@ class Manifest:
         record = read_json(path)
         again = f"restore it, or run build_index.py with index.path={folder} again"
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise UserError(f"{path} is of format {found}, not {FORMAT}: {again}")
+            written = record.get("format") if isinstance(record, dict) else type(record).__name__
+            raise UserError(f"{path} is of format {written}, not {FORMAT}: {again}")
         if record.pop("checksum", None) != _checksum(record):
             raise UserError(f"{path} was edited since it was written (its checksum does not fit): {again}")
         record["encoder"] = EncoderInfo(**record["encoder"])

@@ -45,14 +45,14 @@ def describe_corpus(
         digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode())
         stat = file.stat()
         size, changed = size + stat.st_size, max(changed, stat.st_mtime_ns)
-    found = {
+    description = {
         "path": str(path),
         "bytes": size,
         "changed_ns": changed,
         "sha256": digest.hexdigest(),
         "state": corpus_state(path),
     }
-    return found | {
+    return description | {
         name: value for name, value in (("encoding", encoding), ("words", words)) if value is not None
     }
 
@@ -62,11 +62,11 @@ def corpus_state(path: Path) -> str:
 
     wiki_dpr has 85 GB, which every process of a run would otherwise read to be sure.
     """
-    found = [
+    state = [
         (str(file.relative_to(path)), (stat := file.stat()).st_size, stat.st_mtime_ns)
         for file in corpus_files(path)[0]
     ]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _or_null(value: Any) -> Any:
@@ -167,10 +167,10 @@ class PassageStore:
         try:
             if meta["format"] != _STORE_FORMAT:
                 raise UserError(f"{folder} is of format {meta['format']}, not {_STORE_FORMAT}: rebuild it")
-            found = file.stat().st_size if file.is_file() else 0
-            if found != meta["bytes"]:
+            size = file.stat().st_size if file.is_file() else 0
+            if size != meta["bytes"]:
                 raise UserError(
-                    f"{file} has {found:,} bytes instead of {meta['bytes']:,}: it was cut short or altered; "
+                    f"{file} has {size:,} bytes instead of {meta['bytes']:,}: it was cut short or altered; "
                     "rebuild it"
                 )
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
@@ -248,12 +248,12 @@ class PassageStore:
     def _locate(self, row: int) -> tuple[tuple[Any, Any, Any], int]:
         if not 0 <= row < self._length:  # never let -1, "nothing found", mean the last passage
             raise IndexError(f"row {row} of {self._length} passages")
-        number, place = divmod(int(row), self._rows_per_batch)
-        return self._batch(number), place
+        number, row_in_batch = divmod(int(row), self._rows_per_batch)
+        return self._batch(number), row_in_batch
 
     def __getitem__(self, row: int) -> Passage:
-        (ids, titles, texts), place = self._locate(row)
-        return Passage(ids[place].as_py(), titles[place].as_py(), texts[place].as_py())
+        (ids, titles, texts), row_in_batch = self._locate(row)
+        return Passage(ids[row_in_batch].as_py(), titles[row_in_batch].as_py(), texts[row_in_batch].as_py())
 
     def __iter__(self) -> Iterator[Passage]:
         for number in range(self._reader.num_record_batches):
@@ -265,9 +265,9 @@ class PassageStore:
         passages: list[Passage] = []
         stop = min(stop, self._length)
         while start < stop:
-            number, place = divmod(start, self._rows_per_batch)
-            count = min(stop - start, self._rows_per_batch - place)
-            columns = (column.slice(place, count).to_pylist() for column in self._batch(number))
+            number, row_in_batch = divmod(start, self._rows_per_batch)
+            count = min(stop - start, self._rows_per_batch - row_in_batch)
+            columns = (column.slice(row_in_batch, count).to_pylist() for column in self._batch(number))
             passages.extend(map(Passage, *columns))
             start += count
         return passages
@@ -279,20 +279,22 @@ class PassageStore:
             if row == -1:
                 ids.append("")
             else:
-                (column, _, _), place = self._locate(row)
-                ids.append(column[place].as_py())
+                (column, _, _), row_in_batch = self._locate(row)
+                ids.append(column[row_in_batch].as_py())
         return ids
 
     def ids_from(self, row: int, count: int) -> list[str]:
         """The ids of at most `count` passages from `row` on, quicker than by `ids`."""
-        found: list[str] = []
+        ids: list[str] = []
         stop = min(row + count, self._length)
         while row < stop:
-            number, place = divmod(row, self._rows_per_batch)
-            part = self._batch(number)[0].slice(place, min(stop - row, self._rows_per_batch - place))
-            found += part.to_pylist()
+            number, row_in_batch = divmod(row, self._rows_per_batch)
+            part = self._batch(number)[0].slice(
+                row_in_batch, min(stop - row, self._rows_per_batch - row_in_batch)
+            )
+            ids += part.to_pylist()
             row += len(part)
-        return found
+        return ids
 
     def row_of(self, id: str) -> int:
         """The row of the passage `id`. Raises KeyError if there is none."""
@@ -307,10 +309,10 @@ class PassageStore:
             order = np.argsort(hashes, kind="stable")
             self._rows_by_hash = hashes[order], order
         hashes, order = self._rows_by_hash
-        place = int(np.searchsorted(hashes, hash(id)))
-        while place < self._length and hashes[place] == hash(id):
-            row = int(order[place])
+        position = int(np.searchsorted(hashes, hash(id)))
+        while position < self._length and hashes[position] == hash(id):
+            row = int(order[position])
             if self.ids([row])[0] == id:
                 return row
-            place += 1
+            position += 1
         raise KeyError(id)

@@ -76,8 +76,8 @@ def corpus_files(path: Path) -> tuple[list[Path], list[Path]]:
     chosen = [file for file in everything if is_text(file)]
     chosen = chosen or [file for file in everything if plain_name(file).endswith(_TABLES)]
     if not chosen:
-        found = f"found {kinds_of(everything)}" if everything else "it is empty"
-        raise UserError(f"{path} has nothing to read: {found}; expected {FORMATS}")
+        content = f"found {kinds_of(everything)}" if everything else "it is empty"
+        raise UserError(f"{path} has nothing to read: {content}; expected {FORMATS}")
     kept = set(chosen)
     return chosen, [file for file in everything if file not in kept]
 
@@ -97,23 +97,23 @@ class _Reader:
 
     def passages(self) -> Iterator[Passage]:
         seen = SeenIds()
-        found = 0
-        for place, passage in self._numbered():
+        count = 0
+        for location, passage in self._numbered():
             if not seen.add(passage.id):
-                raise _twice(place, passage.id)
-            found += 1
+                raise _twice(location, passage.id)
+            count += 1
             yield passage
-        if not found:
+        if not count:
             if self.corpus.is_dir():
                 raise UserError(f"{self.corpus} holds no text: all of its {len(self.files)} files are empty")
             raise UserError(f"{self.corpus} holds no passages")
         self._report()
         if suspects := seen.repeated():
             met: set[str] = set()
-            for place, passage in self._numbered():
+            for location, passage in self._numbered():
                 if hash(passage.id) in suspects:
                     if passage.id in met:
-                        raise _twice(place, passage.id)
+                        raise _twice(location, passage.id)
                     met.add(passage.id)
 
     def _numbered(self) -> Iterator[tuple[str, Passage]]:
@@ -129,32 +129,36 @@ class _Reader:
                 continue
             read, unit = kind
             for line, id, title, text in read(file, self.encoding):
-                place = f"{file}, {unit} {line}"
+                location = f"{file}, {unit} {line}"
                 if made is None:
                     made = id is None
                     if made:
                         log.warning("%s: passages have no ids, and are numbered from %d", file, self.first_id)
                 if (id is None) is not made:
                     raise UserError(
-                        f"{place}: {'no id' if id is None else 'an id'}: give all passages one, or none"
+                        f"{location}: {'no id' if id is None else 'an id'}: give all passages one, or none"
                     )
-                own = str(next(numbers)) if id is None else id
+                passage_id = str(next(numbers)) if id is None else id
                 if not text or text.isspace():
-                    raise UserError(f"{place}: the text of passage {own!r} is empty: give it one or drop it")
-                if not own or has_half_pair(own):
-                    what = "holds half a surrogate pair (a character that was cut)" if own else "is empty"
-                    raise UserError(f"{place}: the id {own!r} {what}: give the passage another")
+                    raise UserError(
+                        f"{location}: the text of passage {passage_id!r} is empty: give it one or drop it"
+                    )
+                if not passage_id or has_half_pair(passage_id):
+                    what = (
+                        "holds half a surrogate pair (a character that was cut)" if passage_id else "is empty"
+                    )
+                    raise UserError(f"{location}: the id {passage_id!r} {what}: give the passage another")
                 if has_half_pair(title) or has_half_pair(text):
                     self.replaced += 1
                     title, text = without_half_pairs(title), without_half_pairs(text)
                 parts = [text] if self.words is None else split_words(text, self.words)
                 if len(parts) == 1:
-                    yield place, Passage(own, title, text)
+                    yield location, Passage(passage_id, title, text)
                     continue
                 self.split += 1
                 self.pieces += len(parts)
                 for number, part in enumerate(parts, start=1):
-                    yield place, Passage(piece_id(own, number), title, part)
+                    yield location, Passage(piece_id(passage_id, number), title, part)
 
     def _whole(self, text: str) -> str:
         return without_half_pairs(text) if has_half_pair(text) else text
@@ -192,8 +196,8 @@ def _kind(file: Path) -> tuple[_Read, str] | None:
     raise UserError(f"{file} is not in a supported format; a corpus is {FORMATS}")
 
 
-def _twice(place: str, id: str) -> UserError:
-    return UserError(f"{place}: the id {id!r} occurs twice: ids must be unique")
+def _twice(location: str, id: str) -> UserError:
+    return UserError(f"{location}: the id {id!r} occurs twice: ids must be unique")
 
 
 class SeenIds:

@@ -55,12 +55,12 @@ class ReadyVectors:
         self._first = 0
 
     @classmethod
-    def find(cls, places: Path | str | Sequence[Path | str]) -> "ReadyVectors":
+    def find(cls, locations: Path | str | Sequence[Path | str]) -> "ReadyVectors":
         """Open the first of several places that holds vectors, or the only one; UserError as from `open`."""
-        given = [places] if isinstance(places, Path | str) else list(places)
-        for place in given[:-1]:
-            if _holds_vectors(Path(place)):
-                return cls.open(place)
+        given = [locations] if isinstance(locations, Path | str) else list(locations)
+        for location in given[:-1]:
+            if _holds_vectors(Path(location)):
+                return cls.open(location)
         if len(given) > 1 and not Path(given[-1]).exists():
             raise UserError(
                 f"no vectors are in {' nor in '.join(map(str, dict.fromkeys(given)))}: give corpus.vectors=FILES "
@@ -98,9 +98,11 @@ class ReadyVectors:
             if dim is not None:
                 dims.setdefault(dim, file)
         if len(dims) != 1:
-            found = ", ".join(f"{dim} in {file.name}" for dim, file in dims.items()) or "no rows at all"
+            dims_of_files = (
+                ", ".join(f"{dim} in {file.name}" for dim, file in dims.items()) or "no rows at all"
+            )
             raise UserError(
-                f"{path} holds vectors of different dimensions ({found}): keep those of one encoder"
+                f"{path} holds vectors of different dimensions ({dims_of_files}): keep those of one encoder"
             )
         return cls(path, groups, next(iter(dims)), columns)
 
@@ -165,16 +167,16 @@ class ReadyVectors:
 
     def texts(self, rows: list[int]) -> list[str]:
         """The texts beside the vectors of `rows`, which `sample` gave."""
-        found: dict[int, list[str]] = {}
+        text_of: dict[int, list[str]] = {}
         for row in rows:
             number = bisect_right(self._starts, row) - 1
-            if number not in found:
+            if number not in text_of:
                 group = self._groups[number]
                 parquet = self._opened(group.file)
                 batches = parquet.iter_batches(SAMPLED, row_groups=[group.number], columns=["text"])
-                found[number] = next(batches).column(0).to_pylist()
+                text_of[number] = next(batches).column(0).to_pylist()
         return [
-            found[number][row - self._starts[number]]
+            text_of[number][row - self._starts[number]]
             for row in rows
             for number in [bisect_right(self._starts, row) - 1]
         ]
@@ -189,12 +191,14 @@ class ReadyVectors:
         """
         matched = self._by_id(store) if "id" in self.columns else self._by_place(store)
         if "text" in self.columns:
-            rows = [(row, place) for row in self.sample() if (place := matched.passage_of(row)) >= 0]
+            rows = [
+                (row, passage_row) for row in self.sample() if (passage_row := matched.passage_of(row)) >= 0
+            ]
             texts = self.texts([row for row, _ in rows])
             other = [
-                place
-                for (_, place), text in zip(rows, texts, strict=True)
-                if text.split() != store[place].text.split()
+                passage_row
+                for (_, passage_row), text in zip(rows, texts, strict=True)
+                if text.split() != store[passage_row].text.split()
             ]
             if len(other) * 20 > len(rows):
                 raise UserError(
@@ -230,16 +234,16 @@ class ReadyVectors:
                 window = window * 4 if same == len(wanted) else 64
                 while same < len(wanted) and done < len(ids):
                     try:
-                        found = store.row_of(ids[done])
+                        passage_row = store.row_of(ids[done])
                     except KeyError:
                         strangers, position, done = strangers + 1, position + 1, done + 1
                         continue
-                    if found < row:
+                    if passage_row < row:
                         raise UserError(
                             f"{self.path} holds the vector of passage {ids[done]!r} twice, or in another order than "
                             f"the corpus: give the passages in the order of the vectors, as in corpus.path={self.path}"
                         )
-                    row = found
+                    row = passage_row
                     break
         return MatchedVectors(self, store, np.array(runs or [[0, 0, 0]]), strangers)
 
@@ -308,10 +312,10 @@ class MatchedVectors:
     def check_encoder(self, encode: Encode, name: str) -> None:
         """Encode some of the passages again; UserError unless the vectors are this encoder's."""
         sampled = self.source.sample()
-        rows = [(row, place) for row in sampled if (place := self.passage_of(row)) >= 0]
+        rows = [(row, passage_row) for row in sampled if (passage_row := self.passage_of(row)) >= 0]
         if not rows:
             return
-        ours = np.asarray(encode([self.store[place] for _, place in rows]), np.float32)
+        ours = np.asarray(encode([self.store[passage_row] for _, passage_row in rows]), np.float32)
         theirs = np.empty((len(rows), self.dim), np.float32)
         for number, (row, _) in enumerate(rows):
             self.source.read(row, theirs[number : number + 1])

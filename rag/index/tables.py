@@ -214,14 +214,14 @@ def read_parquet(path: Path, encoding: str | None = None) -> Iterator[Row]:
         raise UserError(f"{path} is not a Parquet file, or was cut short ({error})") from error
     with file:
         columns = file.schema_arrow.names
-        found = {name for names in (ID_NAMES, TITLE_NAMES, TEXT_NAMES) if (name := named(columns, names))}
+        present = {name for names in (ID_NAMES, TITLE_NAMES, TEXT_NAMES) if (name := named(columns, names))}
         if not named(columns, TEXT_NAMES):
             raise UserError(
                 f"{path} has no column text: expected id, text and title, found {', '.join(columns)}"
             )
         row = 0
         try:
-            for batch in file.iter_batches(1024, columns=sorted(found)):
+            for batch in file.iter_batches(1024, columns=sorted(present)):
                 for row, record in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
                     id, title, text = fields(record, f"{path}, row {row}")
                     yield row, id, unquoted_title(title), text

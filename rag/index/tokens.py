@@ -121,10 +121,10 @@ class TokenStore:
                 raise UserError(f"{folder} is of format {meta['format']}, not {_TOKENS_FORMAT}: delete it")
             dtype, total, count = np.dtype(meta["dtype"]), meta["tokens"], meta["passages"]
             for name, size in (("tokens.bin", total * dtype.itemsize), ("offsets.bin", (count + 1) * 8)):
-                found = (folder / name).stat().st_size if (folder / name).is_file() else 0
-                if found != size:
+                size_on_disk = (folder / name).stat().st_size if (folder / name).is_file() else 0
+                if size_on_disk != size:
                     raise UserError(
-                        f"{folder / name} has {found:,} bytes instead of {size:,}: it was cut short or "
+                        f"{folder / name} has {size_on_disk:,} bytes instead of {size:,}: it was cut short or "
                         f"altered; delete {folder} to tokenise the passages again"
                     )
             tokens = np.memmap(folder / "tokens.bin", dtype, "r") if total else np.empty(0, dtype)
@@ -160,9 +160,9 @@ class TokenStore:
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and not (-1 <= rows.min() and rows.max() < len(self)):
             raise IndexError(f"rows from {rows.min()} to {rows.max()} of {len(self)} passages")
-        found = rows >= 0
-        starts = self._offsets[np.where(found, rows, 0)]
-        lengths = np.where(found, self._offsets[np.where(found, rows + 1, 0)] - starts, 0)
+        is_passage = rows >= 0
+        starts = self._offsets[np.where(is_passage, rows, 0)]
+        lengths = np.where(is_passage, self._offsets[np.where(is_passage, rows + 1, 0)] - starts, 0)
         before = np.cumsum(lengths) - lengths  # where each passage begins in the result
-        places = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-        return self._tokens[places].astype(np.int64), lengths
+        positions = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+        return self._tokens[positions].astype(np.int64), lengths

@@ -92,10 +92,10 @@ class Trial:
             times = [1] if keeps_vectors(self.index) else REFINES
             pairs |= {pair for pair in product(cuts, times) if pair[0] * pair[1] <= _WIDEST}
         key = tuple(value for name, value in search.items() if name != "refine")
-        found = self._found.setdefault(key, {})
-        if (k, refine) not in found:
-            found |= self._recalls(pairs - found.keys(), search)
-        return found[k, refine]
+        known = self._found.setdefault(key, {})
+        if (k, refine) not in known:
+            known |= self._recalls(pairs - known.keys(), search)
+        return known[k, refine]
 
     def _recalls(
         self, pairs: set[tuple[int, int]], search: dict[str, int]
@@ -108,11 +108,11 @@ class Trial:
             part = slice(start, start + _QUERIES)
             _, rows = self.index.search(self.queries[part], width)
             scores = np.full(rows.shape, -np.inf, np.float32)  # of those that are exact search's as well
-            for query, found in enumerate(rows):
-                place = np.searchsorted(self._rows[start + query], found)
-                place = place.clip(max=self._rows.shape[1] - 1)
-                same = self._rows[start + query, place] == found
-                scores[query, same] = self._scores[start + query, place[same]]
+            for query, retrieved in enumerate(rows):
+                position = np.searchsorted(self._rows[start + query], retrieved)
+                position = position.clip(max=self._rows.shape[1] - 1)
+                same = self._rows[start + query, position] == retrieved
+                scores[query, same] = self._scores[start + query, position[same]]
             for (k, refine), recalls in good.items():
                 enough = scores[:, : k * refine] >= self.bounds[part, k - 1 : k]
                 recalls[part] = np.minimum(enough.sum(axis=1), k) / k

@@ -228,9 +228,9 @@ def _link_shards(known: _Kept, work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(known.rows), size):
         number = first // size
-        own = known.rows[first : first + size]
-        whole = len(own) == min(size, len(known.vectors) - first)
-        if not whole or not np.array_equal(own, np.arange(first, first + len(own))):
+        rows_of_shard = known.rows[first : first + size]
+        whole = len(rows_of_shard) == min(size, len(known.vectors) - first)
+        if not whole or not np.array_equal(rows_of_shard, np.arange(first, first + len(rows_of_shard))):
             return
         if not (new := shard_file(folder, number)).exists():
             try:

@@ -137,9 +137,9 @@ class DecodedVectors:
             if ivf is not None:
                 ivf.make_direct_map()  # where each row is in the cells
         vectors = np.zeros((flat.size, self.dim), np.float32)
-        found = flat >= 0
-        if found.any():
-            vectors[found] = self._index.reconstruct_batch(flat[found])
+        is_passage = flat >= 0
+        if is_passage.any():
+            vectors[is_passage] = self._index.reconstruct_batch(flat[is_passage])
         return vectors.reshape(*np.shape(rows), self.dim)
 
 

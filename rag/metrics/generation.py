@@ -68,22 +68,24 @@ def distinct_trigrams(predictions: Sequence[str]) -> float:
 
 def trigram_diversity(predictions: Sequence[str]) -> Metric:
     """`distinct_trigrams` with its interval, the jackknife's; no prediction has a share of it by itself."""
-    own = [
+    counted = [
         Counter(zip(words, words[1:], words[2:], strict=False))
         for words in (prediction.split() for prediction in predictions)
     ]
-    nan = np.full(len(own), np.nan)
+    nan = np.full(len(counted), np.nan)
     everywhere: Counter[tuple[str, str, str]] = Counter()
-    for trigrams in own:
+    for trigrams in counted:
         everywhere.update(trigrams)
     total = everywhere.total()
     if total == 0:
-        return Metric(math.nan, math.nan, math.nan, len(own), nan)
+        return Metric(math.nan, math.nan, math.nan, len(counted), nan)
     value = len(everywhere) / total
     # with a prediction left out, the trigrams that stand nowhere else are gone too
-    alone = np.array([sum(n == everywhere[trigram] for trigram, n in trigrams.items()) for trigrams in own])
-    left = total - np.array([trigrams.total() for trigrams in own])
-    if len(own) < 2 or (left == 0).any():
-        return Metric(value, math.nan, math.nan, len(own), nan)
+    alone = np.array(
+        [sum(n == everywhere[trigram] for trigram, n in trigrams.items()) for trigrams in counted]
+    )
+    left = total - np.array([trigrams.total() for trigrams in counted])
+    if len(counted) < 2 or (left == 0).any():
+        return Metric(value, math.nan, math.nan, len(counted), nan)
     low, high = jackknife(value, (len(everywhere) - alone) / left)
-    return Metric(value, max(0.0, low), min(1.0, high), len(own), nan)
+    return Metric(value, max(0.0, low), min(1.0, high), len(counted), nan)

@@ -71,8 +71,8 @@ def compile_answer(pattern: str, where: str = "") -> re.Pattern[str]:
     try:
         return re.compile(unicodedata.normalize("NFC", pattern), re.IGNORECASE | re.UNICODE | re.MULTILINE)
     except re.error as error:
-        place = f"{where}: " if where else ""
-        raise UserError(f"{place}the answer {pattern!r} is not a regular expression ({error})") from None
+        location = f"{where}: " if where else ""
+        raise UserError(f"{location}the answer {pattern!r} is not a regular expression ({error})") from None
 
 
 def as_seen_by(pattern: str, text: str) -> str:

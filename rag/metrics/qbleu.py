@@ -114,11 +114,11 @@ def _bleu(prediction: list[str], reference: list[str], n: int) -> float:
     """BLEU-n of one sentence: the geometric mean of its n-gram precisions, times the brevity penalty."""
     logarithms = 0.0
     for size in range(1, n + 1):
-        found, expected = _ngrams(prediction, size), _ngrams(reference, size)
-        matches = sum((found & expected).values())
+        predicted, expected = _ngrams(prediction, size), _ngrams(reference, size)
+        matches = sum((predicted & expected).values())
         if matches == 0:
             return 0.0
-        logarithms += math.log(matches / found.total())
+        logarithms += math.log(matches / predicted.total())
     return math.exp(logarithms / n + min(0.0, 1 - len(reference) / len(prediction)))
 
 

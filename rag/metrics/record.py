@@ -113,31 +113,33 @@ def _converted(result: Mapping[str, Any]) -> list[Record]:
     The intervals stood apart, under "em" in "intervals" and "recall@1" in "intervals_at"; of how many examples a metric
     was, was not written down.
     """
-    split, own = str(result.get("split", "")), result.get("n_docs") if "index" in result else None
-    found: dict[tuple[str, int | None, str | None], Record] = {}
+    split, n_docs = str(result.get("split", "")), result.get("n_docs") if "index" in result else None
+    records: dict[tuple[str, int | None, str | None], Record] = {}
 
     def add(
         metric: str, k: int | None, value: Any, interval: Sequence[Any], condition: str | None = None
     ) -> None:
         low, high = interval
-        found.setdefault((metric, k, condition), Record(metric, k, split, value, low, high, None, condition))
+        records.setdefault(
+            (metric, k, condition), Record(metric, k, split, value, low, high, None, condition)
+        )
 
     for name, interval in result.get("intervals", {}).items():
         restricted = name.endswith("_not_retrieved")
         metric = name.removesuffix("_not_retrieved")
-        add(metric, own, result[name], interval, NOT_RETRIEVED if restricted else None)
+        add(metric, n_docs, result[name], interval, NOT_RETRIEVED if restricted else None)
     editions = [pair[: len(pair) // 2] for pair in result.get("hot_swap", {}) if _is_double(pair)]
     pairs = {asked + indexed: swapped(asked, indexed) for asked in editions for indexed in editions}
     for key, interval in result.get("intervals_at", {}).items():
         name, _, at = key.partition("@")
         if name == "hot_swap":
-            add("em", own, result[name][at], interval, pairs[at])
+            add("em", n_docs, result[name][at], interval, pairs[at])
         elif name.startswith("bm25."):
             metric = name.removeprefix("bm25.")
             add(metric, int(at), result["bm25"][metric][at], interval, BM25)
         else:
             add(name.removesuffix("_by_k"), int(at), result[name][at], interval)
-    return list(found.values())
+    return list(records.values())
 
 
 def _is_double(pair: str) -> bool:

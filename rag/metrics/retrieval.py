@@ -41,7 +41,7 @@ def recall_at(
 
     def first_hit(retrieved: Sequence[Hashable], positives: Sequence[Hashable]) -> int | None:
         gold = {str(positive) for positive in positives}
-        return next((rank for rank, found in enumerate(retrieved) if str(found) in gold), None)
+        return next((rank for rank, passage_id in enumerate(retrieved) if str(passage_id) in gold), None)
 
     rows = ids.tolist() if isinstance(ids, np.ndarray) else ids
     return _hits_at(rows, positive_ids, ks, first_hit)

@@ -154,7 +154,7 @@ def hard_negatives(world: World, numbers: Mapping[tuple[str, str], str]) -> dict
         for word in person.name.split():
             namesakes.setdefault(word, []).append(person.name)
     passages = {person.name: person.passages for person in world.people}
-    found = {}
+    negatives = {}
     for question in world.questions["dpr"]:
         name, part = question.where
         others = [numbers[name, other] for other in passages[name] if other != part]
@@ -162,8 +162,8 @@ def hard_negatives(world: World, numbers: Mapping[tuple[str, str], str]) -> dict
         for other in (other for pair in zip(given, surname, strict=False) for other in pair):
             if other != name and part in passages[other]:
                 others.append(numbers[other, part])
-        found[question.where] = list(dict.fromkeys(others))[:HARD_NEGATIVES]
-    return found
+        negatives[question.where] = list(dict.fromkeys(others))[:HARD_NEGATIVES]
+    return negatives
 
 
 def words_of(text: str) -> list[str]:

@@ -110,9 +110,11 @@ def plot(metrics: Metrics, path: Path) -> None:
     plot_answers(bars, metrics, MODELS, "Questions about unseen people")
 
     shown = {"before": "frozen"} | {NAMES[name]: name for name in SWAPPED[::-1]}
-    found = {label: [value(metrics[name], "recall", k) for k in RECALL_AT] for label, name in shown.items()}
+    recall_of = {
+        label: [value(metrics[name], "recall", k) for k in RECALL_AT] for label, name in shown.items()
+    }
     colours = [plots.GREY, *(COLOURS[name] for name in SWAPPED[::-1])]
-    plots.grouped_bars(recall, [f"recall@{k}" for k in RECALL_AT], found, colours)
+    plots.grouped_bars(recall, [f"recall@{k}" for k in RECALL_AT], recall_of, colours)
     recall.set(ylabel="gold passage found", title="Retrieval before and after end-to-end training")
 
     plot_against_k(sweep, metrics, RETRIEVES)

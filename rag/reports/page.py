@@ -88,6 +88,6 @@ def shortened(text: str, length: int) -> str:
 
 def excerpt(text: str, words: Sequence[str], length: int) -> str:
     """`length` characters of the text around the first of the words that occurs, or its beginning."""
-    place = next((found for word in words if (found := text.lower().find(word.lower())) >= 0), 0)
-    start = max(0, min(place - length // 3, len(text) - length))
+    first_match = next((position for word in words if (position := text.lower().find(word.lower())) >= 0), 0)
+    start = max(0, min(first_match - length // 3, len(text) - length))
     return "…" * (start > 0) + shortened(text[start:], length)

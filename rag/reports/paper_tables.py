@@ -130,12 +130,12 @@ def all_cells(table: str, folder: Path = EXPERIMENTS) -> list[Cell]:
 
 def finished(outputs: Path) -> dict[str, list[Found]]:
     """All finished evaluations under a folder, by the name of their experiment."""
-    found: dict[str, list[Found]] = {}
+    evaluations: dict[str, list[Found]] = {}
     for file in sorted(outputs.rglob("result.json")):
         result = read_json(file)
         if {"name", "split", "questions", "changed"} <= set(result):
-            found.setdefault(result["name"], []).append(Found(file.parent, result))
-    return found
+            evaluations.setdefault(result["name"], []).append(Found(file.parent, result))
+    return evaluations
 
 
 def best_of(cell: Cell, candidates: Sequence[Found]) -> Found | None:
@@ -164,23 +164,23 @@ def matrix(
     """The layout of a table, and for each (row, column) the paper's cell with our evaluation of it."""
     if table not in LAYOUTS:
         raise UserError(f"report={table} does not exist; available: {', '.join(LAYOUTS)}")
-    found = finished(outputs)
+    evaluations = finished(outputs)
     filled: dict[tuple[str, str], list[tuple[Cell, Found | None]]] = {}
     for cell in all_cells(table):
-        pair = (cell, best_of(cell, found.get(cell.experiment, [])))
+        pair = (cell, best_of(cell, evaluations.get(cell.experiment, [])))
         filled.setdefault((cell.row, cell.column), []).append(pair)
     return LAYOUTS[table], filled
 
 
-def written(cell: Cell, found: Found | None) -> str:
+def written(cell: Cell, evaluation: Found | None) -> str:
     """ "44.5 | 43.9 | −0.6", with what has to be known in brackets."""
     digits = 0 if cell.is_k else 1
-    ours = None if found is None else cell.ours(found.records)
-    if found is None or ours is None:
+    ours = None if evaluation is None else cell.ours(evaluation.records)
+    if evaluation is None or ours is None:
         return f"{cell.value:.{digits}f} | {NOT_RUN}"
-    record = None if cell.is_k else cell.record(found.records)
-    label = found.label if cell.split == "test" or found.result["split"] != cell.split else ""
-    label = label or ", ".join(found.result["changed"])
+    record = None if cell.is_k else cell.record(evaluation.records)
+    label = evaluation.label if cell.split == "test" or evaluation.result["split"] != cell.split else ""
+    label = label or ", ".join(evaluation.result["changed"])
     note = f" ({label})" if label else ""
     value = f"{ours:.0f}" if record is None else percent(record)
     return f"{cell.value:.{digits}f} | {value}{note} | {signed(ours - cell.value, digits)}"
@@ -199,19 +199,19 @@ def lines_of(table: str, outputs: Path) -> tuple[Layout, list[list[str]], list[s
         for column in layout.columns:
             pairs = filled.get((name, column), [])
             # Where two experiments fill one cell (RAG-Token and RAG-Sequence as classifiers), one that was run counts.
-            cell, found = next(
+            cell, evaluation = next(
                 (pair for pair in pairs if pair[1] is not None), pairs[0] if pairs else (None, None)
             )
-            line.append("–" if cell is None else written(cell, found))
-            if found is not None:
-                runs[found.folder] = describe(found)
+            line.append("–" if cell is None else written(cell, evaluation))
+            if evaluation is not None:
+                runs[evaluation.folder] = describe(evaluation)
         rows.append(line)
     return layout, rows, list(runs.values())
 
 
-def describe(found: Found) -> str:
+def describe(evaluation: Found) -> str:
     """One line on where a number comes from."""
-    result = found.result
+    result = evaluation.result
     hours = result.get("training_seconds")
     parts = [
         f"{result['split']}, {result['questions']:,} questions, {reads(own_k(result))}",
@@ -219,7 +219,7 @@ def describe(found: Found) -> str:
         *([f"trained in {hours / 3600:.1f} h"] if hours else []),
         *([f"with {', '.join(result['changed'])}"] if result["changed"] else []),
     ]
-    return f"{result['name']}: {'; '.join(parts)}; {found.folder}"
+    return f"{result['name']}: {'; '.join(parts)}; {evaluation.folder}"
 
 
 def markdown(layout: Layout, rows: list[list[str]], runs: list[str]) -> str:
@@ -235,17 +235,17 @@ Curves = dict[str, dict[str, dict[int, float]]]
 
 def sweeps(outputs: Path) -> Curves:
     """{experiment: {metric: {K: percent}}} of the finished evaluations of figure 3, what was retrieved included."""
-    found: Curves = {}
+    curves: Curves = {}
     for name, each in finished(outputs).items():
         if name.startswith("figure3/"):
             records = max(each, key=lambda one: one.result["questions"]).records
             metrics = sweeps_of(records) | {name: by_k(records, name) for name in RETRIEVAL}
-            found[name.removeprefix("figure3/")] = {
+            curves[name.removeprefix("figure3/")] = {
                 metric: {k: 100 * record.value for k, record in of_one.items() if record.value is not None}
                 for metric, of_one in metrics.items()
                 if of_one
             }
-    return found
+    return curves
 
 
 def sweep_lines(curves: Curves) -> list[str]:

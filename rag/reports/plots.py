@@ -98,11 +98,11 @@ def grouped_bars(
     """For each group one bar of each series, with its value above it; scores from 0 to 1."""
     width = 0.8 / len(series)
     for number, ((name, values), colour) in enumerate(zip(series.items(), colours, strict=True)):
-        places = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
-        axes.bar(places, values, width * 0.92, label=name, color=colour)
-        for place, value in zip(places, values, strict=True):
+        positions = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
+        axes.bar(positions, values, width * 0.92, label=name, color=colour)
+        for position, value in zip(positions, values, strict=True):
             if np.isfinite(value):
-                axes.text(place, value + 0.015, f"{value:.2f}", ha="center", fontsize=8)
+                axes.text(position, value + 0.015, f"{value:.2f}", ha="center", fontsize=8)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylim(0, 1.28)
     axes.set_yticks(np.arange(0, 1.01, 0.2))
@@ -148,8 +148,8 @@ def against_k(
     beside = (shown[-1] / shown[0]) ** 0.008  # by how much the markers of two lines at one K are set apart
     for number, (name, of_one) in enumerate(lines.items()):
         style = style_of(name, number) | _line(number, len(lines))
-        places = [k * beside ** (number - (len(lines) - 1) / 2) for k in of_one]
-        axes.plot(places, list(of_one.values()), label=label_of(name), **style)
+        positions = [k * beside ** (number - (len(lines) - 1) / 2) for k in of_one]
+        axes.plot(positions, list(of_one.values()), label=label_of(name), **style)
     axes.set_xscale("log")
     axes.set_xticks(shown, [str(k) for k in shown])
     axes.minorticks_off()
@@ -162,10 +162,12 @@ def curves(axes: Axes, steps: Mapping[str, tuple[Sequence[float], Sequence[float
     if all(len(values) == 1 for _, values in steps.values()):
         bars(axes, {name: values[0] for name, (_, values) in steps.items()}, "{:.3g}")
         return
-    for number, (name, (places, values)) in enumerate(steps.items()):
+    for number, (name, (steps_of_curve, values)) in enumerate(steps.items()):
         points = MARKERS[number % len(MARKERS)] if len(values) < 40 else ""
         style: dict[str, Any] = _line(number, len(steps)) if points else {"linewidth": 1.5}
-        axes.plot(places, values, marker=points, label=name, color=PALETTE[number % len(PALETTE)], **style)
+        axes.plot(
+            steps_of_curve, values, marker=points, label=name, color=PALETTE[number % len(PALETTE)], **style
+        )
     axes.set_xlabel("training step")
     axes.grid(axis="y", alpha=0.3)
     legend_below(axes, len(steps))
@@ -178,8 +180,8 @@ def bars(axes: Axes, values: Mapping[str, float], form: str) -> None:
     _thin(axes, len(values))
     axes.invert_yaxis()
     largest = max([0.0, *(value for value in values.values() if np.isfinite(value))])
-    for place, value in enumerate(values.values()):
-        axes.text(max(value, 0) + 0.02 * largest, place, form.format(value), va="center")
+    for position, value in enumerate(values.values()):
+        axes.text(max(value, 0) + 0.02 * largest, position, form.format(value), va="center")
     axes.set_xlim(0, 1.2 * largest or 1.0)
 
 

@@ -48,12 +48,12 @@ def label_of(metric: str) -> str:
     return LABELS.get(metric, metric)
 
 
-def name_of(record: Record, own: int | None) -> str:
+def name_of(record: Record, k_of_run: int | None) -> str:
     """ "exact match", "recall@5", "exact match at K = 20" where `own`, the evaluation's K, is another."""
     name = label_of(record.metric)
     if record.metric in RETRIEVAL:
         name += f"@{record.k}"
-    elif record.k not in (None, own):
+    elif record.k not in (None, k_of_run):
         name += f" at K = {record.k}"
     return name if record.condition is None else f"{name}, {record.condition}"
 
@@ -98,13 +98,13 @@ def own_k(result: Mapping[str, Any]) -> int | None:
 def sweeps_of(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
     """{metric: {K: record}} of answers that were judged at several K (figure 3)."""
     names = dict.fromkeys(each.metric for each in records if each.metric not in RETRIEVAL)
-    found = {name: by_k(records, name) for name in names}
-    return {name: each for name, each in found.items() if len(each) > 1}
+    by_metric = {name: by_k(records, name) for name in names}
+    return {name: each for name, each in by_metric.items() if len(each) > 1}
 
 
 def sections(result: Mapping[str, Any], cells: Sequence[Cell] = ()) -> list[Section]:
     """What an evaluation measured, beside the paper's cells; where two are of one metric, this split's goes first."""
-    records, own = records_of(result), own_k(result)
+    records, k_of_run = records_of(result), own_k(result)
     paper: dict[Record, Cell] = {}
     best: dict[str, Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.split != result["split"]):
@@ -114,17 +114,17 @@ def sections(result: Mapping[str, Any], cells: Sequence[Cell] = ()) -> list[Sect
             paper.setdefault(record, cell)
 
     def row(record: Record) -> list[str]:
-        cells = [name_of(record, own), number(record.value), interval(record), count(record)]
+        cells = [name_of(record, k_of_run), number(record.value), interval(record), count(record)]
         bm25 = find(records, record.metric, record.k, BM25) if record.condition is None else None
         beside = "" if bm25 is None else number(bm25.value)
         return [*cells, *_beside(record.value, paper.get(record), result["split"]), beside]
 
     def is_own(record: Record) -> bool:
-        return record.condition == NOT_RETRIEVED or record.condition is None and record.k in (None, own)
+        return record.condition == NOT_RETRIEVED or record.condition is None and record.k in (None, k_of_run)
 
     answers = [each for each in records if each.metric not in RETRIEVAL and is_own(each)]
     retrieved = [each for each in records if each.metric in RETRIEVAL and each.condition is None]
-    found = [
+    parts = [
         Section("Answers", [row(each) for each in answers]),
         Section("Retrieval", [row(each) for each in retrieved]),
     ]
@@ -137,9 +137,9 @@ def sections(result: Mapping[str, Any], cells: Sequence[Cell] = ()) -> list[Sect
             cell = best.get(metric)
             line = [f"K of the highest {label_of(metric)}", str(k), NONE, count(each[k])]
             swept.append([*line, *_beside(k, cell, result["split"], whole=True), ""])
-    found.append(Section("More passages at test time", swept))
-    found.append(Section("Hot-swap", [row(each) for each in records if swap_pair(each)]))
-    return [each for each in found if each.rows]
+    parts.append(Section("More passages at test time", swept))
+    parts.append(Section("Hot-swap", [row(each) for each in records if swap_pair(each)]))
+    return [each for each in parts if each.rows]
 
 
 def _beside(value: float | None, cell: Cell | None, split: str, whole: bool = False) -> list[str]:
@@ -164,13 +164,13 @@ def markdown(section: Section) -> list[str]:
     return [f"| {' | '.join(line[n] for n in shown)} |" for line in lines]
 
 
-def terminal(title: str, found: Sequence[Section], index: Sequence[tuple[str, str]] = ()) -> Any:
+def terminal(title: str, parts: Sequence[Section], index: Sequence[tuple[str, str]] = ()) -> Any:
     """All sections as one table of rich, a rule between them; index: what is said of the index below."""
     from rich.table import Table
 
-    shown = columns([row for section in found for row in section.rows])
+    shown = columns([row for section in parts for row in section.rows])
     table = Table(*(HEADER[n] for n in shown), title=title)
-    for section in found:
+    for section in parts:
         for row in section.rows:
             table.add_row(*(row[n] for n in shown))
         table.add_section()

@@ -125,12 +125,12 @@ def curves(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
     if not frames:
         return {}
     whole = pd.concat(frames)
-    found = {}
+    curve_of = {}
     for name in whole.columns.drop(["step", "epoch"], errors="ignore"):
-        own: Any = whole.set_index("step")[name].dropna().groupby(level="step").last()
-        if len(own):
-            found[str(name)] = ((own.index + 1).tolist(), own.tolist())
-    return found
+        values: Any = whole.set_index("step")[name].dropna().groupby(level="step").last()
+        if len(values):
+            curve_of[str(name)] = ((values.index + 1).tolist(), values.tolist())
+    return curve_of
 
 
 # -- evaluation ----------------------------------------------------------------------------------
@@ -172,24 +172,24 @@ def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> tuple[Any, lis
     from rag.reports import plots
 
     name = Path(config["checkpoint"]).name
-    records, own = records_of(result), result_table.own_k(result)
+    records, k_of_run = records_of(result), result_table.own_k(result)
     swept = result_table.sweeps_of(records)
     cells = swap_cells(records)
     scored = [
         each
         for each in records
-        if each.metric not in result_table.RETRIEVAL and each.k in (None, own) and not swap_pair(each)
+        if each.metric not in result_table.RETRIEVAL and each.k in (None, k_of_run) and not swap_pair(each)
     ]
     scored = [each for each in scored if each.value is not None and each.low is not None]
     retrieved: dict[str, dict[int, float | None]] = {}
     for condition, of in ((None, ""), (BM25, "BM25: ")):
         for metric, looked_for in result_table.RETRIEVAL.items():
-            if found := by_k(records, metric, condition):
-                retrieved[f"{of}{looked_for}"] = {k: each.value for k, each in found.items()}
+            if at_each_k := by_k(records, metric, condition):
+                retrieved[f"{of}{looked_for}"] = {k: each.value for k, each in at_each_k.items()}
 
     def scores(axis: Any) -> None:
         shown = scored[::-1]
-        labels = [result_table.name_of(each, own).replace(", ", ",\n") for each in shown]
+        labels = [result_table.name_of(each, k_of_run).replace(", ", ",\n") for each in shown]
         labels = [
             f"{label}\nn = {each.n:,}" if each.n is not None else label
             for label, each in zip(labels, shown, strict=True)
@@ -204,7 +204,7 @@ def _scores(result: Mapping[str, Any], config: dict[str, Any]) -> tuple[Any, lis
         plots.against_k(axis, lines, "value")
 
     draw = {
-        f"Answers, {result_table.reads(own)}": scores
+        f"Answers, {result_table.reads(k_of_run)}": scores
         if scored and all(0 <= (each.value or 0) <= 1 for each in scored)
         else None,
         "Retrieved among K": (lambda axis: plots.against_k(axis, retrieved)) if retrieved else None,

@@ -46,8 +46,8 @@ def _check_fit(question_encoder: AnyQuestionEncoder, index: Index) -> None:
     if question_encoder.partner is not None:
         index.check_encoder(question_encoder.partner)
         return
-    made_by, own = index.manifest.encoder, question_encoder.passage_fingerprint()
-    if own is not None and made_by.weights not in (own, UNKNOWN):
+    made_by, as_passage_encoder = index.manifest.encoder, question_encoder.passage_fingerprint()
+    if as_passage_encoder is not None and made_by.weights not in (as_passage_encoder, UNKNOWN):
         log.warning(
             "%s was embedded by %s, whose weights differ from the question encoder's: whether the two were trained "
             "together could not be checked",

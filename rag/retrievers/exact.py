@@ -86,8 +86,11 @@ class ExactSearch:
         rows = torch.empty(len(asked), 0, dtype=torch.int64, device=self.device)
         step = max(candidates, min(ROWS_AT_ONCE, SCORES_AT_ONCE // max(1, len(asked))))
         for start, chunk in self._chunks(step):
-            found, places = (asked @ chunk.T).float().topk(min(candidates, len(chunk)), dim=1)
-            scores, rows = torch.cat([scores, found], dim=1), torch.cat([rows, places + start], dim=1)
+            chunk_scores, rows_in_chunk = (asked @ chunk.T).float().topk(min(candidates, len(chunk)), dim=1)
+            scores, rows = (
+                torch.cat([scores, chunk_scores], dim=1),
+                torch.cat([rows, rows_in_chunk + start], dim=1),
+            )
             if scores.shape[1] > candidates:
                 scores, best = scores.topk(candidates, dim=1)
                 rows = rows.gather(1, best)

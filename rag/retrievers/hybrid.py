@@ -116,7 +116,7 @@ class HybridRetriever(DenseRetriever):
         depth = min(
             max(self.candidates, n_docs), max(len(self.index), n_docs)
         )  # too large a K is refused below
-        found = [self.search(queries, depth), self.scorer.search(text, depth)[1]]
-        rows = np.sort(np.concatenate(found, axis=1), axis=1)
+        by_either = [self.search(queries, depth), self.scorer.search(text, depth)[1]]
+        rows = np.sort(np.concatenate(by_either, axis=1), axis=1)
         rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = -1
         return rows

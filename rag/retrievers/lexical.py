@@ -185,13 +185,13 @@ class _TermMatrix:
             for i, (begin, end) in enumerate(
                 zip(similar.indptr[:-1], similar.indptr[1:], strict=True), start
             ):
-                values, places = similar.data[begin:end], similar.indices[begin:end]
+                values, passages = similar.data[begin:end], similar.indices[begin:end]
                 if len(values) > k:
                     best = np.argpartition(-values, k - 1)[:k]
-                    values, places = values[best], places[best]
+                    values, passages = values[best], passages[best]
                 order = np.argsort(-values, kind="stable")
                 scores[i, : len(order)] = values[order]
-                rows[i, : len(order)] = places[order]
+                rows[i, : len(order)] = passages[order]
         return scores, rows
 
     def scores_of(self, questions: list[str], rows: Int64[np.ndarray, "B k"]) -> Float32[np.ndarray, "B k"]:
@@ -203,10 +203,10 @@ class _TermMatrix:
             for i, (begin, end) in enumerate(
                 zip(similar.indptr[:-1], similar.indptr[1:], strict=True), start
             ):
-                places = similar.indices[begin:end]
-                of_all[places] = similar.data[begin:end]
+                passages = similar.indices[begin:end]
+                of_all[passages] = similar.data[begin:end]
                 scores[i] = np.where(rows[i] < 0, 0, of_all[rows[i]])
-                of_all[places] = 0
+                of_all[passages] = 0
         return scores
 
 

@@ -76,14 +76,14 @@ def most_frequent_match(patterns: Sequence[str], passages: Iterable[str]) -> str
     The passages are the texts of the 1000 best, best first; of equally frequent strings the first found counts.
     """
     compiled = [(pattern, compile_answer(pattern)) for pattern in patterns]
-    found = Counter(
+    matches = Counter(
         match.group().strip()
         for text in passages
         for pattern, one in compiled
         for match in one.finditer(as_seen_by(pattern, text))
     )
-    found.pop("", None)
-    return found.most_common(1)[0][0] if found else None
+    matches.pop("", None)
+    return matches.most_common(1)[0][0] if matches else None
 
 
 def all_spellings(patterns: Sequence[str]) -> tuple[str, ...]:
@@ -98,8 +98,8 @@ def spellings(pattern: str, limit: int = SPELLINGS) -> list[str]:
     ".", character classes and repetitions of them become a space.
     """
     compile_answer(pattern)
-    found = (" ".join(one.split()) for one in _spell(_parser.parse(pattern), limit))
-    return list(islice(dict.fromkeys(one for one in found if one), limit))
+    strings = (" ".join(one.split()) for one in _spell(_parser.parse(pattern), limit))
+    return list(islice(dict.fromkeys(one for one in strings if one), limit))
 
 
 def _spell(tree: Any, limit: int) -> list[str]:

@@ -65,10 +65,10 @@ class Dialogue(TextToText):
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise UserError(f"{where}: dialog is {kind(turns)}, a list of turns is expected")
         said: list[str] = []
-        for place, turn in enumerate(turns, start=1):
-            text = text_field(turn, "text", f"{where}, turn {place}")
-            if text_field(turn, "speaker", f"{where}, turn {place}").endswith("Wizard"):
-                yield Example(self._join(topic, said), (text,), id=f"{number}-{place}")
+        for turn_number, turn in enumerate(turns, start=1):
+            text = text_field(turn, "text", f"{where}, turn {turn_number}")
+            if text_field(turn, "speaker", f"{where}, turn {turn_number}").endswith("Wizard"):
+                yield Example(self._join(topic, said), (text,), id=f"{number}-{turn_number}")
             said.append(text)
 
     def _join(self, topic: str, said: Sequence[str]) -> str:

@@ -92,19 +92,21 @@ def _convert(path: Path, folder: Path) -> None:
             for where, record in read_records(path):
                 number += 1
                 question = text_field(record, "question", where)
-                found: dict[str, list[int]] = {}
+                rows_of_question: dict[str, list[int]] = {}
                 for contexts, name in _LISTS.items():
-                    found[name] = []
+                    rows_of_question[name] = []
                     for passage in _contexts(record, contexts, where):
                         key = int(passage.id, 16)
                         if key not in rows:
                             rows[key] = len(rows)
                             yield passage
-                        found[name].append(rows[key])
+                        rows_of_question[name].append(rows[key])
                 advance(1)
-                if found["positives"]:
+                if rows_of_question["positives"]:
                     usable += 1
-                    out.write(json.dumps({"question": question, **found}, ensure_ascii=False) + "\n")
+                    out.write(
+                        json.dumps({"question": question, **rows_of_question}, ensure_ascii=False) + "\n"
+                    )
             if not usable:
                 raise UserError(f"{path} holds no question with a positive passage")
 
@@ -126,19 +128,19 @@ def _contexts(record: Record, key: str, where: str) -> Iterator[Passage]:
     if not isinstance(contexts, list):
         raise UserError(f"{where}: {key} is {kind(contexts)}, a list of passages is expected")
     for number, context in enumerate(contexts, start=1):
-        place = f"{where}: passage {number} of {key}"
+        location = f"{where}: passage {number} of {key}"
         if not isinstance(context, dict):
-            raise UserError(f"{place} is {kind(context)}, an object with title and text is expected")
-        title = _title(context, place)
-        text = text_field(context, "text", place)
+            raise UserError(f"{location} is {kind(context)}, an object with title and text is expected")
+        title = _title(context, location)
+        text = text_field(context, "text", location)
         name = hashlib.sha256(f"{title}\n{text}".encode()).hexdigest()[:16]
         yield Passage(name, title, text)
 
 
-def _title(context: dict[str, Any], place: str) -> str:
+def _title(context: dict[str, Any], location: str) -> str:
     title = context.get("title", "")
     if title is None:
         return ""
     if not isinstance(title, str):
-        raise UserError(f"{place}: the title is {kind(title)}, a string is expected")
+        raise UserError(f"{location}: the title is {kind(title)}, a string is expected")
     return title

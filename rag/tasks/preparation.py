@@ -77,17 +77,17 @@ def _make(task: Task, examples: list[Example], retriever: Any, made_from: dict[s
     depth = min(task.depth, len(store))
     training = retriever.training
     retriever.eval()
-    kept, found = [], 0
+    kept, with_targets = [], 0
     with progress_bar(f"searching {depth:,} passages for targets", len(examples), "questions") as advance:
         for start in range(0, len(examples), AT_ONCE):
             chunk = examples[start : start + AT_ONCE]
-            for example, own in zip(
+            for example, retrieved in zip(
                 chunk,
                 retriever.find(retriever.prepare([one.question for one in chunk]), depth).tolist(),
                 strict=True,
             ):
-                targets = task.targets(example, (store[row].text for row in own if row >= 0))
-                found += bool(targets)
+                targets = task.targets(example, (store[row].text for row in retrieved if row >= 0))
+                with_targets += bool(targets)
                 targets = targets or task.targets_without(example)
                 if targets:
                     kept.append(replace(example, answers=targets))
@@ -104,7 +104,8 @@ def _make(task: Task, examples: list[Example], retriever: Any, made_from: dict[s
     }
     write_json(
         file.with_suffix(".json"),
-        made_from | {"questions": len(examples), "found": found, "kept": len(kept), "answers": answers},
+        made_from
+        | {"questions": len(examples), "found": with_targets, "kept": len(kept), "answers": answers},
     )
     with write_aside(file) as aside, aside.open("w", encoding="utf-8") as out:
         for example in kept:

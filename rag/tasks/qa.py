@@ -152,9 +152,9 @@ class QuestionAnswering(Task):
             return examples
         chosen = [example for example in examples if example.set in self.train_sets]
         if not chosen:
-            found = ", ".join(sorted({repr(example.set) for example in examples}))
+            sets = ", ".join(sorted({repr(example.set) for example in examples}))
             wanted = ", ".join(self.train_sets)
-            raise UserError(f"{self.source(split)}: no question of the sets {wanted}, found {found}")
+            raise UserError(f"{self.source(split)}: no question of the sets {wanted}, found {sets}")
         return chosen
 
     def right_passages(self, example: Example) -> dict[str, Callable[[Passage], bool]]:

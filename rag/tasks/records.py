@@ -191,15 +191,15 @@ def _asked_of(paragraphs: list[Record], where: str, path: Path) -> Iterator[tupl
     for paragraph in paragraphs:
         for one in _objects(paragraph.get("qas"), f"{where}: qas"):
             number += 1
-            place = f"{path}, question {one.get('id', one.get('qid', number))}"
+            location = f"{path}, question {one.get('id', one.get('qid', number))}"
             if one.get("is_impossible"):
                 left_out += 1
                 continue
             answers = one.get("answers")
             if isinstance(answers, list) and answers and not isinstance(answers[0], str):
-                answers = [answer.get("text") for answer in _objects(answers, f"{place}: answers")]
+                answers = [answer.get("text") for answer in _objects(answers, f"{location}: answers")]
                 answers = list(dict.fromkeys(answer for answer in answers if isinstance(answer, str)))
-            yield place, one | {"answers": answers}
+            yield location, one | {"answers": answers}
     if left_out:
         log.warning("%s: %d of %d questions cannot be answered and are left out", path, left_out, number)
 
@@ -218,8 +218,8 @@ def _array_records(path: Path, mend: Mender) -> Iterator[tuple[str, Record]]:
     at = text.index("[") + 1  # where the next object starts in what was read, and on which line of the file
     line = 1 + text.count("\n", 0, at)
     while True:
-        found = _SOMETHING.search(text, at)
-        start = found.start() if found else len(text)
+        next_token = _SOMETHING.search(text, at)
+        start = next_token.start() if next_token else len(text)
         line += text.count("\n", at, start)
         at = start
         where = f"{path}, line {line}"

@@ -75,13 +75,13 @@ def _wrong_width(where: str, row: list[str], header: list[str] | None, separator
         if header is None
         else f"the header has {len(header)} ({', '.join(header)})"
     )
-    found = f"{where}: {len(row)} {called}-separated columns, {expected}"
+    problem = f"{where}: {len(row)} {called}-separated columns, {expected}"
     if several:
         return (
-            f'{found}; a double quote that begins a field is not closed on this line: write it as """" and the '
+            f'{problem}; a double quote that begins a field is not closed on this line: write it as """" and the '
             "field in double quotes"
         )
-    return f"{found}; a field that holds a {called} belongs in double quotes" if len(row) > 2 else found
+    return f"{problem}; a field that holds a {called} belongs in double quotes" if len(row) > 2 else problem
 
 
 def _listed(cell: str, where: str) -> list:

@@ -85,13 +85,13 @@ class TriviaQA(QuestionAnswering):
 
 def found_answers(answers: Sequence[str], passages: Iterable[str]) -> tuple[str, ...]:
     """Those of the answers, in their order, that one of the passages contains by DPR's token match."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     which = answer_finder(answers, tokenize)
     for text in passages:
-        found.update(which(text))
-        if len(found) == len(answers):
+        numbers.update(which(text))
+        if len(numbers) == len(answers):
             break
-    return tuple(answer for number, answer in enumerate(answers) if number in found)
+    return tuple(answer for number, answer in enumerate(answers) if number in numbers)
 
 
 def _records(source: str) -> Iterator[tuple[str, Record]]:

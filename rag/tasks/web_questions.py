@@ -46,7 +46,7 @@ class WebQuestions(QuestionAnswering):
 
 def target_values(value: str, where: str) -> list[str]:
     """The answers in '(list (description Fauvism) (description "St. Paul"))'; UserError if there are none."""
-    found = [re.sub(r"\\(.)", r"\1", quoted) or bare for quoted, bare in _DESCRIPTION.findall(value)]
-    if not found:
+    values = [re.sub(r"\\(.)", r"\1", quoted) or bare for quoted, bare in _DESCRIPTION.findall(value)]
+    if not values:
         raise UserError(f"{where}: targetValue holds no (description …): {value[:60]}")
-    return found
+    return values

@@ -145,7 +145,7 @@ class RagDataModule(StepDataModule):
         prepared: str | Path = "data/prepared",
     ):
         super().__init__(num_workers)
-        self.task = task
+        self.task: Task = task
         self.target_retriever = model.retriever if target_retriever is None else target_retriever
         self.prepared = prepared
         self.model = model
@@ -178,8 +178,8 @@ class RagDataModule(StepDataModule):
     def val_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
-        own = self.dev[trainer.global_rank :: trainer.world_size]
-        return self._loader(evaluation_batches(own, self.prepare_batch, self.eval_batch_size))
+        of_rank = self.dev[trainer.global_rank :: trainer.world_size]
+        return self._loader(evaluation_batches(of_rank, self.prepare_batch, self.eval_batch_size))
 
 
 def check_questions(model: RagModel, examples: Sequence[Example], source: str) -> None:

@@ -115,9 +115,9 @@ class _GatherWithGradient(torch.autograd.Function):
     """All ranks' tensors of one shape, stacked; the gradient is the sum of what all ranks ask of one's own."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(every, own.contiguous())
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        every = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, tensor.contiguous())
         return torch.stack(every)
 
     @staticmethod
@@ -146,11 +146,11 @@ def gather_passages(
     assert isinstance(vectors, Tensor)
     numbers = [torch.empty(max(counts), dtype=rows.dtype, device=rows.device) for _ in counts]
     dist.all_gather(numbers, F.pad(rows, (0, missing), value=-1))
-    own = sum(counts[: dist.get_rank()])
+    first_row = sum(counts[: dist.get_rank()])
     return (
         torch.cat([each[:count] for each, count in zip(vectors, counts, strict=True)]),
         torch.cat([each[:count] for each, count in zip(numbers, counts, strict=True)]),
-        own,
+        first_row,
     )
 
 
@@ -290,8 +290,8 @@ class DprModule(WholeBatchModule):
 
     def training_step(self, batch: BiEncoderBatch, batch_idx: int) -> Tensor:
         questions = self.model.question_encoder(**batch.questions)
-        passages, rows, own = gather_passages(self.model.passage_encoder(**batch.passages), batch.rows)
-        positive = batch.positive + own
+        passages, rows, first_row = gather_passages(self.model.passage_encoder(**batch.passages), batch.rows)
+        positive = batch.positive + first_row
         allowed = passages_allowed(rows, batch.right, positive)
         losses, scores = contrastive_loss(questions * value_of(self.model.scale), passages, positive, allowed)
         compared = allowed.sum(dim=1) > 1  # the others' loss is zero, whatever the encoders
@@ -344,8 +344,8 @@ class DprModule(WholeBatchModule):
     def _everyones(self, count: int, encoded: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The vectors of all ranks, each in its place: (count, D)."""
         vectors = torch.zeros(count, self.model.question_encoder.dim, device=self.device)
-        for numbers, own in encoded:
-            vectors[numbers] = own
+        for numbers, vectors_of_batch in encoded:
+            vectors[numbers] = vectors_of_batch
         if dist.is_initialized():
             dist.all_reduce(vectors)
         return vectors

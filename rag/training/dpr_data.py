@@ -131,8 +131,8 @@ class DprData(StepDataModule):
         if self.mined is not None:
             mined = self.mined.rows(corpus, examples, self.cache).tolist()
             hard = [
-                list(dict.fromkeys([*own, *(row for row in more if row >= 0)]))
-                for own, more in zip(hard, mined, strict=True)
+                list(dict.fromkeys([*of_file, *(row for row in more if row >= 0)]))
+                for of_file, more in zip(hard, mined, strict=True)
             ]
         rows = zip(positives, hard, strict=True)
         return corpus, [
@@ -141,10 +141,10 @@ class DprData(StepDataModule):
         ]
 
     def sizes(self) -> dict[str, int]:
-        found = {"passages": len(self.store or ()), "training questions": len(self.questions)}
+        counts = {"passages": len(self.store or ()), "training questions": len(self.questions)}
         if self.dev is not None:
-            found |= {"dev questions": len(self.dev.questions), "dev passages": len(self.dev.rows)}
-        return found
+            counts |= {"dev questions": len(self.dev.questions), "dev passages": len(self.dev.rows)}
+        return counts
 
     def make_batch(self, step: int) -> BiEncoderBatch:
         assert self.store is not None
@@ -218,13 +218,13 @@ class DevSet:
     def __init__(self, store: PassageStore, questions: list[AskedQuestion], negatives: int):
         self.store = store
         self.questions = questions
-        place: dict[int, int] = {}
+        number_of: dict[int, int] = {}
         for one in questions:
             for row in (*one.positives[:1], *one.hard[:negatives], *one.other[:negatives]):
-                place.setdefault(int(row), len(place))
-        self.rows = list(place)
-        self.gold = torch.tensor([place[int(one.positives[0])] for one in questions])
-        known = [[place[row] for row in one.positives.tolist() if row in place] for one in questions]
+                number_of.setdefault(int(row), len(number_of))
+        self.rows = list(number_of)
+        self.gold = torch.tensor([number_of[int(one.positives[0])] for one in questions])
+        known = [[number_of[row] for row in one.positives.tolist() if row in number_of] for one in questions]
         self.right = torch.from_numpy(padded(known))
 
 

@@ -59,8 +59,8 @@ class MinedNegatives:
         with progress_bar("mining hard negatives", len(questions), "questions") as advance:
             for start in range(0, len(questions), _QUESTIONS_AT_ONCE):
                 chunk = questions[start : start + _QUESTIONS_AT_ONCE]
-                _, found = scorer.search([example.question for example in chunk], depth)
-                for number, (example, rows) in enumerate(zip(chunk, found.tolist(), strict=True), start):
+                _, retrieved = scorer.search([example.question for example in chunk], depth)
+                for number, (example, rows) in enumerate(zip(chunk, retrieved.tolist(), strict=True), start):
                     wrong = [
                         row for row, _ in zip(_wrong(store, example, rows), range(self.keep), strict=False)
                     ]

@@ -48,11 +48,14 @@ class Optimization:
                 # A weight that two parts share, as two encoders their embeddings, belongs to the first.
                 trained = [p for p in module.parameters() if p.requires_grad and p not in known]
                 known.update(trained)
-                own = {"lr": lr * multiple}
+                group_settings = {"lr": lr * multiple}
                 groups.append(
-                    {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay} | own
+                    {"params": [p for p in trained if p.dim() > 1], "weight_decay": self.weight_decay}
+                    | group_settings
                 )
-                groups.append({"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0} | own)
+                groups.append(
+                    {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0} | group_settings
+                )
         groups = [group for group in groups if group["params"]]
         # Lightning clips no gradients of a fused optimiser in mixed precision, which would unscale them by itself.
         fused = not precision.endswith("mixed")

@@ -131,7 +131,7 @@ class ReadingData(StepDataModule):
         self.mined = mined or MinedNegatives()
         self.cache = Path(cache)
         self.store: PassageStore | None = None
-        self.task = QuestionAnswering()
+        self.task: QuestionAnswering = QuestionAnswering()
         self.room = self.generator.max_context_length - sum(
             map(len, special_tokens(self.generator.tokenizer))
         )

@@ -77,9 +77,9 @@ def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: in
             f"{path} holds weights alone, without the optimizer's state that resuming needs: give the last.ckpt "
             "of that run, which an interrupted training leaves"
         )
-    own, weights = module.state_dict(), held["state_dict"]
-    other = sorted(own.keys() ^ weights.keys())
-    other = other or sorted(name for name in own if own[name].shape != weights[name].shape)
+    expected, weights = module.state_dict(), held["state_dict"]
+    other = sorted(expected.keys() ^ weights.keys())
+    other = other or sorted(name for name in expected if expected[name].shape != weights[name].shape)
     if other:
         raise UserError(
             f"{path} is of another model than this run trains ({other[0]} differs, the first of {len(other)} weights): "

@@ -85,7 +85,7 @@ class WholeBatchModule(pl.LightningModule):
         if not math.isfinite(norm) and (scaler is None or scaler.get_scale() < LOWEST_SCALE):
             self.stop_not_finite(step, f"the norm of the gradient is {norm}")
 
-    def stop_not_finite(self, step: int, found: str) -> None:
+    def stop_not_finite(self, step: int, problem: str) -> None:
         """Raise the UserError that ends training: what is not finite, since when, and what to lower."""
         last = (
             "no loss before it was finite"
@@ -101,8 +101,8 @@ class WholeBatchModule(pl.LightningModule):
         kept = [each.best_model_path for each in self.trainer.checkpoint_callbacks if each.best_model_path]  # type: ignore[attr-defined]
         stays = f"; {' and '.join(kept)} from before stay as they are" if kept else ""
         raise UserError(
-            f"training stopped at step {step} because {found} ({last}): lower {self.to_lower}{wider}, and train again "
-            f"with overwrite=true{stays}"
+            f"training stopped at step {step} because {problem} ({last}): lower {self.to_lower}{wider}, and train "
+            f"again with overwrite=true{stays}"
         )
 
     to_lower = "optimization.lr or trainer.gradient_clip_val"
