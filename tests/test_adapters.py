@@ -16,7 +16,7 @@ from rag.model import ClosedBook
 from rag.parts import TrainedPart
 from rag.training.optimization import Optimization
 
-peft = pytest.importorskip("peft", reason="peft is an extra: pip install rag[causal]")
+peft = pytest.importorskip("peft", reason="peft is an extra: pip install ".[causal]"")
 SETTINGS = {"max_context_length": 60, "max_target_length": 8}
 QUESTIONS, TARGETS = ["what is the capital of France?", "the Tiber"], ["Paris", "the river in Italy"]
 
