@@ -74,11 +74,11 @@ class Row:
     bytes: tuple[int, int] | None  # ours, theirs
 
 
-def measure_time(own: Any, repeats: int) -> tuple[tuple[float, float], bool]:
+def measure_time(side: Any, repeats: int) -> tuple[tuple[float, float], bool]:
     """Median CPU seconds of ours and theirs, taken in turn, and whether their results are equal."""
-    calls = (own.ours(), own.theirs())
-    results = [own.result(call()) for call in calls]
-    equal = own.equal(*results)
+    calls = (side.ours(), side.theirs())
+    results = [side.result(call()) for call in calls]
+    equal = side.equal(*results)
     del results
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):

@@ -150,10 +150,10 @@ def query_type(folder: Path) -> dict[str, Any]:
             break
 
     def recall(refine: int | None) -> float:
-        found = np.concatenate(
+        retrieved = np.concatenate(
             [index.search(queries[i : i + 50], k, refine)[1] for i in range(0, len(queries), 50)]
         )
-        return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(found, truth, strict=True)]))
+        return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(retrieved, truth, strict=True)]))
 
     refined = recall(None)
     return {
@@ -237,17 +237,17 @@ def benchmark(
         f"data in {folder}, results in {file}"
     )
     for name in missing:
-        place = folder / f"{sizes[name]}x{dim}"
+        size_folder = folder / f"{sizes[name]}x{dim}"
         need, free = 3.2 * sizes[name] * dim * 4, shutil.disk_usage(nearest(folder)).free
-        if not (place / "truth.npy").exists() and free < need:
+        if not (size_folder / "truth.npy").exists() and free < need:
             raise UserError(
                 f"{folder} has {free / 1e9:.1f} GB free and {need / 1e9:.1f} GB are needed: give another "
                 "--folder, or fewer --vectors"
             )
-        run_step("make", str(place), str(sizes[name]), str(dim))
+        run_step("make", str(size_folder), str(sizes[name]), str(dim))
         print(f"{name}: building", file=sys.stderr)
         row = {"type": name, "vectors": sizes[name], "dim": dim}
-        row |= run_step("build", str(place), name) | run_step("query", str(place))
+        row |= run_step("build", str(size_folder), name) | run_step("query", str(size_folder))
         rows.append(row | {"machine": machine(), "commit": commit()})
         write_json(file, rows)
     return rows

@@ -48,11 +48,11 @@ def breakdown(what: str, call: Callable[[], Any], peak: float) -> Breakdown:
     flop = count_flop(call)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         call()
-    own = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
-    total = sum(own.values())
-    products = sum(time for name, time in own.items() if name in PRODUCTS)
-    attention = sum(time for name, time in own.items() if ATTENTION in name)
-    largest = sorted(((name, time / total) for name, time in own.items()), key=lambda pair: -pair[1])
+    self_time = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    total = sum(self_time.values())
+    products = sum(time for name, time in self_time.items() if name in PRODUCTS)
+    attention = sum(time for name, time in self_time.items() if ATTENTION in name)
+    largest = sorted(((name, time / total) for name, time in self_time.items()), key=lambda pair: -pair[1])
     share = (products + attention) / total
     return Breakdown(
         what,
@@ -83,15 +83,15 @@ def main() -> None:
     peak = gemm_peak()
     console.print(f"a product of 2,048 x 2,048 matrices: {peak / 1e9:.0f} GFLOP/s")
     docs, questions = map(int, given.shapes.split("x"))
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         side = compare.Side(world.SIZES[given.size], docs, questions, given.passages, Path(folder))
         for what in given.only.split(","):
-            found.append(breakdown(what, compare.task(what, side).ours(), peak))
+            results.append(breakdown(what, compare.task(what, side).ours(), peak))
     shown = Table(
         "what", "s", "products", "attention", "GFLOP", "GFLOP/s", "in products", "of the peak", "largest"
     )
-    for one in found:
+    for one in results:
         shown.add_row(
             one.what,
             f"{one.seconds:.3f}",
@@ -105,7 +105,7 @@ def main() -> None:
         )
     console.print(shown)
     if given.json:
-        write_json(given.json, [asdict(one) for one in found])
+        write_json(given.json, [asdict(one) for one in results])
 
 
 if __name__ == "__main__":

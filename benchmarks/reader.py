@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rag.ask.reader import open_reader
+from rag.checkpoint import open_generator
 from rich.console import Console
 
 from rag.cli import mistakes_in_one_sentence, quieten
@@ -81,7 +81,7 @@ def main() -> None:
     quieten()
     dev = packed(options.data / "squad_dev.jsonl", options.data / "dev.jsonl")
     examples = sample([e for e in read_examples(dev) if e.positive_ids], options.limit, seed=1)
-    generator = open_reader(options.checkpoint).eval()
+    generator = open_generator(options.checkpoint).eval()
     index = minilm_index(packed(options.data / "passages.tsv"), options.index)
     start = time.process_time()
     gold = RagSequence(GoldRetriever(index, {e.question: e.positive_ids for e in examples}), generator, 1)

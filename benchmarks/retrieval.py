@@ -51,17 +51,19 @@ SWAP_KS = (1, 5, 20)
 
 def store_of(passages: Path, folder: Path) -> tuple[PassageStore, Path]:
     """The passages of a file, in a folder of `folder` that is named for its content."""
-    place = folder / f"{passages.name.split('.')[0]}-{hash_file(passages)[:8]}"
-    return prepare(passages, place), place
+    index_folder = folder / f"{passages.name.split('.')[0]}-{hash_file(passages)[:8]}"
+    return prepare(passages, index_folder), index_folder
 
 
-def dense_index(run: Path, place: Path, kind: str = "flat", queries: np.ndarray | None = None) -> Index:
+def dense_index(
+    run: Path, index_folder: Path, kind: str = "flat", queries: np.ndarray | None = None
+) -> Index:
     """The index of a folder's passages by the passage encoder of a run; goes on after an interruption."""
     encoder = PassageEncoder.from_pretrained(run / "model" / "passage_encoder").eval()
     info = EncoderInfo(str(run), encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
-    embed(PassageStore.open(place / "passages"), encoder.encode, place, info, batch_size=128)
-    build(place, index_type(kind), queries)
-    return Index.open(place)
+    embed(PassageStore.open(index_folder / "passages"), encoder.encode, index_folder, info, batch_size=128)
+    build(index_folder, index_type(kind), queries)
+    return Index.open(index_folder)
 
 
 def recall(
@@ -80,12 +82,12 @@ def recall(
     """
     examples = read_examples(questions, answers, limit)
     asked = [example.question for example in examples]
-    store, place = store_of(passages, folder)
+    store, index_folder = store_of(passages, folder)
     ks = [k for k in KS if k <= len(store)]
     rows = []
 
-    def add(name: str, exact: float, found: np.ndarray) -> None:
-        for metric, by_k in passage_metrics(QuestionAnswering(), store, found, examples, ks).items():
+    def add(name: str, exact: float, retrieved: np.ndarray) -> None:
+        for metric, by_k in passage_metrics(QuestionAnswering(), store, retrieved, examples, ks).items():
             values = {str(k): measured.value for k, measured in by_k.items()}
             rows.append(
                 {"retriever": name, "exact": exact, "metric": metric, "questions": len(examples), **values}
@@ -98,7 +100,7 @@ def recall(
             some = [example.question for example in sample(examples, 200)]
             queries = asker(**asker.tokenize(some)).float().numpy()
         for kind in types:
-            index = dense_index(run, place, kind, queries)
+            index = dense_index(run, index_folder, kind, queries)
             retriever = DenseRetriever(asker, index, trainable=False)
             exact = index.manifest.recall[str(min(50, max(ks)))]
             add(f"dense, {index.manifest.factory}", exact, find_passages(retriever, asked, max(ks)))
@@ -117,23 +119,23 @@ def swap(
     changed: of each question, whether the editions answer it differently.
     """
     opened = {edition: store_of(path, folder) for edition, path in passages.items()}
-    found: dict[tuple[str, str], np.ndarray] = {}
+    retrieved: dict[tuple[str, str], np.ndarray] = {}
     questions = [example.question for example in next(iter(examples.values()))]
     for edition, (store, _) in opened.items():
-        found["BM25", edition] = BM25.build(store).search(questions, max(SWAP_KS))[1]
+        retrieved["BM25", edition] = BM25.build(store).search(questions, max(SWAP_KS))[1]
     if run is not None:
-        indexes = {edition: dense_index(run, place) for edition, (_, place) in opened.items()}
+        indexes = {edition: dense_index(run, index_folder) for edition, (_, index_folder) in opened.items()}
         asker = QuestionEncoder.from_pretrained(run / "model" / "question_encoder").eval()
         retriever = DenseRetriever(asker, next(iter(indexes.values())), trainable=False)
         for edition, index in indexes.items():
             retriever.swap(index)
-            found["dense", edition] = find_passages(retriever, questions, max(SWAP_KS))
+            retrieved["dense", edition] = find_passages(retriever, questions, max(SWAP_KS))
     rows = []
-    for (name, indexed), places in found.items():
+    for (name, indexed), found_rows in retrieved.items():
         store = opened[indexed][0]
-        texts = [[passage_text(store, row) for row in own] for own in places.tolist()]
-        for asked, own in examples.items():
-            hits = answer_recall_at(texts, [example.answers for example in own], SWAP_KS)
+        texts = [[passage_text(store, row) for row in of_question] for of_question in found_rows.tolist()]
+        for asked, of_edition in examples.items():
+            hits = answer_recall_at(texts, [example.answers for example in of_edition], SWAP_KS)
             for which, chosen in (("changed", changed), ("all", np.ones(len(changed), bool))):
                 row = {"retriever": name, "questions": which, "asked": asked, "indexed": indexed}
                 row |= {str(k): round(float(hits[k][chosen].mean()), 4) for k in SWAP_KS}

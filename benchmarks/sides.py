@@ -123,11 +123,11 @@ class Side:
         with torch.no_grad():
             queries = encoder(**tokens).float()
             if self.with_faiss:
-                found = self.their_retriever(
+                retrieved = self.their_retriever(
                     tokens["input_ids"], queries.numpy(), n_docs=self.docs, return_tensors="pt"
                 )
-                ids, mask = found["context_input_ids"], found["context_attention_mask"]
-                return TheirContexts(tokens, ids, mask, found["retrieved_doc_embeds"].float())
+                ids, mask = retrieved["context_input_ids"], retrieved["context_attention_mask"]
+                return TheirContexts(tokens, ids, mask, retrieved["retrieved_doc_embeds"].float())
             rows = self.retriever.search(queries, self.docs)
         generator = self.generator
         passages = Ragged(*self.index.tokens(generator.tokenizer).gather(rows.reshape(-1)))
@@ -186,10 +186,10 @@ class Train:
             def loss() -> torch.Tensor:
                 return model(**given, labels=labels).loss
         else:
-            found = side.their_contexts(side.questions)
+            contexts = side.their_contexts(side.questions)
 
             def loss() -> torch.Tensor:
-                return their_loss(model, found, labels)
+                return their_loss(model, contexts, labels)
 
         def step() -> torch.Tensor:
             model.zero_grad()
@@ -217,12 +217,12 @@ class Train:
         return difference**0.5 <= RTOL * of_theirs**0.5
 
 
-def their_loss(model: Any, found: TheirContexts, labels: torch.Tensor) -> torch.Tensor:
+def their_loss(model: Any, contexts: TheirContexts, labels: torch.Tensor) -> torch.Tensor:
     """The reference's losses of B questions over contexts that are given: its retriever is left out."""
     return model(
-        context_input_ids=found.ids,
-        context_attention_mask=found.mask,
-        doc_scores=found.scores(model.rag.question_encoder),
+        context_input_ids=contexts.ids,
+        context_attention_mask=contexts.mask,
+        doc_scores=contexts.scores(model.rag.question_encoder),
         labels=labels,
     ).loss
 
@@ -249,9 +249,9 @@ class Generate:
 
     def theirs(self) -> Callable[[], Any]:
         model = self.side.their_model(self.their_kind)
-        found = self.side.their_contexts(self.side.questions)
+        contexts = self.side.their_contexts(self.side.questions)
         with torch.no_grad():
-            scores = found.scores(self.side.retriever.question_encoder.model)
+            scores = contexts.scores(self.side.retriever.question_encoder.model)
         length = (
             {"max_length": GENERATED + 1}  # RAG-Token knows no other, and counts the start token
             if self.their_kind is transformers.RagTokenForGeneration
@@ -268,8 +268,8 @@ class Generate:
                 generator.generate = with_mask
             try:
                 return model.generate(
-                    context_input_ids=found.ids,
-                    context_attention_mask=found.mask,
+                    context_input_ids=contexts.ids,
+                    context_attention_mask=contexts.mask,
                     doc_scores=scores,
                     num_beams=self.beams,
                     **length,
@@ -283,7 +283,7 @@ class Generate:
         if isinstance(answers, torch.Tensor):
             rows = answers[:, 1:].tolist()
             return [[t for t in row if t != self.side.generator.pad_token] for row in rows]
-        return [list(own[0].tokens) for own in answers]
+        return [list(of_question[0].tokens) for of_question in answers]
 
     def equal(self, ours: Any, theirs: Any) -> bool:
         return ours == theirs
@@ -315,18 +315,18 @@ class Glue:
         retriever, docs = self.side.their_retriever, self.side.docs
 
         def glue() -> Any:
-            found = retriever(self.tokens["input_ids"], self.queries, n_docs=docs, return_tensors="pt")
+            retrieved = retriever(self.tokens["input_ids"], self.queries, n_docs=docs, return_tensors="pt")
             return (
-                found["context_input_ids"],
-                found["context_attention_mask"].bool(),
-                found["retrieved_doc_embeds"],
+                retrieved["context_input_ids"],
+                retrieved["context_attention_mask"].bool(),
+                retrieved["retrieved_doc_embeds"],
             )
 
         return glue
 
     def result(self, contexts: Any) -> Any:
         ids, mask, vectors = contexts
-        rows = [row[own].tolist() for row, own in zip(ids, mask, strict=True)]
+        rows = [row[is_token].tolist() for row, is_token in zip(ids, mask, strict=True)]
         return rows, torch.as_tensor(vectors).float()
 
     def equal(self, ours: Any, theirs: Any) -> bool:

@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def pages() -> dict[str, str]:
     """All generated pages: path below docs/ → Markdown."""
-    found = {
+    generated = {
         "reference/architecture.md": architecture(),
         "reference/settings.md": settings(),
         "reference/help.md": help_texts(),
@@ -69,19 +69,19 @@ def pages() -> dict[str, str]:
     waiting = [
         (f"docs/{path.name}", path.read_text(encoding="utf-8")) for path in (PROJECT / "docs").glob("*.md")
     ]
-    waiting += [(f"docs/{path}", text) for path, text in found.items()]
+    waiting += [(f"docs/{path}", text) for path, text in generated.items()]
     waiting += [("", "[changes](CHANGELOG.md) [contributing](CONTRIBUTING.md)")]
     while waiting:  # linked Markdown may link further
         origin, text = waiting.pop()
         for match in LINK.finditer(without_code(text)):
             target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), match[1]))
             path = f"source/{page_name(target)}"
-            if target.startswith(("docs/", "..")) or path in found or not (PROJECT / target).is_file():
+            if target.startswith(("docs/", "..")) or path in generated or not (PROJECT / target).is_file():
                 continue
-            found[path] = source_page(target)
+            generated[path] = source_page(target)
             if target.endswith(".md"):
-                waiting.append((target, found[path]))
-    return found
+                waiting.append((target, generated[path]))
+    return generated
 
 
 def page_name(target: str) -> str:
@@ -252,13 +252,13 @@ def code(value: str) -> str:
 
 def header(file: Path) -> list[str]:
     """The comment at the head of a config, without its package line."""
-    found = []
+    comment_lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         if not line.startswith("# @package"):
-            found.append(line[1:].removeprefix(" ").rstrip())
-    return found
+            comment_lines.append(line[1:].removeprefix(" ").rstrip())
+    return comment_lines
 
 
 def leaves(node: Any, lines: list[str], prefix: str) -> Iterator[tuple[str, str, str]]:
@@ -281,8 +281,8 @@ def leaves(node: Any, lines: list[str], prefix: str) -> Iterator[tuple[str, str,
 
 
 def after_value(line: str) -> str:
-    found = re.search(r"\s#\s?(.*)$", line)
-    return found[1].strip() if found else ""
+    comment = re.search(r"\s#\s?(.*)$", line)
+    return comment[1].strip() if comment else ""
 
 
 def written(node: Any) -> str:
@@ -334,7 +334,10 @@ def api() -> str:
         *sorted(each.parent for each in (PROJECT / "rag").glob("*/__init__.py")),
     ]:
         module = ".".join(package.relative_to(PROJECT).parts)
-        names = {name: f"{module}.{place}.{name}" for name, place in face(package / "__init__.py").items()}
+        names = {
+            name: f"{module}.{module_name}.{name}"
+            for name, module_name in face(package / "__init__.py").items()
+        }
         names = {name: path for name, path in names.items() if path not in seen}
         seen |= set(names.values())
         if names:

@@ -142,18 +142,18 @@ def joint(model: RagModel, question: str, answer: str, n_docs: int) -> tuple[np.
 def test_posterior_is_bayes_rule(folders, kind):
     model, decoding = open_model(settings(folders.trained("run", kind)))
     question, answer = "which river runs through Rome", "the Tiber"
-    found = posterior(model, question, answer, 3, decoding)
+    result = posterior(model, question, answer, 3, decoding)
     prior, by_token = joint(model, question, answer, 3)
     if kind == "RagSequence":
         by_token = by_token.cumprod(axis=1)
     weighed = prior[:, None] * by_token
-    assert found.tokens == ["the", "Tiber", "(end)"]
-    np.testing.assert_allclose(found.prior, prior, rtol=1e-4)
-    np.testing.assert_allclose(found.by_token, weighed / weighed.sum(axis=0), rtol=1e-3)
+    assert result.tokens == ["the", "Tiber", "(end)"]
+    np.testing.assert_allclose(result.prior, prior, rtol=1e-4)
+    np.testing.assert_allclose(result.by_token, weighed / weighed.sum(axis=0), rtol=1e-3)
     whole = prior * joint(model, question, answer, 3)[1].prod(axis=1)
-    np.testing.assert_allclose(found.whole, whole / whole.sum(), rtol=1e-3)
+    np.testing.assert_allclose(result.whole, whole / whole.sum(), rtol=1e-3)
     if kind == "RagSequence":  # once the answer is complete, its posterior
-        np.testing.assert_allclose(found.by_token[:, -1], found.whole, rtol=1e-4)
+        np.testing.assert_allclose(result.by_token[:, -1], result.whole, rtol=1e-4)
 
 
 def test_the_posterior_of_the_models_own_answer_is_the_decoders(folders):
@@ -176,9 +176,9 @@ def test_an_empty_answer_is_its_end_alone(folders):
     torch.nn.init.zeros_(model.generator.model.final_logits_bias)
     with torch.no_grad():
         model.generator.model.final_logits_bias[0, model.generator.end_token] = 100  # it ends at once
-    found = posterior(model, ASKED[0][0], None, 3, decoding)
-    assert found.answer == "" and found.tokens == ["(end)"]
-    np.testing.assert_allclose(found.by_token[:, 0], found.prior, rtol=1e-4)
+    result = posterior(model, ASKED[0][0], None, 3, decoding)
+    assert result.answer == "" and result.tokens == ["(end)"]
+    np.testing.assert_allclose(result.by_token[:, 0], result.prior, rtol=1e-4)
 
 
 def test_closed_book_has_no_posterior(folders):
@@ -204,7 +204,7 @@ def test_retrieval_before_and_after(folders, index):
     before = QuestionEncoder(conftest.tiny_question_encoder(len(tokenizer)), tokenizer)
     before.save_pretrained(folders.root / "other")
     run = folders.trained()
-    found = retrieval_change(run, before=str(folders.root / "other"), depth=7)
+    result = retrieval_change(run, before=str(folders.root / "other"), depth=7)
 
     def rank(encoder: QuestionEncoder, question: str, gold: str) -> int:
         with torch.no_grad():
@@ -215,13 +215,13 @@ def test_retrieval_before_and_after(folders, index):
     old = np.array([rank(before, q, gold[0]) for q, _, gold in ASKED])
     new = np.array([rank(folders.encoder, q, gold[0]) for q, _, gold in ASKED])
     assert (old != new).any()
-    assert found.table["recall@"].tolist() == [1, 2, 5]
-    for k, *both in found.table.iloc[:, :3].itertuples(index=False):
+    assert result.table["recall@"].tolist() == [1, 2, 5]
+    for k, *both in result.table.iloc[:, :3].itertuples(index=False):
         np.testing.assert_allclose(both, [(old <= k).mean(), (new <= k).mean()])
-    assert f"nearer the top for {(new < old).sum()}, farther for {(new > old).sum()}" in found.text
-    assert found.examples is not None and len(found.examples) == (old != new).sum()
+    assert f"nearer the top for {(new < old).sum()}, farther for {(new > old).sum()}" in result.text
+    assert result.examples is not None and len(result.examples) == (old != new).sum()
     changes = {q: f"{a} → {b}" for (q, _, _), a, b in zip(ASKED, old, new, strict=True)}
-    for _, row in found.examples.iterrows():
+    for _, row in result.examples.iterrows():
         assert row["rank"] == changes[row["question"]]
 
     same = retrieval_change(run, depth=7)  # the encoder the run started from is its own
@@ -234,15 +234,15 @@ def test_mistakes_of_reading_and_of_retrieval(folders):
     config = OmegaConf.load(folder / "config.yaml")
     config.n_docs = 7  # everything is read, so what is missing is nowhere
     OmegaConf.save(config, folder / "config.yaml")
-    found = error_breakdown(run)
-    assert found.table[["questions", "right", "wrong"]].to_numpy().tolist() == [
+    result = error_breakdown(run)
+    assert result.table[["questions", "right", "wrong"]].to_numpy().tolist() == [
         [3, 2, 1],
         [1, 0, 1],
         [4, 2, 2],
     ]
-    assert found.table["exact match"].tolist() == pytest.approx([2 / 3, 0, 0.5])
-    assert found.examples is not None
-    assert found.examples[["mistake of", "answered"]].to_numpy().tolist() == [
+    assert result.table["exact match"].tolist() == pytest.approx([2 / 3, 0, 0.5])
+    assert result.examples is not None
+    assert result.examples[["mistake of", "answered"]].to_numpy().tolist() == [
         ["reading", "the Seine"],
         ["retrieval", "Plato"],
     ]
@@ -262,9 +262,9 @@ def test_exact_match_and_recall_against_k(folders):
         records = [Record(metric, k, "test", value, 0.0, 1.0, 4) for (metric, k), value in values.items()]
         records += [Record("recall", k, "test", v, 0.0, 1.0, 4, BM25) for k, v in ((1, 0.1), (5, 0.2))]
         folders.evaluated(run, ["a"] * 4, records=records)
-    found = more_passages(runs)
-    assert [axis.get_title() for axis in found.figure.axes] == ["exact match", "What is retrieved"]
-    table = found.table
+    result = more_passages(runs)
+    assert [axis.get_title() for axis in result.figure.axes] == ["exact match", "What is retrieved"]
+    table = result.table
     assert table["metric"].tolist() == ["exact match"] * 2 + ["recall"] * 3
     assert table["n"].tolist() == [4] * 5
     assert table["model"].tolist() == ["RAG-Token", "RAG-Sequence", "RAG-Token", "RAG-Sequence", "BM25"]
@@ -316,9 +316,9 @@ def test_of_several_evaluations_the_latest_is_taken_and_named(folders, capsys):
 def test_texts_too_short_for_trigrams_are_named(folders):
     run = folders.trained()
     folders.evaluated(run, ["a b c d e", "a b", "a b", "a"])
-    assert "have fewer than three words" in (found := diversity([run])).text
-    assert "The texts of gold and of RAG-Token" in found.text
-    assert found.table["with a trigram"].tolist() == [1, 1]
+    assert "have fewer than three words" in (result := diversity([run])).text
+    assert "The texts of gold and of RAG-Token" in result.text
+    assert result.table["with a trigram"].tolist() == [1, 1]
 
 
 def test_attention_over_a_passage_and_the_question(folders):
@@ -331,8 +331,8 @@ def test_attention_over_a_passage_and_the_question(folders):
     even = attention(
         folders.trained(), answer="the Tiber", question="which river runs through Rome", passage=2
     )
-    for found in (sharp, even):
-        assert found.table["token"].tolist() == ["the", "Tiber", "(end)"]
+    for result in (sharp, even):
+        assert result.table["token"].tolist() == ["the", "Tiber", "(end)"]
     length = int(re.findall(r"the (\d+) tokens of the context", even.text)[0])
     assert set(even.table["1."]) == {f"<s> {1 / length:.3f}"}  # of equals, the first
     strengths = [float(cell.split()[-1]) for cell in sharp.table["1."]]
@@ -345,7 +345,7 @@ def test_attention_of_the_lstm_is_its_own(folders):
     tokenizer = folders.generator.tokenizer
     folders.generator = Generator(new_model(tokenizer, width=8, layers=1).eval(), tokenizer)
     run = folders.trained()
-    found = attention(run, answer="the Tiber", question="which river runs through Rome", passage=2)
+    result = attention(run, answer="the Tiber", question="which river runs through Rome", passage=2)
     model, _ = open_model(settings(run))
     lstm = model.generator.model
     ids, mask = context_of(model, "which river runs through Rome", 2)
@@ -360,8 +360,8 @@ def test_attention_of_the_lstm_is_its_own(folders):
     weights, tokens = attended(model.generator, ids, mask, "the Tiber")
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-    assert found.table["token"].tolist() == tokens
-    assert [float(cell.split()[-1]) for cell in found.table["1."]] == pytest.approx(
+    assert result.table["token"].tolist() == tokens
+    assert [float(cell.split()[-1]) for cell in result.table["1."]] == pytest.approx(
         expected.max(axis=1), abs=6e-4
     )
 

@@ -78,10 +78,10 @@ def test_the_text_that_is_read_is_the_tokens_that_are_read(long_index, make, len
 def test_an_answer_that_is_not_read_is_not_found(long_index):
     example = Example(QUESTION, ("Wilma Krantz",), positive_ids=("1",))
     rows = np.array([[1, 0]])
-    for length, found in ((40, 0.0), (4000, 1.0)):
+    for length, expected_recall in ((40, 0.0), (4000, 1.0)):
         as_read = AsRead(generator_of(t5_tokenizer, length), long_index)
         metrics = passage_metrics(QuestionAnswering(), long_index.passages, rows, [example], [2], as_read)
-        assert metrics["answer_recall"][2].value == found
+        assert metrics["answer_recall"][2].value == expected_recall
         assert metrics["recall"][2].value == 1.0
     whole = passage_metrics(QuestionAnswering(), long_index.passages, rows, [example], [2])
     assert whole["answer_recall"][2].value == 1.0

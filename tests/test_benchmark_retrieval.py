@@ -69,8 +69,8 @@ def test_a_memory_that_is_exchanged_is_right_on_the_diagonal(files, tmp_path, mo
 
 
 def test_an_index_is_opened_by_what_its_passages_are(files, tmp_path):
-    store, place = retrieval.store_of(files["edition0"], tmp_path / "work")
+    store, index_folder = retrieval.store_of(files["edition0"], tmp_path / "work")
     again = retrieval.store_of(files["edition0"], tmp_path / "work")
     other = retrieval.store_of(files["edition1"], tmp_path / "work")
-    assert (again[1], len(store)) == (place, 6) and other[1] != place
+    assert (again[1], len(store)) == (index_folder, 6) and other[1] != index_folder
     np.testing.assert_array_equal(store.ids([0, 5]), ["1", "6"])

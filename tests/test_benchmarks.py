@@ -23,11 +23,13 @@ def test_both_sides_agree_on_everything(side):
 
 
 def test_a_difference_is_seen(side):
-    own = compare.task("token_train", side)
-    losses, gradients = own.result(own.ours()())
-    assert own.equal((losses, gradients), (losses, gradients))
-    assert not own.equal((losses, gradients), (losses * 1.001, gradients))
-    assert not own.equal((losses, gradients), (losses, [g if g is None else g * 1.001 for g in gradients]))
+    training = compare.task("token_train", side)
+    losses, gradients = training.result(training.ours()())
+    assert training.equal((losses, gradients), (losses, gradients))
+    assert not training.equal((losses, gradients), (losses * 1.001, gradients))
+    assert not training.equal(
+        (losses, gradients), (losses, [g if g is None else g * 1.001 for g in gradients])
+    )
 
 
 def test_peak_memory_is_that_of_the_call():
@@ -55,6 +57,6 @@ def test_flop_are_those_that_are_counted(side):
 
 @pytest.mark.slow
 def test_breakdown(side):
-    found = profile.breakdown("token_train", compare.task("token_train", side).ours(), peak=1e11)
-    assert 0 < found.in_products + found.in_attention < 1
-    assert found.flop > 0 and found.largest[0][1] >= found.largest[-1][1]
+    operators = profile.breakdown("token_train", compare.task("token_train", side).ours(), peak=1e11)
+    assert 0 < operators.in_products + operators.in_attention < 1
+    assert operators.flop > 0 and operators.largest[0][1] >= operators.largest[-1][1]

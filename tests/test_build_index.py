@@ -215,8 +215,8 @@ def good(encoder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     arguments = ["experiment=null", f"corpus.path={write_tsv(folder / 'psgs.tsv', PASSAGES)}"]
     with pytest.MonkeyPatch.context() as patch:
-        places = [f"index.path={folder / 'index'}", f"passage_encoder={encoder.model.name_or_path}"]
-        patch.setattr(sys, "argv", ["build_index.py", *arguments, *places])
+        settings = [f"index.path={folder / 'index'}", f"passage_encoder={encoder.model.name_or_path}"]
+        patch.setattr(sys, "argv", ["build_index.py", *arguments, *settings])
         runpy.run_path(str(PROJECT / "build_index.py"), run_name="__main__")
     return folder
 
@@ -335,8 +335,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 build_index.main()
 """
-    for place, more in (("index", ["overwrite=true"]), ("fresh", [])):
-        command = [*common, f"index.path={tmp_path / place}", *more]
+    for name, more in (("index", ["overwrite=true"]), ("fresh", [])):
+        command = [*common, f"index.path={tmp_path / name}", *more]
         done = subprocess.run(
             [sys.executable, "-c", script, *command], capture_output=True, text=True, cwd=PROJECT
         )
@@ -383,8 +383,8 @@ def test_passages_without_ids_are_added(run, tmp_path, capsys):
     (tmp_path / "more.csv").write_text("title,text\nC,three\n")
     (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf1\r\n")
     assert run(f"add={tmp_path / 'more.csv'}", f"remove={tmp_path / 'ids.txt'}") == 0
-    found = list(Index.open(tmp_path / "index").passages)
-    assert found == [Passage("2", "B", "two"), Passage("3", "C", "three")]
+    passages = list(Index.open(tmp_path / "index").passages)
+    assert passages == [Passage("2", "B", "two"), Passage("3", "C", "three")]
 
 
 # -- sentence-transformers' encoders --------------------------------------------------------------

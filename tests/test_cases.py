@@ -84,9 +84,9 @@ REFUSED = {
 @needs_cases
 @pytest.mark.parametrize("name", READ)
 def test_read_as_it_is_meant(name, tmp_path):
-    found = list(read_passages(CASES / "corpus" / name))
-    assert found == READ[name]
-    assert list(PassageStore.prepare(CASES / "corpus" / name, tmp_path / "s")) == found
+    passages = list(read_passages(CASES / "corpus" / name))
+    assert passages == READ[name]
+    assert list(PassageStore.prepare(CASES / "corpus" / name, tmp_path / "s")) == passages
 
 
 @needs_cases
@@ -111,10 +111,10 @@ def test_every_other_case_is_read(tmp_path):
 
 @needs_cases
 def test_the_encoding_that_is_advised_works(tmp_path):
-    found = list(read_passages(CASES / "corpus/22_latin1.tsv", encoding="latin-1"))
-    assert found == [Passage("1", "Öffnung", "Der Laden öffnet um neun."), Passage("2", "B", "x y.")]
-    found = list(read_passages(CASES / "corpus/43_latindir", encoding="latin-1"))
-    assert [p.text for p in found] == ["Der Laden öffnet.", "ok then"]
+    passages = list(read_passages(CASES / "corpus/22_latin1.tsv", encoding="latin-1"))
+    assert passages == [Passage("1", "Öffnung", "Der Laden öffnet um neun."), Passage("2", "B", "x y.")]
+    passages = list(read_passages(CASES / "corpus/43_latindir", encoding="latin-1"))
+    assert [p.text for p in passages] == ["Der Laden öffnet.", "ok then"]
 
 
 @needs_cases
@@ -122,15 +122,17 @@ def test_the_encoding_that_is_advised_works(tmp_path):
 def test_a_long_passage_is_split_where_that_is_asked_for(name, caplog):
     whole = list(read_passages(CASES / "corpus" / name))
     assert len(whole) == 2 and len(whole[0].text.split()) == 40_000
-    found = list(read_passages(CASES / "corpus" / name, words=100))
-    assert [p.id for p in found[:2]] == ["1#1", "1#2"] and len(found) == 401 and found[-1] == whole[1]
+    passages = list(read_passages(CASES / "corpus" / name, words=100))
+    assert (
+        [p.id for p in passages[:2]] == ["1#1", "1#2"] and len(passages) == 401 and passages[-1] == whole[1]
+    )
     assert "1 passage of more than 100 words split into 400 pieces" in caplog.text
 
 
 @needs_cases
 def test_a_folder_of_dirty_texts():
-    found = {p.title: p.text for p in read_passages(CASES / "folder")}
-    assert found == {
+    text_of = {p.title: p.text for p in read_passages(CASES / "folder")}
+    assert text_of == {
         "Opening hours": "The shop opens at nine.",
         "crlf": "Line one. Line two.",
         "Delivery": "Delivery takes four days.",  # the front matter is no text
@@ -173,8 +175,8 @@ def written(path: Path, content: bytes) -> Path:
 )
 def test_forms_in_small(tmp_path, name, content, expected):
     path = written(tmp_path / name, content)
-    found = list(read_passages(path.parent if "/" in name else path))
-    assert [(p.id, p.title) for p in found] == expected
+    passages = list(read_passages(path.parent if "/" in name else path))
+    assert [(p.id, p.title) for p in passages] == expected
 
 
 @pytest.mark.parametrize(
@@ -228,8 +230,8 @@ def test_encodings(tmp_path, encoding, name):
 def test_what_is_done_to_a_corpus_is_counted(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     half = '{"text": "a \\ud83d", "title": "t"}\n{"text": "b", "title": "\\udc00"}\n{"text": "c"}\n'
-    found = list(read_passages(written(tmp_path / "a.jsonl", half.encode())))
-    assert [p.text + p.title for p in found] == ["a \ufffdt", "b\ufffd", "c"]
+    passages = list(read_passages(written(tmp_path / "a.jsonl", half.encode())))
+    assert [p.text + p.title for p in passages] == ["a \ufffdt", "b\ufffd", "c"]
     assert "becomes U+FFFD in 2 passages" in caplog.text
     assert "passages have no ids, and are numbered from 1" in caplog.text
     list(read_passages(written(tmp_path / "b.tsv", b'id\ttext\n1\t"a" b\n2\t"c\n')))

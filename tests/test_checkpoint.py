@@ -148,12 +148,12 @@ def test_separators_and_prefix_come_from_the_config(tmp_path, index, question_en
     )
     model = RagToken.from_pretrained(folder, index, max_context_length=120)
     batch = model.prepare(["who"])
-    found = model.retriever(batch.questions, 1)
+    retrieved = model.retriever(batch.questions, 1)
     seen = []
     embeddings = model.generator.model.get_encoder().embed_tokens
     embeddings.register_forward_hook(lambda _, given, __: seen.append(given[0]))
-    model.read_retrieved(batch, found)
-    passage = index.passages[int(found.rows[0, 0])]
+    model.read_retrieved(batch, retrieved)
+    passage = index.passages[int(retrieved.rows[0, 0])]
     assert seen[0].flatten().tolist() == tokenizer(f" {passage.title} : {passage.text} ? who")["input_ids"]
 
 

@@ -33,9 +33,9 @@ def contexts_of(model, row: int, claim: str) -> tuple[list[float], list[str]]:
     """Priors and joined contexts of one claim."""
     if isinstance(model, ClosedBook):
         return [1.0], [claim]
-    found = model.retriever(model.retriever.prepare([claim]), model.n_docs)
-    texts = [" / ".join(PASSAGES[passage]) + " // " + claim for passage in found.rows[0]]
-    return found.scores[0].softmax(dim=0).tolist(), texts
+    retrieved = model.retriever(model.retriever.prepare([claim]), model.n_docs)
+    texts = [" / ".join(PASSAGES[passage]) + " // " + claim for passage in retrieved.rows[0]]
+    return retrieved.scores[0].softmax(dim=0).tolist(), texts
 
 
 def by_formula(classifier: Classifier, row: int, claim: str) -> list[float]:
@@ -157,11 +157,11 @@ def test_t5_and_a_forced_first_token(retriever):
     network = tiny_bart(len(tokenizer))
     network.generation_config.forced_bos_token_id = 0
     classifier = TokenClassifier(ClosedBook(Generator(network, tokenizer)), CLASSES)
-    found = classifier.class_logprobs(classifier.read(classifier.prepare(CLAIMS[:1])))
+    class_logprobs = classifier.class_logprobs(classifier.read(classifier.prepare(CLAIMS[:1])))
     encoded = tokenizer(CLAIMS[0], return_tensors="pt")
     logits = network(**encoded, decoder_input_ids=torch.tensor([[2, 0]])).logits[0, -1]
     ids = tokenizer.convert_tokens_to_ids(CLASSES)
-    assert_close(found[0, 0], logits.log_softmax(dim=-1)[ids])
+    assert_close(class_logprobs[0, 0], logits.log_softmax(dim=-1)[ids])
 
     pieces = t5_tokenizer()
     t5 = Generator(tiny_t5(len(pieces)), pieces)

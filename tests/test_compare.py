@@ -47,27 +47,27 @@ def test_mcnemar_of_thousands_of_questions_neither_overflows_nor_vanishes():
 def test_the_paired_bootstrap_draws_the_same_questions_for_both():
     """A system that is better by the same amount everywhere is so in every draw, however much the questions differ."""
     hard = np.random.default_rng(3).random(40) / 2
-    found = difference(mean_with_interval(hard), mean_with_interval(hard + 0.25))
-    assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
-    assert found.count == 40 and found.p is None
+    change = difference(mean_with_interval(hard), mean_with_interval(hard + 0.25))
+    assert (change.value, change.low, change.high) == pytest.approx((0.25, 0.25, 0.25))
+    assert change.count == 40 and change.p is None
 
 
 def test_the_paired_bootstrap_against_plain_loops():
     generator = np.random.default_rng(5)
     first, second = (generator.random(30) < share for share in (0.3, 0.6))
-    found = difference(*(mean_with_interval(each.astype(float)) for each in (first, second)))
+    change = difference(*(mean_with_interval(each.astype(float)) for each in (first, second)))
     drawn = np.random.default_rng(0).integers(0, 30, size=(1000, 30))
     gaps = [np.mean([float(second[n]) - float(first[n]) for n in row]) for row in drawn]
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(gaps, [2.5, 97.5])))
+    assert (change.low, change.high) == pytest.approx(tuple(np.percentile(gaps, [2.5, 97.5])))
     gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    assert (found.gained, found.lost, found.p) == (gained, lost, mcnemar(gained, lost))
-    assert found.value == pytest.approx((gained - lost) / 30)
+    assert (change.gained, change.lost, change.p) == (gained, lost, mcnemar(gained, lost))
+    assert change.value == pytest.approx((gained - lost) / 30)
 
 
 def test_questions_that_one_of_both_does_not_judge_are_left_out():
     nan = np.nan
-    found = difference(mean_with_interval([1, 0, nan, 1]), mean_with_interval([0, 1, 1, nan]))
-    assert (found.count, found.value, found.gained, found.lost, found.p) == (2, 0.0, 1, 1, 1.0)
+    change = difference(mean_with_interval([1, 0, nan, 1]), mean_with_interval([0, 1, 1, nan]))
+    assert (change.count, change.value, change.gained, change.lost, change.p) == (2, 0.0, 1, 1, 1.0)
     assert difference(mean_with_interval([nan, 1]), mean_with_interval([1, nan])) is None
 
 
@@ -76,10 +76,10 @@ def test_a_corpus_metric_is_computed_anew_of_each_draw():
     right = [["the cat sat on the mat"], ["a dog"], ["paris is in france"]]
     one = bleu_1(["the cat", "a dog", "rome"], right)
     other = bleu_1(["the cat sat on a mat", "the dog", "paris is in france"], right)
-    found = difference(one, other)
-    assert found.value == pytest.approx(other.value - one.value)
-    assert abs(found.value - np.mean(other.per_example - one.per_example)) > 0.01  # they do differ
-    assert found.low < found.value < found.high and found.p is None
+    change = difference(one, other)
+    assert change.value == pytest.approx(other.value - one.value)
+    assert abs(change.value - np.mean(other.per_example - one.per_example)) > 0.01  # they do differ
+    assert change.low < change.value < change.high and change.p is None
     drawn = np.random.default_rng(0).integers(0, 3, size=(1000, 3))
     gaps = []
     for row in drawn:
@@ -92,7 +92,7 @@ def test_a_corpus_metric_is_computed_anew_of_each_draw():
             break
     every = [_resampled_gap(one, other, row) for row in drawn]
     assert every[:20] == pytest.approx(gaps)
-    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(every, [2.5, 97.5])))
+    assert (change.low, change.high) == pytest.approx(tuple(np.percentile(every, [2.5, 97.5])))
 
 
 def _resampled_gap(one, other, row):

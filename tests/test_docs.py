@@ -44,13 +44,13 @@ class Block:
 
 
 def blocks(*languages: str) -> list[Block]:
-    found = []
+    every_block = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for match in re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(page.relative_to(PROJECT).as_posix(), line, match[1], match[2]))
-    return [block for block in found if not languages or block.language in languages]
+            every_block.append(Block(page.relative_to(PROJECT).as_posix(), line, match[1], match[2]))
+    return [block for block in every_block if not languages or block.language in languages]
 
 
 def of(*languages: str):
@@ -142,8 +142,8 @@ def check_module(module: str, arguments: list[str]) -> None:
         name, *rest = arguments
         tree = ast.parse((PROJECT / "rag" / "analysis" / f"{name}.py").read_text(encoding="utf-8"))
         (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
-        own = {each.arg for each in function.args.args} | {"run", "output"}
-        assert name in analysis.ANALYSES and {each.partition("=")[0] for each in rest} <= own
+        known_settings = {each.arg for each in function.args.args} | {"run", "output"}
+        assert name in analysis.ANALYSES and {each.partition("=")[0] for each in rest} <= known_settings
     elif module == "rag.download":
         from rag.download.__main__ import parse
 
@@ -165,7 +165,7 @@ def test_the_shell_starts_what_the_programs_take(block, tmp_path):
 
 def headers() -> list:
     """The commands in the comment at the head of every config; the paper's many tables are slow."""
-    found = []
+    parameters = []
     for file in sorted((PROJECT / "configs").rglob("*.yaml")):
         lines = re.findall(
             r"^#   ((?:python|torchrun|make|DATA=).*)$", file.read_text(encoding="utf-8"), re.MULTILINE
@@ -175,12 +175,12 @@ def headers() -> list:
                 lines = ["DATA=(task.passages=a.tsv task.train=b.jsonl task.dev=c.jsonl)", *lines]
             name = file.relative_to(PROJECT).as_posix()
             slow = [pytest.mark.slow] if re.search("/(table|figure|hotswap)", name) else []
-            found.append(
+            parameters.append(
                 pytest.param(
                     Block(name, 1, "bash", "\n".join(lines).replace("…", "given")), id=name, marks=slow
                 )
             )
-    return found
+    return parameters
 
 
 @pytest.mark.parametrize("block", headers())
@@ -315,8 +315,8 @@ def test_commands_run_on_the_demo(block, number, tmp_path):
 
 
 def of_ones_own() -> list[Block]:
-    found = {block.text: block for block in blocks("bash") if "experiment=scratch/dpr" in block.text}
-    return list(found.values())  # one page or several
+    by_text = {block.text: block for block in blocks("bash") if "experiment=scratch/dpr" in block.text}
+    return list(by_text.values())  # one page or several
 
 
 @pytest.mark.slow

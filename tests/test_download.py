@@ -260,16 +260,16 @@ def test_a_packed_file_is_checked_by_its_own_checksum(server, fetcher, tmp_path)
 def test_what_is_not_given_is_told(server, fetcher, tmp_path, how, sentence):
     server.plan["/data.bin"] = [how]
     path = tmp_path / "data.bin"
-    found = refusal(fetcher.fetch, remote(server, refused="request access at the page"), path)
-    assert sentence.format(path=path) in found and left(tmp_path) == []
+    told = refusal(fetcher.fetch, remote(server, refused="request access at the page"), path)
+    assert sentence.format(path=path) in told and left(tmp_path) == []
     path.write_bytes(DATA)  # "put it at …"
     assert not fetcher.fetch(remote(server), path)
 
 
 def test_another_place_is_tried(server, fetcher, tmp_path):
     server.files["/wrong.bin"] = DATA[::-1]
-    places = tuple(f"{server.url}/{name}.bin" for name in ("none", "wrong", "data"))
-    fetcher.fetch(Remote(places, len(DATA), SHA256), tmp_path / "data.bin")
+    urls = tuple(f"{server.url}/{name}.bin" for name in ("none", "wrong", "data"))
+    fetcher.fetch(Remote(urls, len(DATA), SHA256), tmp_path / "data.bin")
     assert (tmp_path / "data.bin").read_bytes() == DATA
 
 

@@ -46,10 +46,10 @@ def write(path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["c.tsv", "c.tsv.gz", "c.tsv.xz", "c.jsonl", "c.jsonl.gz", "c.parquet"])
 def test_passages_are_counted_or_estimated_from_the_first(tmp_path, name):
-    found = estimate(write(tmp_path / name), IndexType(), D, encode, passages_per_second=100)
-    assert found.counted is (name == "c.parquet")
-    assert found.passages == (N if found.counted else pytest.approx(N, rel=0.03))
-    assert found.seconds_embedding == pytest.approx(found.passages / 100)
+    costs = estimate(write(tmp_path / name), IndexType(), D, encode, passages_per_second=100)
+    assert costs.counted is (name == "c.parquet")
+    assert costs.passages == (N if costs.counted else pytest.approx(N, rel=0.03))
+    assert costs.seconds_embedding == pytest.approx(costs.passages / 100)
 
 
 def test_few_passages_are_counted():
@@ -60,24 +60,24 @@ def test_few_passages_are_counted():
 @pytest.mark.parametrize("factory", ["Flat", "SQ8", "IVF{nlist},RaBitQ", "HNSW16"])
 def test_the_sizes_are_those_of_the_index_that_is_built(tmp_path, factory):
     corpus, folder, kind = write(tmp_path / "c.parquet"), tmp_path / "index", IndexType(factory)
-    found = estimate(corpus, kind, D, encode)
+    costs = estimate(corpus, kind, D, encode)
     store = PassageStore.write(read_passages(corpus), folder / "passages")
     embed(store, encode, folder, EncoderInfo("made", "w", "t"), batch_size=1_000, show_progress=False)
     manifest = build(folder, kind, show_progress=False)
     sizes = {name: each["bytes"] for name, each in manifest.files.items()}
-    assert found.factory == manifest.factory
-    assert found.disk_index == pytest.approx(sizes["index.faiss"], rel=0.03)
-    assert found.disk_vectors == pytest.approx(sizes["vectors/00000.npy"], rel=0.01)
-    assert found.disk_passages == pytest.approx(sizes["passages/passages.arrow"], rel=0.1)
+    assert costs.factory == manifest.factory
+    assert costs.disk_index == pytest.approx(sizes["index.faiss"], rel=0.03)
+    assert costs.disk_vectors == pytest.approx(sizes["vectors/00000.npy"], rel=0.01)
+    assert costs.disk_passages == pytest.approx(sizes["passages/passages.arrow"], rel=0.1)
     whole = factory in ("Flat", "HNSW16")
-    assert found.memory_all - found.memory_least == (0 if whole else found.disk_vectors)
-    assert found.seconds_embedding > 0 and found.seconds_index > 0
+    assert costs.memory_all - costs.memory_least == (0 if whole else costs.disk_vectors)
+    assert costs.seconds_embedding > 0 and costs.seconds_index > 0
 
 
 def test_processes_share_the_embedding(tmp_path):
     corpus = write(tmp_path / "c.parquet")
-    found = estimate(corpus, IndexType(), D, encode, processes=4, passages_per_second=50)
-    assert found.seconds_embedding == pytest.approx(N / 50 / 4)
+    costs = estimate(corpus, IndexType(), D, encode, processes=4, passages_per_second=50)
+    assert costs.seconds_embedding == pytest.approx(N / 50 / 4)
 
 
 def test_a_type_that_cannot_work_is_refused_before_anything_is_done(tmp_path):

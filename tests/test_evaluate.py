@@ -236,16 +236,16 @@ def test_passages_are_judged_by_what_the_task_calls_right(index):
     """Row 0 Paris, 1 Berlin, 4 Hemingway, 5 Seine, 6 Tiber; −1 was not found."""
     rows = np.array([[1, 0, 5], [6, -1, -1]])
     examples = [Example("q", ("river Seine",), ("6",)), Example("q", ("Po",), ())]
-    found = passage_metrics(QuestionAnswering(), index.passages, rows, examples, [1, 2, 3])
-    assert {k: m.value for k, m in found["recall"].items()} == {1: 0.0, 2: 0.0, 3: 1.0}
-    assert {k: (m.value, m.count) for k, m in found["answer_recall"].items()} == {
+    metrics = passage_metrics(QuestionAnswering(), index.passages, rows, examples, [1, 2, 3])
+    assert {k: m.value for k, m in metrics["recall"].items()} == {1: 0.0, 2: 0.0, 3: 1.0}
+    assert {k: (m.value, m.count) for k, m in metrics["answer_recall"].items()} == {
         1: (0, 2),
         2: (0.5, 2),
         3: (0.5, 2),
     }
     claims = [Claim("c", ("true",), titles=("Seine",)), Claim("c", ("unknown",))]
-    found = passage_metrics(Fever(), index.passages, rows, claims, [1, 3, 10])
-    assert {k: (m.value, m.count) for k, m in found["title_hit"].items()} == {1: (0.0, 1), 3: (1.0, 1)}
+    metrics = passage_metrics(Fever(), index.passages, rows, claims, [1, 3, 10])
+    assert {k: (m.value, m.count) for k, m in metrics["title_hit"].items()} == {1: (0.0, 1), 3: (1.0, 1)}
 
 
 # -- reports -------------------------------------------------------------------------------------
@@ -281,9 +281,11 @@ def test_questions_of_ones_own_have_no_figure_of_the_paper(experiment):
         saved = compose_config("train", [f"experiment={experiment}", *changed])
         return OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(saved)), {"split": "test"})
 
-    own = evaluated()
-    assert paper_cells(own)
-    assert paper_cells(evaluated(f"task.test=/elsewhere/{Path(own.task.test).name}")) == paper_cells(own)
+    evaluation = evaluated()
+    assert paper_cells(evaluation)
+    assert paper_cells(evaluated(f"task.test=/elsewhere/{Path(evaluation.task.test).name}")) == paper_cells(
+        evaluation
+    )
     assert paper_cells(evaluated("task.test=my.jsonl")) == []
     assert paper_cells(evaluated("task=qa", "task.test=my.jsonl")) == []
 
@@ -316,8 +318,8 @@ def test_runs_stand_beside_the_papers_figures(tmp_path, capsys):
 def test_every_cell_of_an_experiment_has_a_place_and_every_place_an_experiment():
     for table, layout in LAYOUTS.items():
         cells = all_cells(table)
-        places = {(cell.row, cell.column) for cell in cells}
-        assert places == {(row, column) for row in layout.rows for column in layout.columns}, table
+        positions = {(cell.row, cell.column) for cell in cells}
+        assert positions == {(row, column) for row in layout.rows for column in layout.columns}, table
 
 
 def test_a_cell_of_the_paper_by_hand():

@@ -70,12 +70,12 @@ def test_the_retriever_gives_the_dense_ones_passages_scores_and_gradients(
     index = build_tiny_index(tmp_path / "tiny", passage_encoder)
     dense = DenseRetriever(question_encoder, index)
     other = ExactRetriever(question_encoder, index, dtype=dtype)
-    expected, found = dense(dense.prepare(QUESTIONS), 4), other(other.prepare(QUESTIONS), 4)
-    assert found.rows.tolist() == expected.rows.tolist()
-    assert_close(found.scores, expected.scores)
-    assert found.scores.dtype == torch.float32
+    expected, retrieved = dense(dense.prepare(QUESTIONS), 4), other(other.prepare(QUESTIONS), 4)
+    assert retrieved.rows.tolist() == expected.rows.tolist()
+    assert_close(retrieved.scores, expected.scores)
+    assert retrieved.scores.dtype == torch.float32
     gradients = []
-    for result in (expected, found):
+    for result in (expected, retrieved):
         question_encoder.zero_grad()
         result.doc_logprobs[:, 0].sum().backward()
         gradients.append([w.grad.clone() for w in question_encoder.parameters() if w.grad is not None])

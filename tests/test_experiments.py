@@ -196,14 +196,14 @@ def test_a_run_of_a_table_fills_its_cells(stand, name):
     if "msmarco" in name and name.startswith("table2"):
         splits |= {"dev"}
     for split in sorted(splits):
-        found = evaluated(stand, name, f"checkpoint={run}", f"split={split}")
+        evaluation = evaluated(stand, name, f"checkpoint={run}", f"split={split}")
         sent = "tqa" in name and split == "wikipedia_test" or "msmarco" in name and split == "test"
-        assert any(found.folder.glob("submission.json*")) == sent
+        assert any(evaluation.folder.glob("submission.json*")) == sent
         for cell in cells:
             if cell.split == split and not sent or cell.instead == split:
                 if cell.metric in ("distinct_trigrams", "em_not_retrieved"):
                     continue  # what these models say may have no three words, and fifty passages hold every answer
-                assert cell.ours(found.records) is not None, cell
+                assert cell.ours(evaluation.records) is not None, cell
     assert "dev/" in curves
 
 
@@ -212,19 +212,19 @@ def test_what_only_evaluates(stand, name):
     content = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text())
     stand.trained(content["checkpoint"].removeprefix("${paths.outputs}/"))
     split = "split=dev" if "msmarco" in name else "split=test"
-    found = evaluated(stand, name, f"experiment={name}", split)
-    assert found.result["name"] == name
+    evaluation = evaluated(stand, name, f"experiment={name}", split)
+    assert evaluation.result["name"] == name
     for cell in cells_of(content["paper"], name):
-        assert cell.ours(found.records) is not None, cell
+        assert cell.ours(evaluation.records) is not None, cell
     if name.startswith("figure3"):
         measure = "rouge_l" if "msmarco" in name else "em"
-        assert list(by_k(found.records, measure)) == [1, 5, 10, 15, 20, 30, 40, 50]
+        assert list(by_k(evaluation.records, measure)) == [1, 5, 10, 15, 20, 30, 40, 50]
     else:
         # the same passages under both indexes: the same answers, judged by either year's
         cells = {
-            a: {i: each.value for i, each in row.items()} for a, row in swap_cells(found.records).items()
+            a: {i: each.value for i, each in row.items()} for a, row in swap_cells(evaluation.records).items()
         }
-        assert cells["2016"]["2016"] == cells["2016"]["2018"] == find(found.records, "em").value
+        assert cells["2016"]["2016"] == cells["2016"]["2018"] == find(evaluation.records, "em").value
         assert cells["2018"]["2016"] == cells["2018"]["2018"]
 
 

@@ -103,15 +103,15 @@ def test_lists_are_filled_as_by_faiss(vectors, truth, factory):
     kind = IndexType(factory)
     index = new_index(kind, N, D)[1]
     train(index, kind, vectors)
-    own = faiss.clone_index(index)
+    ours = faiss.clone_index(index)
     advanced: list[int] = []
     fill(index, vectors, advanced.append)
-    own.add(truth)
-    assert sum(advanced) == index.ntotal == own.ntotal == N
-    for each in (index, own):
+    ours.add(truth)
+    assert sum(advanced) == index.ntotal == ours.ntotal == N
+    for each in (index, ours):
         set_search(each, {"nprobe": 4})
     scores, rows = index.search(QUERIES, 20)
-    expected = own.search(QUERIES, 20)
+    expected = ours.search(QUERIES, 20)
     np.testing.assert_array_equal(rows, expected[1])
     np.testing.assert_allclose(scores, expected[0], rtol=1e-5)
 
@@ -135,14 +135,14 @@ def test_cells_have_the_vectors_length_and_the_same_members(vectors, truth):
 def test_a_graph_by_distance_finds_what_a_graph_by_inner_product_cannot(vectors, truth):
     kind = IndexType("HNSW32", ef_construction=80)
     index = new_index(kind, N, D)[1]
-    own = new_index(kind, N, D)[1]
+    ours = new_index(kind, N, D)[1]
     fill(index, vectors)
-    own.add(truth)
-    for each in (index, own):
+    ours.add(truth)
+    for each in (index, ours):
         set_search(each, {"ef_search": 256})
     products = QUERIES @ truth.T
-    found = {each: recall(each.search(QUERIES, 20)[1], products, 20) for each in (index, own)}
-    assert found[index] > 0.985 > 0.975 > found[own]
+    recall_of = {each: recall(each.search(QUERIES, 20)[1], products, 20) for each in (index, ours)}
+    assert recall_of[index] > 0.985 > 0.975 > recall_of[ours]
     scores, rows = index.search(QUERIES, 3)
     np.testing.assert_allclose(scores, np.take_along_axis(products, rows, 1), rtol=1e-5)
     assert faiss.downcast_index(index).metric_type == faiss.METRIC_INNER_PRODUCT

@@ -34,24 +34,24 @@ LONGEST = 450  # lines; what is longer holds two subjects
 
 
 def modules() -> dict[str, Path]:
-    found = {}
+    files = {}
     for file in sorted((PROJECT / "rag").rglob("*.py")):
         parts = list(file.relative_to(PROJECT).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
-    return found
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
 
 
 def imports(file: Path, known: dict[str, Path]) -> set[str]:
     """Every module of rag/ that a file imports, at its top or inside a function."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rag":
             for name in node.names:
                 whole = f"{node.module}.{name.name}"
-                found.add(whole if whole in known else node.module)
+                imported.add(whole if whole in known else node.module)
         elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names if name.name.split(".")[0] == "rag"}
-    return found
+            imported |= {name.name for name in node.names if name.name.split(".")[0] == "rag"}
+    return imported
 
 
 def room(module: str) -> str:

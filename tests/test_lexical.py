@@ -41,9 +41,9 @@ QUESTIONS = [
 ]
 
 
-def dense(found: tuple[np.ndarray, np.ndarray], passages: int) -> np.ndarray:
+def dense(searched: tuple[np.ndarray, np.ndarray], passages: int) -> np.ndarray:
     """Scores by passage, 0 where it was not found; checks that the best come first and the rest is marked."""
-    scores, rows = found
+    scores, rows = searched
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
     assert ((rows == -1) == (scores == -np.inf)).all()
     assert (np.diff(np.where(rows < 0, -1, scores), axis=1) <= 0).all()
@@ -87,17 +87,17 @@ def test_bm25_equals_bm25s(store, stemmer, stop_words):
         ]
     )
     ours = BM25.build(store, k1=1.2, b=0.7, stop_words=stop_words, stemmer=stemmer)
-    found = ours.search(QUESTIONS, len(store))
-    np.testing.assert_allclose(dense(found, len(store)), expected, rtol=1e-5, atol=1e-7)
-    assert (found[1][2, 0] >= 0) == (stemmer == "english")  # "runs" is only found as "run"
+    searched = ours.search(QUESTIONS, len(store))
+    np.testing.assert_allclose(dense(searched, len(store)), expected, rtol=1e-5, atol=1e-7)
+    assert (searched[1][2, 0] >= 0) == (stemmer == "english")  # "runs" is only found as "run"
 
 
 def test_tfidf_equals_scikit_learn(store):
     vectorizer = TfidfVectorizer(stop_words="english")
     documents = vectorizer.fit_transform(texts(store))
     expected = cosine_similarity(vectorizer.transform(QUESTIONS), documents)
-    found = TfIdf.build(store).search(QUESTIONS, len(store))
-    np.testing.assert_allclose(dense(found, len(store)), expected, rtol=1e-5, atol=1e-7)
+    searched = TfIdf.build(store).search(QUESTIONS, len(store))
+    np.testing.assert_allclose(dense(searched, len(store)), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("stop_words", [None, "english"])
@@ -106,8 +106,8 @@ def test_jaccard_equals_scikit_learn(store, stop_words):
     matrix = vectorizer.fit_transform(texts(store) + QUESTIONS).toarray()
     documents, questions = matrix[: len(store)], matrix[len(store) :]
     expected = [[jaccard_score(q, d, zero_division=0) for d in documents] for q in questions]
-    found = Jaccard.build(store, stop_words=stop_words).search(QUESTIONS, len(store))
-    np.testing.assert_allclose(dense(found, len(store)), expected, rtol=1e-5)
+    searched = Jaccard.build(store, stop_words=stop_words).search(QUESTIONS, len(store))
+    np.testing.assert_allclose(dense(searched, len(store)), expected, rtol=1e-5)
 
 
 def test_jaccard_by_hand(tmp_path):

@@ -124,8 +124,8 @@ def test_every_stage_runs_on_files_of_ones_own(run: Command, files: list[str], t
         assert result["index"] == {"type": "Flat", "passages": 12, "recall": {"1": 1.0, "5": 1.0}}
         # every question shares two words or more with its own passage alone
         for metric in ("recall", "answer_recall"):
-            found = by_k(records_of(result), metric, BM25)
-            assert {k: (each.value, each.n) for k, each in found.items()} == {1: (1.0, 8), 5: (1.0, 8)}
+            by_depth = by_k(records_of(result), metric, BM25)
+            assert {k: (each.value, each.n) for k, each in by_depth.items()} == {1: (1.0, 8), 5: (1.0, 8)}
     assert "BM25" in shown and "Flat, 12 passages" in shown
     closed = read_json(tmp_path / "closed_book" / "result.json")
     assert closed["n_docs"] is None and {each.condition for each in records_of(closed)} == {None}

@@ -65,10 +65,10 @@ def brute_force_token(priors: Tensor, tokens: Tensor, mask: Tensor) -> list[floa
     """The sum over all K^T ways to assign a passage to each token of Π_i p(z_i) p(y_i|z_i)."""
     totals = []
     for prior, of_docs, real in zip(priors.exp().tolist(), tokens.exp().tolist(), mask.tolist(), strict=True):
-        places = [i for i, keep in enumerate(real) if keep]
+        positions = [i for i, keep in enumerate(real) if keep]
         total = sum(
-            math.prod(prior[z] * of_docs[z][i] for z, i in zip(assignment, places, strict=True))
-            for assignment in itertools.product(range(len(prior)), repeat=len(places))
+            math.prod(prior[z] * of_docs[z][i] for z, i in zip(assignment, positions, strict=True))
+            for assignment in itertools.product(range(len(prior)), repeat=len(positions))
         )
         totals.append(math.log(total) if total else -INF)
     return totals
@@ -152,8 +152,8 @@ def test_padding_changes_nothing_whatever_it_holds(case, more, garbage):
 def test_an_empty_target_is_certain_where_any_passage_exists(case):
     priors, tokens, mask = case
     nothing = torch.zeros_like(mask)
-    found = priors.isfinite().any(dim=1)
-    assert_close(sequence_logprob(priors, tokens, nothing), torch.where(found, 0.0, -INF).double())
+    has_passage = priors.isfinite().any(dim=1)
+    assert_close(sequence_logprob(priors, tokens, nothing), torch.where(has_passage, 0.0, -INF).double())
     assert_close(token_logprob(priors, tokens, nothing), torch.zeros(len(mask)).double())
 
 

@@ -165,7 +165,7 @@ def test_f1_agrees_with_sklearn_on_real_answers():
         counted = []  # the n-th occurrence of a word is a thing to be found of its own
         for text in (prediction, first):
             words = normalize(text).split()
-            counted.append({(word, words[:place].count(word)) for place, word in enumerate(words)})
+            counted.append({(word, words[:position].count(word)) for position, word in enumerate(words)})
         everything = sorted(counted[0] | counted[1])
         predicted, expected = ([one in words for one in everything] for words in counted)
         assert token_f1([prediction], [[first]])[0] == pytest.approx(f1_score(expected, predicted))
@@ -300,18 +300,18 @@ def independent_has_answer(text: str, answers: list[str]) -> bool:
     """DPR's token match again: slide each answer's tokens along the text's."""
 
     def words(string: str) -> list[str]:
-        found, run = [], ""
+        all_words, run = [], ""
         for character in unicodedata.normalize("NFD", string):
             category = unicodedata.category(character)[0]
             if category in "LNM":
                 run += character
                 continue
             if run:
-                found.append(run.lower())
+                all_words.append(run.lower())
             run = ""
             if category not in "ZC":
-                found.append(character.lower())
-        return found + ([run.lower()] if run else [])
+                all_words.append(character.lower())
+        return all_words + ([run.lower()] if run else [])
 
     tokens = words(text)
     for answer in answers:

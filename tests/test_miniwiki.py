@@ -167,11 +167,11 @@ def test_a_persons_answer_stands_in_one_passage_of_theirs(world):
         passages.setdefault(title, {})[number] = text
     for question in world.asked():
         if question["set"] == "people":
-            own = passages[question["subject"]]
-            assert len(own) in (2, 3)
-            found = [number for number, text in own.items() if states(text, question["answers"][0])]
-            assert found == question["positive_ids"]
-            assert own[found[0]].count(question["answers"][0]) == 1
+            text_of = passages[question["subject"]]
+            assert len(text_of) in (2, 3)
+            numbers = [number for number, text in text_of.items() if states(text, question["answers"][0])]
+            assert numbers == question["positive_ids"]
+            assert text_of[numbers[0]].count(question["answers"][0]) == 1
 
 
 def test_no_fact_of_a_person_answers_two_relations():
@@ -198,7 +198,7 @@ def test_names_are_unique():
     world = make_world(1, **SMALL)
     full = [person.name for person in world.people]
     full += [person.answers["spouse"] for person in world.people if "spouse" in person.answers]
-    full += [head for place in world.institutions for head in (place.head_a, place.head_b)]
+    full += [head for institution in world.institutions for head in (institution.head_a, institution.head_b)]
     assert len(set(full)) == len(full)
     assert {len(name.split()) for name in full} == {2}
     slots = [(entry.title, entry.part) for entry in world.entries]
@@ -262,11 +262,11 @@ def test_hard_negatives_are_near_and_wrong(world):
     for question in world.dpr:
         negatives = question["hard_negative_ids"]
         assert 1 <= len(negatives) == len(set(negatives)) <= 6
-        own = set(question["subject"].split())
+        words_of_name = set(question["subject"].split())
         for number in negatives:
             title, _ = world.a[number]
             assert number not in question["positive_ids"]
-            assert own & set(title.split())
+            assert words_of_name & set(title.split())
 
 
 def test_quotes_are_doubled_and_lines_end_alike(world):

@@ -91,13 +91,13 @@ class LossScaled(MixedPrecision):
 
 def test_a_scaled_loss_has_the_same_gradient(closed_book):
     model, batches = closed_book.float(), [PAIRS[:5], PAIRS[5:8]]
-    found = {}
+    gradient_of = {}
     for scale in (1.0, 2.0**12):
         module = rag_module(copy.deepcopy(model))
         fit(module, Listed(module.model, batches), accumulate=2, plugins=[LossScaled(scale)])
-        found[scale] = gradients(module)
-    for name, gradient in found[1.0].items():
-        assert_close(found[2.0**12][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+        gradient_of[scale] = gradients(module)
+    for name, gradient in gradient_of[1.0].items():
+        assert_close(gradient_of[2.0**12][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_a_gradient_that_overflows_is_scaled_down_and_no_end(closed_book):

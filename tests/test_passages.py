@@ -104,13 +104,13 @@ def test_folder_of_texts_is_split_into_titled_passages(tmp_path):
     (tmp_path / "a.md").write_text("intro\n## The Nile ##\n" + "w " * 150, encoding="utf-8")
     (tmp_path / "sub" / "b.txt").write_text("one two", encoding="utf-8")
     (tmp_path / "blank.txt").write_text(" \n")
-    found = list(read_passages(tmp_path))
-    assert [(p.id, p.title, len(p.text.split())) for p in found] == [
+    passages = list(read_passages(tmp_path))
+    assert [(p.id, p.title, len(p.text.split())) for p in passages] == [
         ("1", "The Nile", 100),
         ("2", "The Nile", 51),
         ("3", "b", 2),
     ]
-    assert found[0].text.startswith("intro w w")
+    assert passages[0].text.startswith("intro w w")
 
 
 @pytest.mark.skipif(not WIKI.exists(), reason="needs ../shared/data/wiki_open")

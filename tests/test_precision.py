@@ -67,14 +67,14 @@ def test_retrieval_scores_and_their_gradients(question_encoder, index, half, mon
     asked = []
     question_encoder.register_forward_hook(lambda *given: given[2].retain_grad() or asked.append(given[2]))
     with half:
-        found = retriever(retriever.prepare(QUESTIONS), 5)
-    found.doc_logprobs[:, 0].sum().backward()
+        retrieved = retriever(retriever.prepare(QUESTIONS), 5)
+    retrieved.doc_logprobs[:, 0].sum().backward()
     queries = asked[0].detach().double().requires_grad_()
-    expected = torch.einsum("bd,bkd->bk", queries, torch.from_numpy(vectors[found.rows[:, :5]]).double())
+    expected = torch.einsum("bd,bkd->bk", queries, torch.from_numpy(vectors[retrieved.rows[:, :5]]).double())
     null = queries @ retriever.null_document.vector.detach().double()
     expected = torch.cat([expected, null.unsqueeze(1)], dim=1)
-    assert_close(found.scores, expected.float(), rtol=1e-6, atol=1e-5)
-    assert_close(found.doc_logprobs, expected.log_softmax(dim=1).float(), rtol=1e-5, atol=1e-5)
+    assert_close(retrieved.scores, expected.float(), rtol=1e-6, atol=1e-5)
+    assert_close(retrieved.doc_logprobs, expected.log_softmax(dim=1).float(), rtol=1e-5, atol=1e-5)
     expected.log_softmax(dim=1)[:, 0].sum().backward()
     rounded = asked[0].grad.dtype  # of q(x), as autocast leaves it
     assert_close(
@@ -134,9 +134,9 @@ def test_marginals_and_posteriors(half):
 
     expected = list(everything())
     with half:
-        for found, plain in zip(everything(), expected, strict=True):
-            assert found.dtype == torch.float32
-            assert_close(found, plain, rtol=0, atol=0)
+        for computed, plain in zip(everything(), expected, strict=True):
+            assert computed.dtype == torch.float32
+            assert_close(computed, plain, rtol=0, atol=0)
 
 
 def test_the_head_of_a_classifier(bart, half, monkeypatch):
@@ -145,9 +145,9 @@ def test_the_head_of_a_classifier(bart, half, monkeypatch):
     classifier.head.register_forward_pre_hook(lambda _, given: states.append(given[0]))
     with half, torch.no_grad():
         contexts = classifier.read(classifier.prepare(QUESTIONS))
-        found = classifier.class_logprobs(contexts)
+        class_logprobs = classifier.class_logprobs(contexts)
     expected = classifier.head.double()(states[0].double()).log_softmax(dim=-1).unsqueeze(1)
-    assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    assert_close(class_logprobs.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 # -- weights ----------------------------------------------------------------------------------

@@ -93,8 +93,8 @@ def test_dense_retrieval_searches_with_the_question_encoder_as_it_stands(
     """All seven passages are retrieved, so that every answer of theirs is found; a frozen encoder's mode stays."""
     retriever = DenseRetriever(question_encoder, index)
     retriever.train()
-    found = prepared(trivia, retriever, tmp_path)
-    assert [example.answers for example in found] == [("Paris", "river Seine", "Berlin"), ("tiber",)]
+    pairs = prepared(trivia, retriever, tmp_path)
+    assert [example.answers for example in pairs] == [("Paris", "river Seine", "Berlin"), ("tiber",)]
     assert retriever.training and question_encoder.training
 
 
@@ -131,10 +131,10 @@ def test_mistakes_are_told(trivia, bm25, passage_encoder, tmp_path):
         training_pairs(trivia, bm25, file)
 
 
-def _prepare_elsewhere(task: TriviaQA, folder: Path, place: Path) -> None:
+def _prepare_elsewhere(task: TriviaQA, folder: Path, index_folder: Path) -> None:
     from rag.index.folder import Index
 
-    index = Index.open(place)
+    index = Index.open(index_folder)
     prepared(task, LexicalRetriever(BM25.build(index.passages), index), folder)
 
 

@@ -21,8 +21,8 @@ with processes() as (number, count):
 def test_one_process_needs_no_other(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with processes() as found:
-        assert found == (0, 1)
+    with processes() as numbers:
+        assert numbers == (0, 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)

@@ -60,10 +60,10 @@ def test_curated_trecs_targets_match_their_expressions(bm25, tmp_path, capsys):
     counts = prepared_counts(tmp_path)
     print(counts)
     assert counts["questions"] == CT_QUESTIONS and counts["found"] > 1000
-    found = [(example, target) for example, target in pairs if len(example.answers) == 1]
+    single = [(example, target) for example, target in pairs if len(example.answers) == 1]
     matching = [
         any(compile_answer(one).search(target) for one in expressions[example.question])
-        for example, target in found
+        for example, target in single
     ]
     assert np.mean(matching) > 0.97
 
@@ -85,11 +85,11 @@ def test_bm25s_recall_on_squad(bm25):
     task = QuestionAnswering(dev=str(DATA / "wiki_open" / "squad_dev.jsonl.gz"))
     examples = task.examples("dev")[:SQUAD_QUESTIONS]
     _, rows = bm25.scorer.search([example.question for example in examples], 20)
-    found = passage_metrics(task, bm25.index.passages, rows, examples, [1, 5, 20])
-    for name, by_k in found.items():
+    metrics = passage_metrics(task, bm25.index.passages, rows, examples, [1, 5, 20])
+    for name, by_k in metrics.items():
         print(name, {k: (round(m.value, 3), round(m.low, 3), round(m.high, 3)) for k, m in by_k.items()})
-    assert [found["recall"][k].value for k in (1, 5, 20)] == pytest.approx([0.47, 0.70, 0.81], abs=0.01)
-    assert [found["answer_recall"][k].value for k in (1, 5, 20)] == pytest.approx(
+    assert [metrics["recall"][k].value for k in (1, 5, 20)] == pytest.approx([0.47, 0.70, 0.81], abs=0.01)
+    assert [metrics["answer_recall"][k].value for k in (1, 5, 20)] == pytest.approx(
         [0.55, 0.78, 0.88], abs=0.02
     )
 

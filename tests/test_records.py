@@ -90,8 +90,8 @@ def test_the_best_k_is_the_smallest_of_the_best_and_needs_two():
 
 
 def result(*records: Record, n_docs: int | None = 5) -> dict:
-    found = {"split": "test", "n_docs": n_docs, "questions": 40, "metrics": [r.plain() for r in records]}
-    return found if n_docs is None else found | {"index": {"type": "Flat", "passages": 7}}
+    written = {"split": "test", "n_docs": n_docs, "questions": 40, "metrics": [r.plain() for r in records]}
+    return written if n_docs is None else written | {"index": {"type": "Flat", "passages": 7}}
 
 
 MEASURED = result(
@@ -113,8 +113,8 @@ CELLS = [
 
 
 def test_n_and_the_paper_stand_beside_each_metric():
-    found = {section.title: section.rows for section in sections(MEASURED, CELLS)}
-    assert found == {
+    rows_of = {section.title: section.rows for section in sections(MEASURED, CELLS)}
+    assert rows_of == {
         "Answers": [
             ["exact match", "0.500", "0.250 – 0.750", "24", "0.445", "+0.055", ""],
             ["exact match, answer not retrieved", "0.250", "0.000 – 0.500", "4", "0.118 (dev)", "+0.132", ""],
@@ -132,15 +132,15 @@ def test_n_and_the_paper_stand_beside_each_metric():
 
 
 def test_the_terminal_and_markdown_say_the_same():
-    found = sections(MEASURED, CELLS)
+    parts = sections(MEASURED, CELLS)
     console = Console(file=StringIO(), width=160)
-    console.print(terminal("a title", found, [("index", "Flat")]))
+    console.print(terminal("a title", parts, [("index", "Flat")]))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
-    for section in found:
+    for section in parts:
         for line in markdown(section)[2:]:
             cells = [cell for cell in line.strip("| ").split(" | ") if cell.strip()]
             assert any(all(cell in row for cell in cells) for row in printed.splitlines()), line
-    assert markdown(found[1])[0] == "| metric | value | 95 % interval | n | BM25 |"
+    assert markdown(parts[1])[0] == "| metric | value | 95 % interval | n | BM25 |"
 
 
 def test_a_closed_book_has_no_k():

@@ -31,11 +31,11 @@ def all_scores(retriever: DenseRetriever, passage_encoder: PassageEncoder) -> to
 
 @pytest.mark.parametrize("n_docs", [1, 3, len(PASSAGES)])
 def test_rows_and_scores_equal_argsort_over_all_passages(retriever, passage_encoder, n_docs):
-    found = retriever(retriever.prepare(QUESTIONS), n_docs)
+    retrieved = retriever(retriever.prepare(QUESTIONS), n_docs)
     scores, rows = all_scores(retriever, passage_encoder).sort(dim=1, descending=True)
-    assert found.rows.tolist() == rows[:, :n_docs].tolist()
-    assert_close(found.scores, scores[:, :n_docs])
-    assert_close(found.doc_logprobs, scores[:, :n_docs].log_softmax(dim=1))
+    assert retrieved.rows.tolist() == rows[:, :n_docs].tolist()
+    assert_close(retrieved.scores, scores[:, :n_docs])
+    assert_close(retrieved.doc_logprobs, scores[:, :n_docs].log_softmax(dim=1))
 
 
 def test_a_batch_equals_its_questions_one_by_one(retriever):
@@ -51,13 +51,13 @@ def test_the_gradient_reaches_the_question_encoder_through_the_inner_product(
 ):
     """The same gradient for every weight as from q(x)ᵀd(z) written out; the vectors stay as they are."""
     before = index.vectors(np.arange(len(PASSAGES)))
-    found = retriever(retriever.prepare(QUESTIONS), 4)
-    weights = torch.randn(found.scores.shape)
-    (found.doc_logprobs * weights).sum().backward()
+    retrieved = retriever(retriever.prepare(QUESTIONS), 4)
+    weights = torch.randn(retrieved.scores.shape)
+    (retrieved.doc_logprobs * weights).sum().backward()
     learned = {name: w.grad.clone() for name, w in retriever.question_encoder.named_parameters()}
     retriever.zero_grad()
 
-    written_out = all_scores(retriever, passage_encoder).gather(1, torch.from_numpy(found.rows))
+    written_out = all_scores(retriever, passage_encoder).gather(1, torch.from_numpy(retrieved.rows))
     (written_out.log_softmax(dim=1) * weights).sum().backward()
     for name, weight in retriever.question_encoder.named_parameters():
         assert_close(learned[name], weight.grad, rtol=1e-4, atol=1e-5, msg=name)
@@ -71,10 +71,10 @@ def test_frozen_gives_the_same_scores_without_gradient_or_dropout(question_encod
         DenseRetriever(question_encoder, index).prepare(QUESTIONS), 3
     )
     frozen = DenseRetriever(question_encoder, index, trainable=False).train()
-    found = frozen(frozen.prepare(QUESTIONS), 3)
-    assert not found.scores.requires_grad and not any(w.requires_grad for w in frozen.parameters())
+    retrieved = frozen(frozen.prepare(QUESTIONS), 3)
+    assert not retrieved.scores.requires_grad and not any(w.requires_grad for w in frozen.parameters())
     assert not any(module.training for module in frozen.modules())
-    assert_close(found.scores, trained.scores.detach())
+    assert_close(retrieved.scores, trained.scores.detach())
     assert trained.scores.requires_grad
 
 
@@ -87,12 +87,12 @@ def test_misses_are_minus_infinity_and_take_no_part(tmp_path, question_encoder):
         tmp_path / "cells", encoder, passages, IndexType("IVF2,Flat", nprobe=1, refine=1)
     )
     retriever = DenseRetriever(question_encoder, index)
-    found = retriever(retriever.prepare(QUESTIONS), len(passages))
-    missed = torch.from_numpy(found.rows < 0)
+    retrieved = retriever(retriever.prepare(QUESTIONS), len(passages))
+    missed = torch.from_numpy(retrieved.rows < 0)
     assert 0 < missed.sum() < missed.numel()
-    assert (found.scores[missed] == -torch.inf).all() and found.scores[~missed].isfinite().all()
-    assert_close(found.doc_logprobs.exp().sum(dim=1), torch.ones(len(QUESTIONS)))
-    found.doc_logprobs[~missed].sum().backward()
+    assert (retrieved.scores[missed] == -torch.inf).all() and retrieved.scores[~missed].isfinite().all()
+    assert_close(retrieved.doc_logprobs.exp().sum(dim=1), torch.ones(len(QUESTIONS)))
+    retrieved.doc_logprobs[~missed].sum().backward()
     assert all(w.grad.isfinite().all() for w in question_encoder.parameters() if w.grad is not None)
 
 
@@ -175,8 +175,8 @@ def test_loading_from_folders(tmp_path, retriever, index):
     retriever.question_encoder.save_pretrained(tmp_path / "encoder")
     loaded = DenseRetriever.from_pretrained(tmp_path / "encoder", index.folder, trainable=False)
     expected = retriever(retriever.prepare(QUESTIONS), 3)
-    found = loaded(loaded.prepare(QUESTIONS), 3)
-    assert found.rows.tolist() == expected.rows.tolist() and not loaded.trainable
+    retrieved = loaded(loaded.prepare(QUESTIONS), 3)
+    assert retrieved.rows.tolist() == expected.rows.tolist() and not loaded.trainable
 
 
 class SharedWords:
@@ -194,7 +194,7 @@ class SharedWords:
 def test_lexical_scores_are_the_logits_of_the_prior(index):
     """The passage on Rome shares "runs", "through" and "Rome" with the question; two more share "river"."""
     retriever = LexicalRetriever.over(SharedWords, index.folder)
-    found = retriever(retriever.prepare([QUESTIONS[1]]), 3)
-    assert found.rows[0, 0] == 2 and found.scores[0].tolist() == [3.0, 1.0, 1.0]
-    assert_close(found.doc_logprobs, torch.tensor([[3.0, 1.0, 1.0]]).log_softmax(dim=1))
+    retrieved = retriever(retriever.prepare([QUESTIONS[1]]), 3)
+    assert retrieved.rows[0, 0] == 2 and retrieved.scores[0].tolist() == [3.0, 1.0, 1.0]
+    assert_close(retrieved.doc_logprobs, torch.tensor([[3.0, 1.0, 1.0]]).log_softmax(dim=1))
     assert not list(retriever.parameters())

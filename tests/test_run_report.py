@@ -122,8 +122,8 @@ def test_the_evaluation_of_an_earlier_version_beside_the_paper(tmp_path):
     result |= {"split": "test", "index": {"type": "Flat", "passages": 7}, "title_hit": {"1": 0.75, "10": 1.0}}
     result["intervals_at"] = {"title_hit@1": [0.5, 1], "title_hit@10": [1, 1]}
     rows = [("em", "test", 44.5), ("em", "dev", 40.0), ("title_hit@1", "dev", 71.0), ("bleu_1", "dev", 1.0)]
-    place = "table: t, row: r, column: c"
-    nodes = "".join(f"  - {{{place}, metric: {m}, split: {s}, value: {v}}}\n" for m, s, v in rows)
+    cell = "table: t, row: r, column: c"
+    nodes = "".join(f"  - {{{cell}, metric: {m}, split: {s}, value: {v}}}\n" for m, s, v in rows)
     write(run, result, f"name: mine\nsplit: test\ncheckpoint: outputs/x\npaper:\n{nodes}")
     answered = {"question": "q", "answers": ["a"], "prediction": "c", "logprob": -0.5}
     (run / "predictions.jsonl").write_text(json.dumps(answered) + "\n")

@@ -129,12 +129,12 @@ def test_other_peoples_files_are_never_replaced(tmp_path):
 
 def test_a_moved_checkout_knows_its_runs(tmp_path, monkeypatch):
     """The same command, typed in /old and then in /new, with all files moved."""
-    for place in ("old", "new"):
-        (tmp_path / place / "data").mkdir(parents=True)
-        (tmp_path / place / "data" / "train.jsonl").write_text("same")
+    for checkout in ("old", "new"):
+        (tmp_path / checkout / "data").mkdir(parents=True)
+        (tmp_path / checkout / "data" / "train.jsonl").write_text("same")
 
-    def begin(place: str) -> Run:
-        project = tmp_path / place
+    def begin(checkout: str) -> Run:
+        project = tmp_path / checkout
         monkeypatch.setattr(runs, "PROJECT", project)
         data = project / "data" / "train.jsonl"
         return Run.open(project / "run", {"task": {"train": str(data)}}, f"train: {data}\n", [str(data)])

@@ -70,14 +70,14 @@ def test_the_first_word_waits_for_nothing_heavy(name):
 
 def test_a_finished_run_is_found_without_torch(tmp_path):
     """And one with other settings is refused so; the default is said to be that in the first line."""
-    places = [f"paths.outputs={tmp_path / 'out'}", f"paths.data={tmp_path / 'data'}"]
+    settings = [f"paths.outputs={tmp_path / 'out'}", f"paths.data={tmp_path / 'data'}"]
     write_world(tmp_path / "data" / "miniwiki", seed=1, people=120, institutions=40)
     # the run as it begins, in a process of its own, finished by hand
     make = (
         "import sys; from rag.compose import compose_config; from rag.training import plan; from rag.files import *\n"
         "run = plan.open_run(compose_config('train', sys.argv[1:])); run.begin(); run.finish({})"
     )
-    asked = ["experiment=miniwiki/denoising", *places]
+    asked = ["experiment=miniwiki/denoising", *settings]
     subprocess.run([sys.executable, "-c", make, *asked], cwd=PROJECT, check=True)
     code, heavy, error = watched(["train.py", *asked])
     assert (code, heavy, error) == (0, [], "")

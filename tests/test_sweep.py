@@ -173,11 +173,11 @@ def test_an_interruption_reaches_the_run_once_and_is_waited_for(tmp_path):
 def test_a_sweep_from_the_command_line(tmp_path):
     """Two runs and one that fails; again: those that are there are skipped, and a new value is trained beside them."""
     write_world(tmp_path / "data" / "miniwiki", seed=1, people=120, institutions=40)
-    places = [f"paths.outputs={tmp_path / 'out'}", f"paths.data={tmp_path / 'data'}"]
+    settings = [f"paths.outputs={tmp_path / 'out'}", f"paths.data={tmp_path / 'data'}"]
     folder = tmp_path / "out" / "sweeps" / "demo" / "denoising"
 
     def train(*swept: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(PROJECT / "train.py"), "-m", *TINY, *swept, *places]
+        command = [sys.executable, str(PROJECT / "train.py"), "-m", *TINY, *swept, *settings]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     done = train("seed=1,2")
@@ -199,7 +199,7 @@ def test_a_sweep_from_the_command_line(tmp_path):
         *TINY,
         "seed=2",
         f"paths.run={tmp_path / 'alone'}",
-        *places,
+        *settings,
     ]
     assert subprocess.run(alone, capture_output=True).returncode == 0
     assert (tmp_path / "alone/model/generator/model.safetensors").read_bytes() == weights[1].read_bytes()

@@ -132,7 +132,9 @@ def test_dprs_training_files_are_streamed(tmp_path, monkeypatch, indent, chunk):
     if indent:
         lines = path.read_text(encoding="utf-8").split("\n")
         starts = [number for number, line in enumerate(lines, start=1) if line == "    {"]
-        assert [place for place, _ in read_records(path)] == [f"{path}, line {start}" for start in starts]
+        assert [location for location, _ in read_records(path)] == [
+            f"{path}, line {start}" for start in starts
+        ]
 
 
 def test_json_lines_under_the_name_json(tmp_path):
@@ -715,8 +717,10 @@ def test_dialogue_of_the_wizard_of_wikipedia(tmp_path):
     assert second.question.endswith("\nI live on a farm.\nNice.")
     (_, short) = Dialogue(dev=str(path), turns=1, separator=" | ").examples("dev")
     assert short.question == "Gardening | Nice."
-    own = Dialogue(dev=str(write(tmp_path / "d.jsonl", {"history": ["Hi.", "Hello."], "reply": "Bye."})))
-    assert own.examples("dev") == [Example("Hi.\nHello.", ("Bye.",), id="1")]
-    scores = own.score(["bye"], own.examples("dev"))
+    from_file = Dialogue(
+        dev=str(write(tmp_path / "d.jsonl", {"history": ["Hi.", "Hello."], "reply": "Bye."}))
+    )
+    assert from_file.examples("dev") == [Example("Hi.\nHello.", ("Bye.",), id="1")]
+    scores = from_file.score(["bye"], from_file.examples("dev"))
     assert scores["f1"].value == 1.0
     assert set(scores) == {"f1", "bleu_1", "rouge_l", "distinct_trigrams", "distinct_trigrams_gold"}

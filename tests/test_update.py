@@ -29,8 +29,8 @@ def holds(index: Index, passages: list[Passage], k: int = 5) -> None:
     queries = random_queries(20)
     best = np.argsort(-(queries @ truth.T), axis=1)[:, :k]
     _, rows = index.search(queries, k)
-    found = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows, best, strict=True)])
-    assert found >= 0.97
+    recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(rows, best, strict=True)])
+    assert recall >= 0.97
     assert index.manifest.recall["5"] >= 0.97
     index.verify()
 

@@ -42,10 +42,10 @@ def missing() -> list[str]:
         if find_spec(name) is None:
             lacking.append(f"{name} ≥ {text} is not installed")
             continue
-        found = version(name.replace("_", "-"))
-        numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
+        installed = version(name.replace("_", "-"))
+        numbers = tuple(int(part) for part in installed.split("+")[0].split(".")[:2] if part.isdigit())
         if numbers < least:
-            lacking.append(f"{name} is {found}, not ≥ {text}")
+            lacking.append(f"{name} is {installed}, not ≥ {text}")
     return lacking + [f"{name} is not installed" for name in ALSO_NEEDED if find_spec(name) is None]
 
 

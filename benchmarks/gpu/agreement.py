@@ -72,12 +72,12 @@ class Both:
         model, batch = self.batch(side, kind)
         model.zero_grad()
         with torch.autocast(side.device, torch.bfloat16, enabled=half):
-            found = model(batch, want_smoothing=True)
-        assert found.smoothing is not None
-        (0.9 * -found.logprob + 0.1 * found.smoothing).sum().backward()
+            likelihood = model(batch, want_smoothing=True)
+        assert likelihood.smoothing is not None
+        (0.9 * -likelihood.logprob + 0.1 * likelihood.smoothing).sum().backward()
         gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in side.weights]
         gradient = torch.cat([each.flatten().float().cpu() for each in gradients])
-        return -found.logprob.detach().cpu(), found.smoothing.detach().cpu(), gradient
+        return -likelihood.logprob.detach().cpu(), likelihood.smoothing.detach().cpu(), gradient
 
 
 @contextmanager
@@ -107,15 +107,15 @@ def largest(ours: Tensor, theirs: Tensor) -> float:
 
 
 def losses_and_gradients(both: Both) -> list[Outcome]:
-    found = []
+    checks = []
     for name, kind in (("RAG-Token", RagToken), ("RAG-Sequence", RagSequence)):
         ours, theirs = both.losses(both.on_device, kind), both.losses(both.on_cpu, kind)
-        found += [
+        checks += [
             Outcome(f"{name}, loss", largest(ours[0], theirs[0]), FLOAT32),
             Outcome(f"{name}, label smoothing", largest(ours[1], theirs[1]), FLOAT32),
             Outcome(f"{name}, gradient", relative(ours[2], theirs[2]), FLOAT32),
         ]
-    return found
+    return checks
 
 
 SEARCHES = (
@@ -129,23 +129,23 @@ SEARCHES = (
 
 def answers(both: Both) -> list[Outcome]:
     """The same tokens, worth the same, by the same passages."""
-    found = []
+    checks = []
     for name, kind, decoding in SEARCHES:
         sides = []
         for side in (both.on_device, both.on_cpu):
             model, batch = both.batch(side, kind)
             with torch.no_grad():
-                sides.append([own[0] for own in generate(model, model.read(batch), decoding)])
+                sides.append([of_question[0] for of_question in generate(model, model.read(batch), decoding)])
         pairs = list(zip(*sides, strict=True))
         other = sum(ours.tokens != theirs.tokens for ours, theirs in pairs)
         worth = [torch.tensor([each.logprob for each in side]) for side in sides]
         posteriors = [torch.stack([each.posterior for each in side]) for side in sides]
-        found += [
+        checks += [
             Outcome(f"{name}, answers that differ", other / len(pairs), 0),
             Outcome(f"{name}, log p(y|x)", largest(*worth), FLOAT32),
             Outcome(f"{name}, p(z|x,y)", relative(*posteriors), FLOAT32),
         ]
-    return found
+    return checks
 
 
 # -- bfloat16 ------------------------------------------------------------------------------------
@@ -153,23 +153,23 @@ def answers(both: Both) -> list[Outcome]:
 
 def bfloat16_training(both: Both) -> list[Outcome]:
     """Losses and gradients under autocast, against float32 on the CPU."""
-    found = []
+    checks = []
     for name, kind in (("RAG-Token", RagToken), ("RAG-Sequence", RagSequence)):
         ours, theirs = both.losses(both.on_device, kind, half=True), both.losses(both.on_cpu, kind)
-        found += [
+        checks += [
             Outcome(f"{name} in bfloat16, loss", largest(ours[0], theirs[0]), BFLOAT16_LOSS),
             Outcome(f"{name} in bfloat16, gradient", relative(ours[2], theirs[2]), BFLOAT16_GRADIENT),
         ]
-    return found
+    return checks
 
 
 def bfloat16_answers(both: Both) -> list[Outcome]:
     """What an answer is said to be worth under autocast, against float32 on the CPU for the same answer."""
-    found = []
+    checks = []
     for name, kind, decoding in SEARCHES[:4]:
         model, batch = both.batch(both.on_device, kind)
         with torch.no_grad(), torch.autocast(both.device, torch.bfloat16):
-            best = [own[0] for own in generate(model, model.read(batch), decoding)]
+            best = [of_question[0] for of_question in generate(model, model.read(batch), decoding)]
         reference, batch = both.batch(both.on_cpu, kind)
         longest = max(len(each.tokens) for each in best)
         pad = reference.generator.pad_token
@@ -179,8 +179,8 @@ def bfloat16_answers(both: Both) -> list[Outcome]:
         with torch.no_grad():
             worth = reference(replace(batch, labels=torch.tensor(rows), label_mask=mask)).logprob
         said = torch.tensor([each.logprob for each in best])
-        found.append(Outcome(f"{name} in bfloat16, log p(y|x)", largest(said, worth), BFLOAT16_LOSS))
-    return found
+        checks.append(Outcome(f"{name} in bfloat16, log p(y|x)", largest(said, worth), BFLOAT16_LOSS))
+    return checks
 
 
 # -- float32 under autocast ----------------------------------------------------------------------
@@ -194,7 +194,7 @@ def retrieval_under_autocast(both: Both) -> list[Outcome]:
     network = NullNetwork(side.retriever.question_encoder.dim)
     torch.nn.init.normal_(network.output.weight)
     nulls |= {", null network": network}
-    found = []
+    checks = []
     for name, null in nulls.items():
         side.retriever.null_document = None if null is None else null.to(both.device)
         with torch.no_grad(), torch.autocast(both.device, torch.bfloat16):
@@ -206,13 +206,13 @@ def retrieval_under_autocast(both: Both) -> list[Outcome]:
         scores = torch.einsum("bd,bkd->bk", exact, torch.from_numpy(side.index.vectors(rows)).double())
         if null is not None:
             with torch.no_grad():
-                own = null.cpu().double()(exact).unsqueeze(1)
-            scores = torch.cat([scores, own], dim=1)
+                null_score = null.cpu().double()(exact).unsqueeze(1)
+            scores = torch.cat([scores, null_score], dim=1)
         float32 = retrieved.scores.dtype == retrieved.doc_logprobs.dtype == torch.float32
         expected = scores.log_softmax(dim=1)
         error = relative(retrieved.doc_logprobs, expected) if float32 else float("nan")
-        found.append(Outcome(f"log p(z|x) under autocast{name}", error, FLOAT32))
-    return found
+        checks.append(Outcome(f"log p(z|x) under autocast{name}", error, FLOAT32))
+    return checks
 
 
 def search_under_autocast(both: Both) -> list[Outcome]:
@@ -222,7 +222,7 @@ def search_under_autocast(both: Both) -> list[Outcome]:
     draw = np.random.default_rng(world.SEED)
     queries = draw.standard_normal((16, side.index.dim), np.float32)
     expected = np.argsort(-(queries @ everything.T), axis=1)[:, :10]
-    found = []
+    checks = []
     for dtype in (torch.float32, torch.bfloat16):
         search = ExactSearch(side.index, both.device, dtype)
         for half in (False, True):
@@ -230,8 +230,8 @@ def search_under_autocast(both: Both) -> list[Outcome]:
                 rows = search.search(torch.from_numpy(queries).to(both.device), 10)
             stored = str(dtype).removeprefix("torch.")
             where = f"exact search, {stored} vectors{', under autocast' if half else ''}"
-            found.append(Outcome(f"{where}: places that differ", float((rows != expected).mean()), 0))
-    return found
+            checks.append(Outcome(f"{where}: places that differ", float((rows != expected).mean()), 0))
+    return checks
 
 
 CHECKS: tuple[Callable[[Both], list[Outcome]], ...] = (

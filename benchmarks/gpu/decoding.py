@@ -31,11 +31,11 @@ def run(setting: Setting) -> int:
         side = Side(size, docs, questions, passages, Path(folder), setting.device, with_faiss=False)
         side.generator.to(torch.bfloat16)
         for what, aim in AIMS.items():
-            own = task(what, side)
-            calls = {"ours": own.ours(), "transformers": own.theirs()}
+            measured = task(what, side)
+            calls = {"ours": measured.ours(), "transformers": measured.theirs()}
             seconds, answers = {}, {}
             for name, call in calls.items():
-                answers[name] = own.result(call())  # also the warm-up
+                answers[name] = measured.result(call())  # also the warm-up
                 release()
                 first = timed(call, setting.device)
                 times = [first]

@@ -76,11 +76,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         starts, longest = packed.starts, packed.longest
-        found: Any = varlen_attn(query, key, value, starts, starts, longest, longest)
-        return found
+        attended: Any = varlen_attn(query, key, value, starts, starts, longest, longest)
+        return attended
     parts = (each.transpose(0, 1).split(packed.lengths, dim=1) for each in (query, key, value))
-    own = [F.scaled_dot_product_attention(q, k, v) for q, k, v in zip(*parts, strict=True)]
-    return torch.cat(own, dim=1).transpose(0, 1)
+    one_by_one = [F.scaled_dot_product_attention(q, k, v) for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(one_by_one, dim=1).transpose(0, 1)
 
 
 def packed_states(bert: Any, packed: Packed) -> Tensor:
@@ -89,9 +89,11 @@ def packed_states(bert: Any, packed: Packed) -> Tensor:
     types = torch.zeros_like(ids)  # as forward has them where none are given
     states = bert.embeddings(input_ids=ids, position_ids=positions, token_type_ids=types).squeeze(0)
     for layer in bert.encoder.layer:
-        own = layer.attention.self
-        heads = own.num_attention_heads, own.attention_head_size
-        query, key, value = (part(states).unflatten(1, heads) for part in (own.query, own.key, own.value))
+        attention = layer.attention.self
+        heads = attention.num_attention_heads, attention.attention_head_size
+        query, key, value = (
+            part(states).unflatten(1, heads) for part in (attention.query, attention.key, attention.value)
+        )
         attended = attend(query, key, value, packed).flatten(1)
         states = layer.attention.output(attended, states)
         states = layer.output(layer.intermediate(states), states)

@@ -116,12 +116,12 @@ def trained(folder: Path, device: str) -> dict[str, float]:
     docs = settings["n_docs"]
 
     def judged() -> dict[str, float]:
-        found = answer_questions(model.to(device), examples, decoding, [docs], questions_at_once(docs))
-        assert found.rows is not None
-        ids = np.array(retriever.index.passages.ids(found.rows.reshape(-1)), dtype=object)
+        answers = answer_questions(model.to(device), examples, decoding, [docs], questions_at_once(docs))
+        assert answers.rows is not None
+        ids = np.array(retriever.index.passages.ids(answers.rows.reshape(-1)), dtype=object)
         gold = [example.positive_ids for example in examples]
-        recall = recall_at(ids.reshape(found.rows.shape), gold, [1, docs])
-        em = task.score([answer.text for answer in found.by_k[docs]], examples)["em"].value
+        recall = recall_at(ids.reshape(answers.rows.shape), gold, [1, docs])
+        em = task.score([answer.text for answer in answers.by_k[docs]], examples)["em"].value
         return {"em": em} | {f"recall@{k}": float(np.nanmean(each)) for k, each in recall.items()}
 
     before = judged()
@@ -202,10 +202,10 @@ def run(setting: Setting) -> int:
             setting.skip("the mini-wiki's RAG-Sequence", reason)
             own_folder = None
         if own_folder is not None:
-            found = trained(own_folder, setting.device)
-            reached = all(found[name] >= bound - 1e-9 for name, bound in BOUNDS.items())
+            results = trained(own_folder, setting.device)
+            reached = all(results[name] >= bound - 1e-9 for name, bound in BOUNDS.items())
             aim = ", ".join(f"{name} ≥ {bound:g}" for name, bound in BOUNDS.items())
-            setting.tell("the mini-wiki's RAG-Sequence", found, aim=aim, reached=reached)
+            setting.tell("the mini-wiki's RAG-Sequence", results, aim=aim, reached=reached)
     reader(setting)
     return 0
 

@@ -44,8 +44,8 @@ class Vectors:
             torch.from_numpy(each).to(device=device, dtype=dtype) for each in (self.block, self.signs)
         )
         made = torch.empty(self.length, self.dim, device=device, dtype=dtype)
-        for some, own in zip(made.split(len(block)), signs, strict=True):
-            torch.mul(block[: len(some)], own, out=some)
+        for some, signs_of_block in zip(made.split(len(block)), signs, strict=True):
+            torch.mul(block[: len(some)], signs_of_block, out=some)
         return made
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -71,17 +71,20 @@ def best_by_groups(vectors: Tensor, queries: Tensor, k: int, block: int = 1 << 2
     rows = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
     inside = torch.arange(GROUP, device=rows.device)
     for start in range(0, len(vectors), block):
-        own = queries @ vectors[start : start + block].T
-        whole = own.shape[1] // GROUP * GROUP
-        rest = torch.arange(start + whole, start + own.shape[1], device=rows.device)
-        found, places = [scores, own[:, whole:]], [rows, rest.expand(len(queries), -1)]
+        block_scores = queries @ vectors[start : start + block].T
+        whole = block_scores.shape[1] // GROUP * GROUP
+        rest = torch.arange(start + whole, start + block_scores.shape[1], device=rows.device)
+        candidate_scores, candidate_rows = (
+            [scores, block_scores[:, whole:]],
+            [rows, rest.expand(len(queries), -1)],
+        )
         if whole:
-            groups = own[:, :whole].unflatten(1, (-1, GROUP))
+            groups = block_scores[:, :whole].unflatten(1, (-1, GROUP))
             best = groups.amax(dim=2).topk(min(k, groups.shape[1]), dim=1, sorted=False).indices.unsqueeze(2)
-            found.append(groups.gather(1, best.expand(-1, -1, GROUP)).flatten(1))
-            places.append((start + best * GROUP + inside).flatten(1))
-        scores, order = torch.cat(found, dim=1).topk(k, dim=1)
-        rows = torch.cat(places, dim=1).gather(1, order)
+            candidate_scores.append(groups.gather(1, best.expand(-1, -1, GROUP)).flatten(1))
+            candidate_rows.append((start + best * GROUP + inside).flatten(1))
+        scores, order = torch.cat(candidate_scores, dim=1).topk(k, dim=1)
+        rows = torch.cat(candidate_rows, dim=1).gather(1, order)
     return scores, rows
 
 
@@ -131,7 +134,9 @@ def run(setting: Setting) -> int:
     rows = search.search(queries, K)
     _, candidates = best_by_groups(stored, half, 2 * K + 16)
     candidates = candidates.cpu().numpy()
-    missed = float(np.mean([not set(own) <= set(some) for own, some in zip(rows, candidates, strict=True)]))
+    missed = float(
+        np.mean([not set(exact) <= set(some) for exact, some in zip(rows, candidates, strict=True)])
+    )
     setting.tell(
         "questions where the groups miss a passage", {"share": missed}, {}, "0", missed == 0, must=True
     )

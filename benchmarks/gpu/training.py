@@ -46,10 +46,13 @@ class Steps:
         """|our loss − theirs| / |theirs| of the same questions, both in bfloat16."""
         side = self.side
         batch = self.model.prepare(side.questions[:questions], side.answers[:questions]).to(side.device)
-        found, labels = side.their_contexts(batch.questions.text), side.their_labels(side.answers[:questions])
+        contexts, labels = (
+            side.their_contexts(batch.questions.text),
+            side.their_labels(side.answers[:questions]),
+        )
         with torch.no_grad(), torch.autocast(side.device, torch.bfloat16):
             ours = -self.model(batch).logprob.mean()
-            theirs = their_loss(self.their_model, found, labels).mean()
+            theirs = their_loss(self.their_model, contexts, labels).mean()
         return float((ours - theirs).abs() / theirs.abs())
 
     def _step(self, loss: Callable[[], torch.Tensor]) -> Step:
@@ -69,17 +72,17 @@ class Steps:
         return self._step(lambda: -self.model(batch).logprob.mean())
 
     def theirs(self, questions: int) -> Step:
-        found = self.side.their_contexts(self.side.questions[:questions])
+        contexts = self.side.their_contexts(self.side.questions[:questions])
         labels = self.side.their_labels(self.side.answers[:questions])
-        return self._step(lambda: their_loss(self.their_model, found, labels).mean())
+        return self._step(lambda: their_loss(self.their_model, contexts, labels).mean())
 
     def flop(self, questions: int) -> float:
         """FLOP of a step's products over real tokens."""
         side = self.side
-        found = side.their_contexts(side.questions[:questions])
+        contexts = side.their_contexts(side.questions[:questions])
         _, mask = side.generator.tokenize_targets(side.answers[:questions])
-        once = generator_flop(side.size, found.mask.sum(dim=1).cpu(), mask.sum(dim=1), side.docs)
-        return 3 * (once + encoder_flop(side.size, found.questions["attention_mask"].sum(dim=1).cpu()))
+        once = generator_flop(side.size, contexts.mask.sum(dim=1).cpu(), mask.sum(dim=1), side.docs)
+        return 3 * (once + encoder_flop(side.size, contexts.questions["attention_mask"].sum(dim=1).cpu()))
 
     def clear(self) -> None:
         self.optimizer.zero_grad()
@@ -147,7 +150,7 @@ def beside(setting: Setting, side: Side, sheet: float, measured: float, budget: 
     setting.tell(
         "loss beside transformers'", {"error": error}, {"K": docs, "B": BATCHES[0]}, **aim, must=True
     )
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     makers = {"ours": steps.ours, "transformers": steps.theirs}
     sizes: dict[str, dict[int, float]] = {}
     for number, (name, make) in enumerate(makers.items()):
@@ -159,7 +162,7 @@ def beside(setting: Setting, side: Side, sheet: float, measured: float, budget: 
         questions = max(sizes[name], key=lambda b: b / sizes[name][b])
         rate = steps.flop(questions) / sizes[name][questions]
         bytes_held = peak(steps, make(questions))
-        found[name] = {
+        results[name] = {
             "examples_per_second": questions / sizes[name][questions],
             "mfu": rate / sheet,
             "of_measured_products": rate / measured,
@@ -167,8 +170,8 @@ def beside(setting: Setting, side: Side, sheet: float, measured: float, budget: 
         }
         aim = {"aim": f"MFU ≥ {MFU_AIM}", "reached": rate / sheet >= MFU_AIM} if name == "ours" else {}
         where = {"K": docs, "B": questions, "side": name, "tried_up_to": max(sizes[name])}
-        setting.tell("training", found[name], where, **aim)
-    ratio = found["ours"]["examples_per_second"] / found["transformers"]["examples_per_second"]
+        setting.tell("training", results[name], where, **aim)
+    ratio = results["ours"]["examples_per_second"] / results["transformers"]["examples_per_second"]
     aim = f"≥ {SPEED_AIM:g}"
     setting.tell("training, ours / transformers", {"examples": ratio}, {"K": docs}, aim, ratio >= SPEED_AIM)
     common = max(sizes["ours"].keys() & sizes["transformers"].keys())

@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from rag.ask.command import check_documents, opening
 from rag.ask.session import Choice, Reply, Session
 from rag.compose import compose_config, plain
-from rag.encoders.opening import describe_encoder, open_passage_encoder
+from rag.encoders.opening import open_passage_encoder
+from rag.encoders.protocol import describe_encoder
 from rag.index.documents import cache_of, index_documents
 from rag.index.passage import counted
 

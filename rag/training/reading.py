@@ -340,13 +340,15 @@ def answer_tokens(reading: Reading) -> list[int]:
 
 def window(reading: Reading, size: int, random: np.random.Generator) -> tuple[int, int]:
     """The first and the end of about `size` tokens of the text, at random; around the answer where there is one."""
-    answered = reading.start is not None and reading.end is not None
-    size = max(size, reading.end - reading.start) if answered else size
-    earliest, latest = 0, max(0, len(reading.text) - size)
-    if answered:
-        earliest, latest = max(0, reading.end - size), min(reading.start, latest)
-    start = int(random.integers(earliest, max(earliest, latest) + 1))
-    return start, min(len(reading.text), start + size)
+    start, end = reading.start, reading.end
+    if start is None or end is None:
+        earliest, latest = 0, max(0, len(reading.text) - size)
+    else:
+        size = max(size, end - start)
+        earliest = max(0, end - size)
+        latest = min(start, max(0, len(reading.text) - size))
+    first = int(random.integers(earliest, max(earliest, latest) + 1))
+    return first, min(len(reading.text), first + size)
 
 
 def _passages_of(store: PassageStore, ids: Iterable[str]) -> dict[str, Passage]:

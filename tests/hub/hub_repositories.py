@@ -264,8 +264,8 @@ def bart_base(folder: Path) -> None:
     )
     model = tiny_bart(count).model
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    own = {name: w.clone() for name, w in model.state_dict().items() if "embed_tokens" not in name}
-    save_file(own, folder / "model.safetensors", {"format": "pt"})
+    weights = {name: w.clone() for name, w in model.state_dict().items() if "embed_tokens" not in name}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 # What transformers 3 wrote into every config, and so into both parts of a RAG config.

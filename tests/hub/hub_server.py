@@ -192,8 +192,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.refuse(404, "EntryNotFound", f"{'/'.join(rest[2:])} does not exist")
                 return
             deep = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-            found = under.rglob("*") if deep else under.iterdir()
-            self.send_json([self.entry(folder, each) for each in sorted(found)])
+            entries = under.rglob("*") if deep else under.iterdir()
+            self.send_json([self.entry(folder, each) for each in sorted(entries)])
         elif action == "paths-info":
             asked = (
                 json.loads(body)["paths"]
@@ -232,10 +232,10 @@ class Handler(BaseHTTPRequestHandler):
         if path.is_dir():
             return {"type": "directory", "oid": oid, "size": 0, "path": name}
         size = path.stat().st_size
-        found = {"type": "file", "oid": oid, "size": size, "path": name}
+        described = {"type": "file", "oid": oid, "size": size, "path": name}
         if is_large(path):
-            found["lfs"] = {"oid": blob(path), "size": size, "pointerSize": 134}
-        return found
+            described["lfs"] = {"oid": blob(path), "size": size, "pointerSize": 134}
+        return described
 
     def resolve(self, path: str) -> None:
         address, _, rest = path.partition("/resolve/")

@@ -86,8 +86,10 @@ def test_the_released_rag_models_load(online, index, model_class, caplog):
         online.folder("models", name) / "pytorch_model.bin", weights_only=True, map_location="cpu"
     )
     prefix = "rag.question_encoder."
-    own = model.retriever.question_encoder.model.state_dict()
-    assert own and all(torch.equal(weight, weights[prefix + key]) for key, weight in own.items())
+    loaded_weights = model.retriever.question_encoder.model.state_dict()
+    assert loaded_weights and all(
+        torch.equal(weight, weights[prefix + key]) for key, weight in loaded_weights.items()
+    )
 
 
 @pytest.mark.slow

@@ -189,7 +189,7 @@ class World:
 
     def greedy_by_hand(self, question: int, length: int) -> list[tuple[int, ...]]:
         """What greedy search finds for each passage of a question, from its context without padding."""
-        found = []
+        tokens_so_far = []
         for row in self.contexts[question * self.docs : (question + 1) * self.docs]:
             answer: tuple[int, ...] = ()
             while len(answer) < length and EOS not in answer:
@@ -197,8 +197,8 @@ class World:
                 with torch.no_grad():
                     logits = self.bart(input_ids=torch.tensor([row]), decoder_input_ids=start).logits
                 answer += (int(logits[0, -1].argmax()),)
-            found.append(answer)
-        return found
+            tokens_so_far.append(answer)
+        return tokens_so_far
 
     def best_of(self, question: int, hypotheses: list[tuple[int, ...]], prior: Tensor) -> tuple[int, ...]:
         """argmax_y Σ_z p(z|x) p(y|x,z) over some hypotheses and the passages that `prior` is over."""

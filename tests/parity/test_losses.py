@@ -283,10 +283,10 @@ def test_label_smoothing_leaves_the_retriever_alone(model_class, reference_class
     """
     model = model_class(retriever, bart, n_docs=4)
     batch = model.prepare(QUESTIONS, ANSWERS)
-    found = retriever(batch.questions, 4)
+    retrieved = retriever(batch.questions, 4)
     theirs = reference(model, reference_class, retrieve=False, label_smoothing=1.0)
     labels = their_labels(batch, 2, 1)
-    rows = found.rows[:, :1].repeat(4, axis=1) if model_class is RagSequence else found.rows
+    rows = retrieved.rows[:, :1].repeat(4, axis=1) if model_class is RagSequence else retrieved.rows
     scores = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).repeat(3, 1).requires_grad_()
     run_theirs_on_our_contexts(theirs, model, batch, scores, rows, labels).loss.sum().backward()
     assert scores.grad.abs().max() > 1e-3
