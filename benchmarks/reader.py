@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rag.checkpoint import open_generator
 from rich.console import Console
 
+from rag.checkpoint import open_generator
 from rag.cli import mistakes_in_one_sentence, quieten
 from rag.decoding.generation import generate
 from rag.decoding.settings import Decoding

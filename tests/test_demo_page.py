@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_what_others_wrote_is_escaped_and_the_answers_words_are_marked():
 
 
 # -- what the page does --------------------------------------------------------------------------
+
+
+def test_of_documents_the_page_tells_where_an_answer_stands_or_that_it_knows_none():
+    text = "It <burned> oil. Thomas Aldous built it."
+    source = Source("notes/l&h.md#2", "The lighthouse", text, 0.75, 1.0, None)
+    reply = Reply("who?", "thomas aldous", -0.5, ("thomas", "aldous"), (source,), known=True)
+    html = answer_html(reply, "RAG-Sequence")
+    assert "<strong>notes/l&amp;h.md</strong>: <mark>Thomas Aldous</mark> built it." in html
+    assert "I do not know" not in html and 'rag-note">notes/l&amp;h.md</span>' in cards_html(reply)
+    html = answer_html(replace(reply, known=False), "RAG-Sequence")
+    assert "I do not know" in html and "best guess: thomas aldous" in html
+    assert "l&amp;h.md" not in answer_html(replace(reply, known=None), "x")
 
 
 @pytest.fixture(scope="module")

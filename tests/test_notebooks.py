@@ -1,7 +1,7 @@
 """The notebooks run from the first cell to the last, and what is committed is what they give.
 
-The first needs nothing; the seventh the reader that comes with the project, or one that RAG_READER names; the others look
-at what `make demo` left in outputs/demo, or in the folder that RAG_DEMO names.
+The first needs nothing; the seventh needs the reader that comes with the project, or one that RAG_READER names; the
+others look at what `make demo` left in outputs/demo, or in the folder that RAG_DEMO names.
 """
 
 import ast
