@@ -120,12 +120,13 @@ def replug(
     doc_logprobs: Float[Tensor, "batch docs"],
     token_logprobs: Float[Tensor, "batch docs tokens"],
     token_mask: Bool[Tensor, "batch tokens"],
-    gamma: float = 0.1,
+    gamma: float = 1.0,
     beta: float = 0.1,
 ) -> Float[Tensor, " batch"]:
     """KL from the retriever, p_γ = softmax of log p(z) / γ, to the generator, in the direction opposite to pdist's.
 
-    The generator's side is a softmax of the answer's probability, as in the paper, not of its logarithm.
+    The generator's side is a softmax of the answer's probability, as in the paper, not of its logarithm. The paper's γ
+    of .1 divides bare cosines, as the retriever's scale does for p(z) here: 1 leaves that as it is.
     """
     _check(gamma=gamma, beta=beta)
     found = _found(doc_logprobs)
