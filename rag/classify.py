@@ -198,7 +198,7 @@ class TokenClassifier(Classifier):
 
     def __init__(self, model: RagModel, classes: Sequence[str]):
         super().__init__(model, classes)
-        rows = token_rows(self.generator.tokenizer, self.classes)
+        rows = self.generator.answer_tokens(self.classes)
         for name, row in zip(self.classes, rows, strict=True):
             if len(row) != 1:
                 raise UserError(

@@ -19,6 +19,7 @@ from rag.encoders.dpr import QuestionEncoder
 from rag.encoders.opening import open_question_encoder
 from rag.errors import UserError
 from rag.generators.attention import ScoresContexts
+from rag.generators.causal import CausalGenerator
 from rag.generators.context import Ragged
 from rag.generators.seq2seq import Generator
 from rag.index.folder import Index
@@ -177,6 +178,11 @@ class RagModel(nn.Module):
     def _checkpoint(self) -> checkpoint.Checkpoint:
         parts = {part.file: part.module for part in self.trained_parts() if part.module is not self.generator}
         encoder = parts.pop("question_encoder", None)
+        if isinstance(self.generator, CausalGenerator):
+            raise UserError(
+                "this format holds an encoder–decoder as its generator: save a causal language model by itself, with "
+                "generator.save_pretrained, and the question encoder likewise"
+            )
         if encoder is None:
             raise UserError(
                 "a model without a question encoder does not fit this format: save its generator alone, with "

@@ -1,10 +1,13 @@
 """Adapters: trained alone, on any layer, with plain autograd's gradients; saved alone or merged; reopened."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer
+from commands import run
+from conftest import ANSWERS, byte_tokenizer
+from conftest import QUESTIONS as PEOPLE
 from test_causal import plain
 from test_prompts import WORDS
 from torch.testing import assert_close
@@ -12,11 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from rag.errors import UserError
 from rag.generators.causal import CausalGenerator
-from rag.model import ClosedBook
+from rag.model import ClosedBook, RagSequence
 from rag.parts import TrainedPart
+from rag.reopen import reopen
 from rag.training.optimization import Optimization
 
-peft = pytest.importorskip("peft", reason="peft is an extra: pip install ".[causal]"")
+peft = pytest.importorskip("peft", reason='peft is an extra: pip install ".[causal]"')
 SETTINGS = {"max_context_length": 60, "max_target_length": 8}
 QUESTIONS, TARGETS = ["what is the capital of France?", "the Tiber"], ["Paris", "the river in Italy"]
 
@@ -177,6 +181,50 @@ def test_without_peft_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setattr("rag.generators.adapters.find_spec", lambda name: None)
     with pytest.raises(UserError, match="adapters need peft, which is not installed: pip install peft"):
         CausalGenerator.from_pretrained(folder, adapter="lora", **SETTINGS)
+
+
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_a_run_with_an_adapter_is_trained_reopened_and_judged(folder, index, tmp_path, capsys):
+    for name in ("train", "dev"):
+        lines = zip(PEOPLE, ANSWERS, strict=True)
+        text = "".join(json.dumps({"question": q, "answers": [a]}) + "\n" for q, a in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    settings = [
+        *("experiment=wiki/causal", f"data={tmp_path}", f"paths.outputs={tmp_path}/runs", "inputs=[]"),
+        *(
+            f"task.train={tmp_path}/train.jsonl",
+            f"task.dev={tmp_path}/dev.jsonl",
+            "corpus.path=/nowhere/at/all",
+        ),
+        *(
+            "retriever=bm25",
+            f"index.path={index.folder}",
+            "n_docs=2",
+            "test_n_docs=2",
+            "decoding.max_new_tokens=8",
+        ),
+        *(
+            f"generator.path={folder}",
+            "generator.template=null",
+            "generator.modules=null",
+            "generator.rank=2",
+        ),
+        *("generator.max_context_length=60", "generator.max_target_length=8", "datamodule.batch_size=3"),
+        *("trainer.max_steps=2", "trainer.val_check_interval=2", "optimization.warmup_steps=0"),
+    ]
+    assert run("train", *settings, "decoding.max_new_tokens=40") == 2
+    assert "decoding.max_new_tokens is 40 but the generator has 20 positions" in capsys.readouterr().err
+    assert run("train", *settings) == 0
+    folder = tmp_path / "runs" / "wiki" / "causal"
+    saved = folder / "model" / "generator"
+    assert (saved / "adapter_model.safetensors").exists() and not (saved / "model.safetensors").exists()
+    model = reopen(folder)
+    assert isinstance(model, RagSequence) and isinstance(model.generator, CausalGenerator)
+    learned = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    assert learned and all(weight.abs().sum() > 0 for weight in learned)  # zeros at first
+    assert run("evaluate", f"checkpoint={folder}", "split=dev") == 0
+    with pytest.raises(UserError, match="this format holds an encoder–decoder"):
+        model.save_pretrained(tmp_path / "exported")
 
 
 def test_its_part_is_the_generator_s(folder):

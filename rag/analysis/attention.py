@@ -17,6 +17,7 @@ from torch import Tensor
 from rag.analysis.opened import open_examples, open_model, settings
 from rag.decoding.generation import generate
 from rag.errors import UserError
+from rag.generators.causal import CausalGenerator
 from rag.generators.context import Ragged
 from rag.generators.seq2seq import Generator
 from rag.model import RagModel
@@ -70,6 +71,11 @@ def attended(
     generator: Generator, ids: Int[Tensor, "1 length"], mask: Bool[Tensor, "1 length"], answer: str
 ) -> tuple[Float[np.ndarray, "tokens length"], list[str]]:
     """Attention over the context at each token of the answer, end-of-sequence included, and those tokens."""
+    if isinstance(generator, CausalGenerator):
+        raise UserError(
+            "this analysis draws what a decoder attends to in a context that an encoder read; a causal language model "
+            "has no encoder: give a run of another generator"
+        )
     labels, _ = generator.tokenize_targets([answer])
     model = generator.model
     if hasattr(model.config, "_attn_implementation"):

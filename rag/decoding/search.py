@@ -189,7 +189,7 @@ def search(
     config.max_new_tokens = decoding.max_new_tokens + forced
     if decoding.min_new_tokens:
         config.min_new_tokens = decoding.min_new_tokens + forced
-    check_positions(generator, decoding, forced)
+    check_positions(generator, decoding)
     config.return_dict_in_generate = True
     ends = None
     if criteria := rest.get("stopping_criteria"):
@@ -273,8 +273,9 @@ def generation_config(generator: Generator, decoding: Decoding, count: int) -> G
     )
 
 
-def check_positions(generator: Generator, decoding: Decoding, forced: int) -> None:
-    """UserError where the decoder has no place for so many tokens beside the `forced` first one."""
+def check_positions(generator: Generator, decoding: Decoding) -> None:
+    """UserError where the generator has no place for so many tokens beside a forced first one."""
+    forced = int(generator.first_token is not None)
     positions = generator.answer_positions
     if positions is not None and decoding.max_new_tokens + forced > positions:
         raise UserError(

@@ -190,10 +190,8 @@ class CausalGenerator(Generator):
         between = "" if self.question_first else self.passage_separator.lstrip()
         return Ragged.of(token_rows(self.tokenizer, [between + question for question in questions]))
 
-    def tokenize_targets(
-        self, targets: Sequence[str]
-    ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-        return super().tokenize_targets([self.prompt.joint + target for target in targets])
+    def answer_tokens(self, targets: Sequence[str]) -> list[list[int]]:
+        return super().answer_tokens([self.prompt.joint + target for target in targets])
 
     def assemble(
         self, questions: Ragged, passages: Ragged | None = None

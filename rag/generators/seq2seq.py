@@ -186,7 +186,7 @@ class Generator(nn.Module):
         self, targets: Sequence[str]
     ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
         """Labels with end-of-sequence and without a start token, padded, and the mask of real tokens."""
-        rows = token_rows(self.tokenizer, targets)
+        rows = self.answer_tokens(targets)
         longest = max(map(len, rows), default=0) + 1
         if longest > self.max_target_length and not self._warned:
             self._warned = True
@@ -196,6 +196,10 @@ class Generator(nn.Module):
                 self.max_target_length,
             )
         return self.pad(Ragged.of([[*row[: self.max_target_length - 1], self.end_token] for row in rows]))
+
+    def answer_tokens(self, targets: Sequence[str]) -> list[list[int]]:
+        """The tokens of each answer as they follow what the generator reads, without end-of-sequence."""
+        return token_rows(self.tokenizer, targets)
 
     def assemble(
         self, questions: Ragged, passages: Ragged | None = None

@@ -17,7 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rag import objectives
+from rag.classify import Classifier
 from rag.decoding.generation import generate
+from rag.decoding.search import check_positions
 from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.metrics.retrieval import recall_at
@@ -84,6 +86,8 @@ class RagModule(WholeBatchModule):
         check_parts(model, model.trained_parts())
         self.optimization = optimization
         self.decoding = decoding or Decoding()
+        if not isinstance(model, Classifier):  # which generates nothing
+            check_positions(model.generator, self.decoding)
         self.label_smoothing = label_smoothing
         self.per_token = per_token
         self.seed = seed
