@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, constants, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -110,6 +111,11 @@ def identity(address: str) -> str:
 
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, HFValidationError):  # a path that does not exist, taken for a name on the hub
+            return "there is no such folder"
+        cause = cause.__cause__ or cause.__context__
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

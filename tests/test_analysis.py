@@ -293,7 +293,7 @@ def test_distinct_trigrams(folders):
     table = diversity([run]).table
     # "nobody at all" is the only reference with three words
     assert table["distinct trigrams, %"].tolist() == [100.0, 50.0]
-    assert table["words a text"].tolist() == [8 / 4, 12 / 4]
+    assert table["words per text"].tolist() == [8 / 4, 12 / 4]
 
 
 def test_different_questions_are_not_compared(folders):

@@ -72,11 +72,11 @@ def test_a_reply_is_the_models_answer_with_its_passages(runs, name):
         assert (reply.question, reply.answer) == (question, answer.text)
         assert reply.logprob == pytest.approx(answer.logprob, abs=1e-4)
         store = session.model.retriever.index.passages
-        found = [k for k, row in enumerate(answer.rows) if row >= 0]  # BM25 may find fewer than K
-        assert [source.id for source in reply.sources] == [store[int(answer.rows[k])].id for k in found]
-        assert [source.title for source in reply.sources] == [store[int(answer.rows[k])].title for k in found]
+        ranks = [k for k, row in enumerate(answer.rows) if row >= 0]  # BM25 may find fewer than K
+        assert [source.id for source in reply.sources] == [store[int(answer.rows[k])].id for k in ranks]
+        assert [source.title for source in reply.sources] == [store[int(answer.rows[k])].title for k in ranks]
         posterior = torch.tensor([source.posterior for source in reply.sources])
-        assert_close(posterior, answer.posterior[found], atol=1e-4, rtol=1e-3)
+        assert_close(posterior, answer.posterior[ranks], atol=1e-4, rtol=1e-3)
         assert sum(source.prior for source in reply.sources) == pytest.approx(1, abs=1e-5)
         if name == "rag_token":
             columns = zip(*(source.by_token or () for source in reply.sources), strict=True)

@@ -85,17 +85,17 @@ def test_scores_and_losses_are_float32_under_autocast(dtype):
     generator = torch.Generator().manual_seed(0)
     queries, passages = torch.randn(2, 40, 64, generator=generator)
     passages = passages * 0.01 + queries[:1]
-    own = torch.arange(40), torch.ones(40, 40, dtype=torch.bool)
-    loss, scores = contrastive_loss(queries.requires_grad_(), passages, *own)
+    golds_and_allowed = torch.arange(40), torch.ones(40, 40, dtype=torch.bool)
+    loss, scores = contrastive_loss(queries.requires_grad_(), passages, *golds_and_allowed)
     loss.sum().backward()
     expected, queries.grad = queries.grad, None
-    ranks = ranks_of_gold(queries, passages, own[0], own[0][:, None])
+    ranks = ranks_of_gold(queries, passages, golds_and_allowed[0], golds_and_allowed[0][:, None])
     with torch.autocast("cpu", dtype=dtype):
-        found, found_scores = contrastive_loss(queries, passages, *own)
-        found_ranks = ranks_of_gold(queries, passages, own[0], own[0][:, None])
-    found.sum().backward()
+        losses, found_scores = contrastive_loss(queries, passages, *golds_and_allowed)
+        found_ranks = ranks_of_gold(queries, passages, golds_and_allowed[0], golds_and_allowed[0][:, None])
+    losses.sum().backward()
     assert found_scores.dtype == torch.float32 and torch.equal(found_scores, scores)
-    assert torch.equal(found, loss) and torch.equal(queries.grad, expected)
+    assert torch.equal(losses, loss) and torch.equal(queries.grad, expected)
     assert torch.equal(found_ranks, ranks)
 
 
@@ -196,8 +196,8 @@ def test_inverse_cloze_batches_hold_several_passages_of_a_title():
 def rank_loss(model: BiEncoder, batch: BiEncoderBatch) -> torch.Tensor:
     """The sum over a rank's questions."""
     questions = model.question_encoder(**batch.questions)
-    passages, rows, own = gather_passages(model.passage_encoder(**batch.passages), batch.rows)
-    positive = batch.positive + own
+    passages, rows, first_row = gather_passages(model.passage_encoder(**batch.passages), batch.rows)
+    positive = batch.positive + first_row
     allowed = passages_allowed(rows, batch.right, positive)
     return contrastive_loss(questions, passages, positive, allowed)[0].sum()
 
@@ -207,11 +207,11 @@ def one_rank(rank: int, model: BiEncoder, batches: list[BiEncoderBatch], folder)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     loss = rank_loss(model, batches[rank])
     loss.backward()
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    found["loss"] = loss.detach()
-    for value in found.values():
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients["loss"] = loss.detach()
+    for value in gradients.values():
         dist.all_reduce(value)
-    save_file(found, folder / f"rank{rank}.safetensors")
+    save_file(gradients, folder / f"rank{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -250,11 +250,11 @@ def test_two_ranks_have_the_gradient_of_one_with_the_whole_batch(tmp_path, corpu
         each.join()
         assert each.exitcode == 0
     for n in (0, 1):
-        found = load_file(tmp_path / f"rank{n}.safetensors")
-        assert_close(found.pop("loss"), loss.detach())
-        assert found.keys() == whole.keys()
+        saved = load_file(tmp_path / f"rank{n}.safetensors")
+        assert_close(saved.pop("loss"), loss.detach())
+        assert saved.keys() == whole.keys()
         for name, gradient in whole.items():
-            assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+            assert_close(saved[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 # -- validation -----------------------------------------------------------------------------------
@@ -324,8 +324,8 @@ def test_dprs_training_file_brings_its_passages(tmp_path, encoders):
     )
     store, asked = open_dpr_json(path, tmp_path / "cache")
     assert [(p.title, p.text) for p in store] == [PASSAGES[n] for n in (0, 1, 2, 4, 5)]
-    found = [(one.question, one.positives.tolist(), one.hard.tolist(), one.other.tolist()) for one in asked]
-    assert found == [("capital of France", [0], [1, 2], [3]), ("the river", [4], [], [0])]
+    rows_of = [(one.question, one.positives.tolist(), one.hard.tolist(), one.other.tolist()) for one in asked]
+    assert rows_of == [("capital of France", [0], [1, 2], [3]), ("the river", [4], [], [0])]
 
     data = DprData(None, encoders, 2, path, hard_negatives=2, cache=tmp_path / "cache")
     data.setup()
@@ -460,8 +460,8 @@ def test_the_lexical_start_compares_words_by_their_rarity(tmp_path, corpus):
     expected = np.array([bag(tokenizer(one)["input_ids"]) for one in asked]) @ bags.T
     with torch.no_grad():
         q, d = question.eval()(**question.tokenize(asked)), passage.eval()(**tokens)
-    found = (q / q.norm(dim=1, keepdim=True)) @ (d / d.norm(dim=1, keepdim=True)).T
-    assert np.abs(found.numpy() - expected).max() < 0.12  # 1/√1024 is 0.03
+    cosines = (q / q.norm(dim=1, keepdim=True)) @ (d / d.norm(dim=1, keepdim=True)).T
+    assert np.abs(cosines.numpy() - expected).max() < 0.12  # 1/√1024 is 0.03
     assert q.norm(dim=1).tolist() == pytest.approx([math.sqrt(1024 * 0.05)] * 2, rel=0.01)
 
 

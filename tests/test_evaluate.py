@@ -315,6 +315,18 @@ def test_runs_stand_beside_the_papers_figures(tmp_path, capsys):
     assert "3 finished runs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("table", sorted(LAYOUTS))
+def test_a_table_fits_a_terminal_of_80_columns_with_whole_names(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    write_table(table, tmp_path, tmp_path / "reports")
+    lines = capsys.readouterr().out.splitlines()[:-1]  # the last names the file
+    assert max(map(len, lines)) <= 80
+    text, layout = "\n".join(lines), LAYOUTS[table]
+    assert "…" not in text and all(name in text for name in (*layout.rows, *layout.others))
+    words = {word for title in layout.columns for word in title.split()}
+    assert all(word in text for word in words)
+
+
 def test_every_cell_of_an_experiment_has_a_place_and_every_place_an_experiment():
     for table, layout in LAYOUTS.items():
         cells = all_cells(table)

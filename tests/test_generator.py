@@ -270,8 +270,8 @@ def test_what_a_step_may_not_keep_is_computed_again_and_changes_nothing(generato
         generator.model.zero_grad()
         *_, real, logprobs, _ = scored(generator)
         logprobs[real].sum().backward()
-        found = generator.model.named_parameters()
-        return {name: w.grad.clone() for name, w in found if w.grad is not None}
+        named_weights = generator.model.named_parameters()
+        return {name: w.grad.clone() for name, w in named_weights if w.grad is not None}
 
     whole = gradients()
     assert encoded == [3]
@@ -293,9 +293,9 @@ def test_padding_of_contexts_and_targets_changes_nothing(generator):
     *_, real, logprobs, _ = scored(generator)
     for row, question in enumerate(QUESTIONS):
         ids, mask = generator.assemble(generator.tokenize_questions([question], separator=False))
-        labels, own = generator.tokenize_targets([["the Tiber", "Paris, the capital", ""][row]])
+        labels, own_mask = generator.tokenize_targets([["the Tiber", "Paris, the capital", ""][row]])
         alone, _ = generator.token_logprobs(generator.encode(ids, mask), mask, labels)
-        assert_close(alone[own], logprobs[row][real[row]])
+        assert_close(alone[own_mask], logprobs[row][real[row]])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -103,9 +103,9 @@ def batch_sizes(memory: int, seconds_at: dict[int, float] | None = None) -> list
 
         return step
 
-    found = training.tried(steps, make, lambda: len(cleared) >= 5, most=256)  # type: ignore[arg-type]
-    assert len(cleared) >= len(found)
-    return list(found)
+    sizes_tried = training.tried(steps, make, lambda: len(cleared) >= 5, most=256)  # type: ignore[arg-type]
+    assert len(cleared) >= len(sizes_tried)
+    return list(sizes_tried)
 
 
 def test_batches_grow_until_the_card_or_the_time_is_full(monkeypatch):
@@ -211,8 +211,8 @@ def test_an_index_without_faiss_serves_exact_search_and_refuses_another(index, q
         UserError, match="cannot be searched without FAISS: install faiss-cpu, or use retriever=exact"
     ):
         opened.search(queries, 3)
-    found = ExactRetriever(question_encoder, opened).search(torch.from_numpy(queries), 3)
-    np.testing.assert_array_equal(found, index.search(queries, 3)[1])
+    rows = ExactRetriever(question_encoder, opened).search(torch.from_numpy(queries), 3)
+    np.testing.assert_array_equal(rows, index.search(queries, 3)[1])
 
 
 def test_faiss_is_asked_for_where_it_is_missing(monkeypatch):

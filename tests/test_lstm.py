@@ -149,7 +149,7 @@ def test_it_learns(retriever):
         weight.grad.any() for weight in retriever.question_encoder.parameters() if weight.grad is not None
     )
     answers = generate(model.eval(), model.read(batch), Decoding(max_new_tokens=6))
-    assert [found[0].text for found in answers] == ANSWERS
+    assert [of_question[0].text for of_question in answers] == ANSWERS
 
 
 def test_save_and_load(tmp_path, generator):

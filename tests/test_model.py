@@ -34,9 +34,9 @@ def token_probabilities(generator: Generator, context: str, answer: str) -> list
 
 def written_out(retriever: DenseRetriever, generator: Generator, question: str, answer: str, n_docs: int):
     """Priors and token probabilities of one question as Python floats."""
-    found = retriever(retriever.prepare([question]), n_docs)
-    priors = found.scores.double().softmax(dim=1)[0].tolist()
-    contexts = [" / ".join(PASSAGES[row]) + " // " + question for row in found.rows[0]]
+    retrieved = retriever(retriever.prepare([question]), n_docs)
+    priors = retrieved.scores.double().softmax(dim=1)[0].tolist()
+    contexts = [" / ".join(PASSAGES[row]) + " // " + question for row in retrieved.rows[0]]
     return priors, [token_probabilities(generator, context, answer) for context in contexts]
 
 
@@ -98,10 +98,10 @@ def test_smoothing_by_formula(retriever, bart):
     """Σ_i Σ_z p(z|x)·(−mean over V of log p_θ): with the passages' weights from the prior."""
     model = RagSequence(retriever, bart, 3)
     likelihood = model(model.prepare(QUESTIONS[:1], ANSWERS[:1]), want_smoothing=True)
-    found = retriever(retriever.prepare(QUESTIONS[:1]), 3)
+    retrieved = retriever(retriever.prepare(QUESTIONS[:1]), 3)
     labels = [*bart.tokenizer(ANSWERS[0], add_special_tokens=False)["input_ids"], bart.end_token]
     expected = 0.0
-    for prior, row in zip(found.scores[0].softmax(dim=0).tolist(), found.rows[0], strict=True):
+    for prior, row in zip(retrieved.scores[0].softmax(dim=0).tolist(), retrieved.rows[0], strict=True):
         context = bart.tokenizer(" / ".join(PASSAGES[row]) + " // " + QUESTIONS[0], return_tensors="pt")
         inputs = torch.tensor([[bart.start_token, *labels[:-1]]])
         logprobs = bart.model(**context, decoder_input_ids=inputs).logits.log_softmax(dim=-1)
@@ -266,9 +266,9 @@ def test_passages_that_were_not_found_count_as_impossible_and_one_warning_says_s
 
     class Missing(DenseRetriever):
         def forward(self, questions, n_docs):
-            found = super().forward(questions, n_docs - 1)
-            rows = torch.nn.functional.pad(torch.from_numpy(found.rows), (0, 1), value=-1).numpy()
-            return type(found)(rows, torch.nn.functional.pad(found.scores, (0, 1), value=-torch.inf))
+            retrieved = super().forward(questions, n_docs - 1)
+            rows = torch.nn.functional.pad(torch.from_numpy(retrieved.rows), (0, 1), value=-1).numpy()
+            return type(retrieved)(rows, torch.nn.functional.pad(retrieved.scores, (0, 1), value=-torch.inf))
 
     model = RagSequence(Missing(retriever.question_encoder, retriever.index), bart, n_docs=3)
     with caplog.at_level(logging.WARNING):

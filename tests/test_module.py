@@ -54,19 +54,21 @@ def batch(model, questions=None):
 def test_the_loss_is_the_mean_negative_log_likelihood(kind, retriever, bart):
     model = kind(retriever, bart, n_docs=3)
     examples, inputs = batch(model)
-    own = module(model)
-    loss = own.mean_loss((examples, inputs))
+    rag_module = module(model)
+    loss = rag_module.mean_loss((examples, inputs))
     assert_close(loss, -model(inputs).logprob.mean())
-    assert own.logged["train/nll_per_example"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert rag_module.logged["train/nll_per_example"] == pytest.approx(float(loss.detach()), rel=1e-6)
     tokens = int(inputs.label_mask.sum())
-    assert own.logged["train/nll_per_token"] == pytest.approx(float(loss.detach()) * 2 / tokens, rel=1e-5)
+    assert rag_module.logged["train/nll_per_token"] == pytest.approx(
+        float(loss.detach()) * 2 / tokens, rel=1e-5
+    )
 
 
 def test_label_smoothing_mixes_in_the_generators_uniform_term(retriever, bart):
     model = RagToken(retriever, bart, n_docs=3)
     examples, inputs = batch(model)
-    found = model(inputs, want_smoothing=True)
-    expected = (0.9 * -found.logprob + 0.1 * found.smoothing).mean()
+    likelihood = model(inputs, want_smoothing=True)
+    expected = (0.9 * -likelihood.logprob + 0.1 * likelihood.smoothing).mean()
     assert_close(module(model, label_smoothing=0.1).mean_loss((examples, inputs)), expected)
 
 
@@ -80,15 +82,15 @@ def test_per_token_divides_by_the_tokens_of_the_batch(bart):
 def test_entropy_and_distinct_passages_are_logged(retriever, bart):
     model = RagToken(retriever, bart, n_docs=3)
     examples, inputs = batch(model)
-    own = module(model)
-    own.training_step((examples, inputs), 0)
-    found = model(inputs)
-    prior = found.doc_logprobs.detach().exp().double().numpy()
-    assert own.logged["train/retrieval_entropy"] == pytest.approx(
+    rag_module = module(model)
+    rag_module.training_step((examples, inputs), 0)
+    likelihood = model(inputs)
+    prior = likelihood.doc_logprobs.detach().exp().double().numpy()
+    assert rag_module.logged["train/retrieval_entropy"] == pytest.approx(
         -(prior * np.log(prior)).sum(1).mean(), rel=1e-5
     )
-    distinct = len(set(found.retrieved.rows.flatten().tolist()))
-    assert own.logged["train/distinct_passages"] == pytest.approx(distinct / 6)
+    distinct = len(set(likelihood.retrieved.rows.flatten().tolist()))
+    assert rag_module.logged["train/distinct_passages"] == pytest.approx(distinct / 6)
 
 
 class SamePassages(torch.nn.Module, Retriever):
@@ -107,14 +109,14 @@ class SamePassages(torch.nn.Module, Retriever):
 
 def test_a_collapsed_retriever_raises_the_alarm(index, bart):
     model = RagToken(SamePassages(index), bart, n_docs=3)
-    own = module(model)
+    rag_module = module(model)
     examples, inputs = batch(model)
     for _ in range(COLLAPSED_STEPS - 1):
-        own.training_step((examples, inputs), 0)  # a warning here would be an error
+        rag_module.training_step((examples, inputs), 0)  # a warning here would be an error
     with pytest.warns(
         UserWarning, match="for 10 steps all questions of a batch retrieved the same 3 passages"
     ):
-        own.training_step((examples, inputs), 0)
+        rag_module.training_step((examples, inputs), 0)
 
 
 def test_a_learning_rate_for_each_part(retriever, bart):
@@ -178,17 +180,19 @@ def test_a_retrievers_loss_beside_the_generators(kind, loss, retriever, bart):
     """Each part has the gradient of its own loss alone."""
     model = kind(retriever, bart, n_docs=3)
     examples, inputs = batch(model)
-    own = module(model, retriever_loss=loss, retriever_weight=0.5)
-    total = own.mean_loss((examples, inputs))
+    rag_module = module(model, retriever_loss=loss, retriever_weight=0.5)
+    total = rag_module.mean_loss((examples, inputs))
     total.backward()
-    found = model(inputs)
+    likelihood = model(inputs)
     of_generator = -model.marginal(
-        found.doc_logprobs.detach(), found.token_logprobs, inputs.label_mask
+        likelihood.doc_logprobs.detach(), likelihood.token_logprobs, inputs.label_mask
     ).mean()
-    of_retriever = loss(found.doc_logprobs, found.token_logprobs, inputs.label_mask).mean()
+    of_retriever = loss(likelihood.doc_logprobs, likelihood.token_logprobs, inputs.label_mask).mean()
     assert_close(total, of_generator + 0.5 * of_retriever)
-    assert own.logged["train/retriever_loss"] == pytest.approx(of_retriever.item(), rel=1e-5)
-    assert own.logged["train/nll_per_example"] == pytest.approx(-found.logprob.mean().item(), rel=1e-5)
+    assert rag_module.logged["train/retriever_loss"] == pytest.approx(of_retriever.item(), rel=1e-5)
+    assert rag_module.logged["train/nll_per_example"] == pytest.approx(
+        -likelihood.logprob.mean().item(), rel=1e-5
+    )
     for part, own_loss in ((bart, of_generator), (retriever.question_encoder, 0.5 * of_retriever)):
         weights = [weight for weight in part.parameters() if weight.requires_grad and weight.grad is not None]
         gradients = torch.autograd.grad(own_loss, weights, allow_unused=True, retain_graph=True)
@@ -202,12 +206,14 @@ def test_a_retrievers_loss_beside_the_generators(kind, loss, retriever, bart):
 def test_a_retrievers_loss_alone_freezes_the_generator(retriever, bart):
     model = RagToken(retriever, bart, n_docs=3)
     examples, inputs = batch(model)
-    own = module(model, retriever_loss=objectives.emdr2, generator_loss=False)
-    loss = own.mean_loss((examples, inputs))
-    found = model(inputs)
-    assert_close(loss, objectives.emdr2(found.doc_logprobs, found.token_logprobs, inputs.label_mask).mean())
+    rag_module = module(model, retriever_loss=objectives.emdr2, generator_loss=False)
+    loss = rag_module.mean_loss((examples, inputs))
+    likelihood = model(inputs)
+    assert_close(
+        loss, objectives.emdr2(likelihood.doc_logprobs, likelihood.token_logprobs, inputs.label_mask).mean()
+    )
     assert not any(weight.requires_grad for weight in bart.parameters())
-    assert not any(each.training for each in own.train().model.generator.modules())
+    assert not any(each.training for each in rag_module.train().model.generator.modules())
     assert retriever.question_encoder.training
 
 

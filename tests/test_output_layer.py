@@ -172,24 +172,24 @@ def test_answers_are_those_of_the_models_own_generate(kind, beams):
             pad_token_id=generator.pad_token,
         ),
     )[:, 1:]
-    for found, row in zip(answers, tokens.tolist(), strict=True):
-        assert list(found[0].tokens) == row[: len(found[0].tokens)]
-        assert set(row[len(found[0].tokens) :]) <= {generator.pad_token}
-        labels = torch.tensor([found[0].tokens])
-        one = model.prepare([QUESTIONS[answers.index(found)]])
+    for of_question, row in zip(answers, tokens.tolist(), strict=True):
+        assert list(of_question[0].tokens) == row[: len(of_question[0].tokens)]
+        assert set(row[len(of_question[0].tokens) :]) <= {generator.pad_token}
+        labels = torch.tensor([of_question[0].tokens])
+        one = model.prepare([QUESTIONS[answers.index(of_question)]])
         contexts = model.read(one)
         logprobs, _ = generator.token_logprobs(contexts.states, contexts.mask, labels)
-        assert found[0].logprob == pytest.approx(float(logprobs.sum()), abs=1e-4)
+        assert of_question[0].logprob == pytest.approx(float(logprobs.sum()), abs=1e-4)
 
 
 def test_a_model_that_does_more_than_its_output_layer_is_refused():
     tokenizer = word_tokenizer()
     model = tiny_bart(len(tokenizer))
     check_output_layer(model, 2)
-    own = model.forward
+    forward = model.forward
 
     def capped(*args, **kwargs):
-        output = own(*args, **kwargs)
+        output = forward(*args, **kwargs)
         output.logits = output.logits.tanh()
         return output
 

@@ -58,10 +58,10 @@ def test_micro_batches_of_five_and_three_are_a_batch_of_eight(closed_book, per_t
     data = Listed(closed_book, batches)
     expected, mean = by_hand(module, data, batches, per_token)
     fit(module, data, accumulate=2, callbacks=[seen])
-    found = gradients(module)
-    assert found.keys() == expected.keys()
+    gradient_of = gradients(module)
+    assert gradient_of.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+        assert_close(gradient_of[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
     metric = "train/nll_per_token" if per_token else "train/nll_per_example"
     assert seen.steps[-1][metric] == pytest.approx(mean, rel=1e-6)  # of the step, not of its last batch
 
@@ -74,8 +74,8 @@ def test_label_smoothing_and_the_retriever_over_cut_batches(kind, retriever, bar
     batches = [PAIRS[:4], PAIRS[4:5], PAIRS[5:7]]
     data = Listed(model, batches)
     _, inputs = data.made(PAIRS[:7])
-    found = model(inputs, want_smoothing=True)
-    (0.9 * -found.logprob + 0.1 * found.smoothing).mean().backward()
+    likelihood = model(inputs, want_smoothing=True)
+    (0.9 * -likelihood.logprob + 0.1 * likelihood.smoothing).mean().backward()
     expected = gradients(module)
     module.zero_grad()
     fit(module, data, accumulate=3)
@@ -108,9 +108,11 @@ def one_rank(rank: int, closed_book, per_token: bool, folder: Path) -> None:
         plugins=[Started(rank, folder / "port")],
         callbacks=[seen],
     )
-    found = gradients(module)
+    gradient_of = gradients(module)
     metric = "train/nll_per_token" if per_token else "train/nll_per_example"
-    save_file(found | {"loss": torch.tensor(seen.steps[-1][metric])}, folder / f"rank{rank}.safetensors")
+    save_file(
+        gradient_of | {"loss": torch.tensor(seen.steps[-1][metric])}, folder / f"rank{rank}.safetensors"
+    )
 
 
 class Started(LightningEnvironment):
@@ -146,11 +148,11 @@ def test_two_ranks_of_unequal_shares_are_one_process(closed_book, per_token, tmp
         each.join(120)
         assert each.exitcode == 0
     for rank in (0, 1):
-        found = load_file(tmp_path / f"rank{rank}.safetensors")
-        assert float(found.pop("loss")) == pytest.approx(mean, rel=1e-6)
-        assert found.keys() == expected.keys()
+        saved = load_file(tmp_path / f"rank{rank}.safetensors")
+        assert float(saved.pop("loss")) == pytest.approx(mean, rel=1e-6)
+        assert saved.keys() == expected.keys()
         for name, gradient in expected.items():
-            assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+            assert_close(saved[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
 def test_a_run_that_goes_on_has_the_weights_of_one_that_never_stopped(closed_book, tmp_path):
@@ -310,8 +312,8 @@ def test_a_question_that_shares_no_word_is_left_out_and_counted(lexical, kind, s
     data, seen = Listed(model, [[PAIRS[0], (UNKNOWN, "Rome"), PAIRS[7]]]), StepMetrics()
     kept = [PAIRS[0], PAIRS[7]]
     _, inputs = data.made(kept)
-    found = model(inputs, want_smoothing=True)
-    losses = (1 - smoothing) * -found.logprob + smoothing * found.smoothing
+    likelihood = model(inputs, want_smoothing=True)
+    losses = (1 - smoothing) * -likelihood.logprob + smoothing * likelihood.smoothing
     (losses.sum() / (inputs.label_mask.sum() if per_token else 2)).backward()
     expected = gradients(module)
     module.zero_grad()
@@ -319,7 +321,7 @@ def test_a_question_that_shares_no_word_is_left_out_and_counted(lexical, kind, s
     for name, gradient in expected.items():
         assert_close(gradients(module)[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
     assert seen.steps[-1]["train/left_out"] == 1
-    nll = -float(found.logprob.sum().detach())
+    nll = -float(likelihood.logprob.sum().detach())
     assert seen.steps[-1]["train/nll_per_example"] == pytest.approx(nll / 2, rel=1e-5)
     assert seen.steps[-1]["train/nll_per_token"] == pytest.approx(
         nll / int(inputs.label_mask.sum()), rel=1e-5

@@ -32,7 +32,7 @@ def diversity(runs: Sequence[Path]) -> Analysis:
             "model": plots.label_of(name),
             "texts": len(generated),
             "with a trigram": sum(len(text.split()) >= 3 for text in generated),
-            "words a text": sum(len(text.split()) for text in generated) / len(generated),
+            "words per text": sum(len(text.split()) for text in generated) / len(generated),
             "distinct trigrams, %": 100 * distinct_trigrams(generated),
         }
         for name, generated in texts.items()
@@ -42,7 +42,7 @@ def diversity(runs: Sequence[Path]) -> Analysis:
     if np.isnan(shares).all():
         raise UserError(f"no text of {first.folder} has three words: there are no trigrams to count")
 
-    short = [str(row["model"]) for row in rows if row["words a text"] < 3]
+    short = [str(row["model"]) for row in rows if row["words per text"] < 3]
     warning = (
         f" The texts of {' and of '.join(short)} have fewer than three words on average: most have no trigram, and the "
         "ratio says nothing about them."

@@ -217,7 +217,7 @@ class Page:
 
         with gr.Blocks(title=f"Ask {self.name}", analytics_enabled=False) as blocks:
             gr.Markdown(
-                f"## Ask {self.name}\nRetrieval-augmented generation: what it answers, and where it read it."
+                f"## Ask {self.name}\nRetrieval-augmented generation: the answer, and the passages it comes from."
             )
             settings = self.settings(gr)
             with gr.Tab("Question"):
@@ -229,7 +229,7 @@ class Page:
                         "Ask", variant="primary", size="md", elem_id="ask", scale=0, min_width=100
                     )
                 if self.examples:
-                    gr.Examples([[each] for each in self.examples], [question], label="For instance")
+                    gr.Examples([[each] for each in self.examples], [question], label="Examples")
                 with gr.Row():
                     answer = gr.HTML(elem_id="answer", min_height=90)
                     closed = gr.HTML(elem_id="closed_book", visible=self.closed_book is not None)
@@ -259,7 +259,7 @@ class Page:
                 )
                 with gr.Row():
                     said = gr.Textbox(
-                        show_label=False, placeholder="Say something", elem_id="say", scale=8, lines=1
+                        show_label=False, placeholder="Ask a question", elem_id="say", scale=8, lines=1
                     )
                     reset = gr.Button("Reset", size="md", elem_id="reset", scale=0, min_width=100)
                 read = gr.HTML(elem_id="read")

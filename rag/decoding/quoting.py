@@ -18,13 +18,13 @@ def quoted(model: RagModel, contexts: Contexts, answers: Sequence[Sequence[Answe
     that no passage holds as they are."""
     generator = model.generator
     result = []
-    for question, found in enumerate(answers):
-        own = []
-        for answer in found:
+    for question, of_question in enumerate(answers):
+        quotes = []
+        for answer in of_question:
             texts = _passages(model, contexts, question, answer)
             text = next((t for one in texts if (t := as_written(generator, answer.tokens, one))), None)
-            own.append(answer if text is None else replace(answer, text=text))
-        result.append(own)
+            quotes.append(answer if text is None else replace(answer, text=text))
+        result.append(quotes)
     return result
 
 

@@ -135,7 +135,7 @@ def read_format(folder: Path, settings: EncoderSettings) -> tuple[SentenceFormat
     read = SentenceFormat(
         _pooling(kinds[1][1] / "config.json"),
         names[-1] == "Normalize",
-        dense=[_dense(place) for kind, place in kinds if kind == "Dense"],
+        dense=[_dense(subfolder) for kind, subfolder in kinds if kind == "Dense"],
         **_lengths(transformer),
     )
     return _prompted(read, folder, settings).with_settings(settings), transformer
@@ -145,7 +145,7 @@ def _prompted(read: SentenceFormat, folder: Path, settings: EncoderSettings) -> 
     file = folder / "config_sentence_transformers.json"
     said = _read(file, dict) if file.is_file() else {}
     prompts, default = said.get("prompts") or {}, said.get("default_prompt_name")
-    found = {}
+    prompts_by_side = {}
     for side, names in (("question", _QUESTION_NAMES), ("passage", _PASSAGE_NAMES)):
         asked = getattr(settings, f"{side}_prompt_name")
         name = asked or next((each for each in names if each in prompts), default)
@@ -155,7 +155,7 @@ def _prompted(read: SentenceFormat, folder: Path, settings: EncoderSettings) -> 
                 f"{what} is none of the prompts of {file}: it has {', '.join(sorted(prompts)) or 'none'}; "
                 f"encoder.{side}_prompt gives the text itself"
             )
-        found[f"{side}_prompt"] = "" if name is None else str(prompts[name])
+        prompts_by_side[f"{side}_prompt"] = "" if name is None else str(prompts[name])
     normalize = read.normalize if settings.normalize is None else settings.normalize
     if said.get("similarity_fn_name") == "cosine" and not normalize:
         log.warning(
@@ -163,27 +163,27 @@ def _prompted(read: SentenceFormat, folder: Path, settings: EncoderSettings) -> 
             "encoder.normalize=true takes cosines",
             folder,
         )
-    return replace(read, **found)
+    return replace(read, **prompts_by_side)
 
 
 def _pooling(file: Path) -> str:
     said = _read(file, dict)
     mode = said.get("pooling_mode")
-    found: list[str]
+    modes: list[str]
     if mode is None:
         flags = [key for key, value in said.items() if key.startswith("pooling_mode_") and value]
-        found = [_FLAGS.get(key, str(key)) for key in flags]
+        modes = [_FLAGS.get(key, str(key)) for key in flags]
     else:
-        found = [_MODES.get(each, str(each)) for each in ([mode] if isinstance(mode, str) else mode)]
-    if len(found) != 1 or found[0] not in _MODES.values():
+        modes = [_MODES.get(each, str(each)) for each in ([mode] if isinstance(mode, str) else mode)]
+    if len(modes) != 1 or modes[0] not in _MODES.values():
         raise UserError(
-            f"{file} pools by {' and '.join(found) or 'nothing'}: expected one of {', '.join(_MODES)}"
+            f"{file} pools by {' and '.join(modes) or 'nothing'}: expected one of {', '.join(_MODES)}"
         )
     if said.get("include_prompt") is False:
         raise UserError(
             f"{file} leaves prompts out of the pooling (include_prompt: false), which is not supported"
         )
-    return found[0]
+    return modes[0]
 
 
 def _lengths(transformer: Path) -> dict[str, Any]:
@@ -220,11 +220,11 @@ def _dense(folder: Path) -> Dense:
 
 
 def _read(file: Path, kind: type) -> Any:
-    found = read_json(file) if file.is_file() else None
-    if not isinstance(found, kind):
-        state = "is missing" if found is None else "is damaged"
+    content = read_json(file) if file.is_file() else None
+    if not isinstance(content, kind):
+        state = "is missing" if content is None else "is damaged"
         raise UserError(f"{file} {state}: restore it from the model in sentence-transformers' format")
-    return found
+    return content
 
 
 def write_format(read: SentenceFormat, folder: Path, width: int, max_length: int) -> None:
@@ -233,14 +233,19 @@ def write_format(read: SentenceFormat, folder: Path, width: int, max_length: int
     width: of the transformer's states.
     """
     kinds = ["Transformer", "Pooling", *["Dense"] * len(read.dense), *["Normalize"] * read.normalize]
-    places = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds[1:], start=1))]
+    subfolders = ["", *(f"{number}_{kind}" for number, kind in enumerate(kinds[1:], start=1))]
     modules = [
-        {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, place) in enumerate(zip(kinds, places, strict=True))
+        {
+            "idx": number,
+            "name": str(number),
+            "path": subfolder,
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for number, (kind, subfolder) in enumerate(zip(kinds, subfolders, strict=True))
     ]
     flags = {flag: mode == read.pooling for flag, mode in _FLAGS.items()}
-    write_json(folder / places[1] / "config.json", {"word_embedding_dimension": width} | flags)
-    for place, layer in zip(places[2:], read.dense, strict=False):
+    write_json(folder / subfolders[1] / "config.json", {"word_embedding_dimension": width} | flags)
+    for subfolder, layer in zip(subfolders[2:], read.dense, strict=False):
         linear = layer.linear
         config = {
             "in_features": linear.in_features,
@@ -248,11 +253,11 @@ def write_format(read: SentenceFormat, folder: Path, width: int, max_length: int
             "bias": linear.bias is not None,
             "activation_function": layer.activation,
         }
-        write_json(folder / place / "config.json", config)
+        write_json(folder / subfolder / "config.json", config)
         weights = {name: weight.detach().cpu().contiguous() for name, weight in layer.state_dict().items()}
-        save_file(weights, folder / place / "model.safetensors")
+        save_file(weights, folder / subfolder / "model.safetensors")
     if read.normalize:
-        (folder / places[-1]).mkdir(parents=True, exist_ok=True)
+        (folder / subfolders[-1]).mkdir(parents=True, exist_ok=True)
     write_json(
         folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": read.lower_case}
     )

@@ -53,11 +53,13 @@ class OutputLayer:
         Logits are held for `rows_at_once` rows and computed again in the backward pass.
         """
         targets, means = [], []
-        for some, own in zip(hidden.split(self.rows_at_once), labels.split(self.rows_at_once), strict=True):
+        for some, labels_of_block in zip(
+            hidden.split(self.rows_at_once), labels.split(self.rows_at_once), strict=True
+        ):
             if torch.is_grad_enabled() and len(hidden) > self.rows_at_once:
-                target, mean = checkpoint(self._target_and_mean, some, own, use_reentrant=False)
+                target, mean = checkpoint(self._target_and_mean, some, labels_of_block, use_reentrant=False)
             else:
-                target, mean = self._target_and_mean(some, own)
+                target, mean = self._target_and_mean(some, labels_of_block)
             targets.append(target)
             means.append(mean)
         return torch.cat(targets), torch.cat(means) if want_mean else None
@@ -92,8 +94,10 @@ class OutputLayer:
         """The score of one word in each of the decoder's states, without gradient."""
         flat, words = hidden.flatten(0, -2), tokens.flatten().unsqueeze(-1)
         parts = [
-            marginalize.at_least_float32(self._score(some)).gather(-1, own).squeeze(-1)
-            for some, own in zip(flat.split(self.rows_at_once), words.split(self.rows_at_once), strict=True)
+            marginalize.at_least_float32(self._score(some)).gather(-1, words_of_block).squeeze(-1)
+            for some, words_of_block in zip(
+                flat.split(self.rows_at_once), words.split(self.rows_at_once), strict=True
+            )
         ]
         return torch.cat(parts).view(tokens.shape) if parts else hidden.new_zeros(tokens.shape)
 
@@ -172,8 +176,8 @@ class PlainOutputLayer(OutputLayer):
             if into is not None:
                 into[:, words] = logits
             highest = torch.maximum(top, logits.amax(dim=-1, keepdim=True))
-            own = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
-            total.mul_((top - highest).exp_()).add_(own)
+            block_sums = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
+            total.mul_((top - highest).exp_()).add_(block_sums)
             top = highest
         return total.log_().add_(top).squeeze(-1)
 
@@ -212,10 +216,10 @@ class _TargetScores(torch.autograd.Function):
         rows = layer.rows_at_once
         targets, means, normalisers = [], [], []
         probabilities = None
-        for some, own in zip(hidden.detach().split(rows), labels.split(rows), strict=True):
+        for some, labels_of_block in zip(hidden.detach().split(rows), labels.split(rows), strict=True):
             logits = marginalize.at_least_float32(layer.logits_of_scaled(some))
             top = logits.amax(dim=-1)
-            target = logits.gather(-1, own.unsqueeze(-1)).squeeze(-1)
+            target = logits.gather(-1, labels_of_block.unsqueeze(-1)).squeeze(-1)
             if want_mean:
                 means.append(logits.mean(dim=-1))
             total = logits.sub_(top.unsqueeze(-1)).exp_().sum(dim=-1)

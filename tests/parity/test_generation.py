@@ -244,7 +244,7 @@ def test_processors_see_log_probabilities(docs: int, num_beams: int, setting: di
     world = World(bart(40), docs)
     theirs = world.ask_theirs(RagTokenForGeneration, max_length=8, num_beams=num_beams, **setting)
     ours = world.ask_ours(RagToken, Decoding(max_new_tokens=7, num_beams=num_beams), **setting)
-    assert [own[0].tokens for own in ours] == theirs
+    assert [best[0].tokens for best in ours] == theirs
     assert theirs != world.ask_theirs(RagTokenForGeneration, max_length=8, num_beams=num_beams)
 
 
@@ -270,7 +270,7 @@ def test_scores_of_answers(ours_kind: type[RagModel], theirs_kind: type, vocabul
     """log p(y|x) of our answers is minus transformers' loss for them."""
     world = World(bart(vocabulary))
     answers = world.ask_ours(ours_kind, Decoding(max_new_tokens=6, min_new_tokens=6, num_beams=2))
-    labels = torch.tensor([[EOS, *own[0].tokens] for own in answers])
+    labels = torch.tensor([[EOS, *best[0].tokens] for best in answers])
     with torch.no_grad():
         loss = world.theirs(theirs_kind)(
             context_input_ids=world.ids,
@@ -280,7 +280,7 @@ def test_scores_of_answers(ours_kind: type[RagModel], theirs_kind: type, vocabul
             reduce_loss=False,
         ).loss
     world.bart.__dict__.pop("generate", None)
-    torch.testing.assert_close(torch.tensor([own[0].logprob for own in answers]), -loss, rtol=1e-4, atol=0)
+    torch.testing.assert_close(torch.tensor([best[0].logprob for best in answers]), -loss, rtol=1e-4, atol=0)
 
 
 def test_t5_token_ids() -> None:
@@ -288,7 +288,7 @@ def test_t5_token_ids() -> None:
     for num_beams in (1, 3):
         theirs = world.ask_theirs(RagTokenForGeneration, max_length=7, num_beams=num_beams)
         ours = world.ask_ours(RagToken, Decoding(max_new_tokens=6, num_beams=num_beams))
-        assert [own[0].tokens for own in ours] == theirs
+        assert [best[0].tokens for best in ours] == theirs
 
 
 # -- where it is not -------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_padding_is_not_attended_to_in_sequence_generation() -> None:
     right = [world.thorough_by_hand(question, 6) for question in range(QUESTIONS)]
     theirs = world.ask_theirs(RagSequenceForGeneration, right_mask=False, max_new_tokens=6)
     assert theirs != right
-    assert [own[0].tokens for own in world.ask_ours(RagSequence, Decoding(max_new_tokens=6))] == right
+    assert [best[0].tokens for best in world.ask_ours(RagSequence, Decoding(max_new_tokens=6))] == right
 
 
 def test_max_new_tokens_is_honoured_by_token_generation() -> None:
@@ -310,7 +310,7 @@ def test_max_new_tokens_is_honoured_by_token_generation() -> None:
     world = World(model)
     theirs = world.ask_theirs(RagTokenForGeneration, max_new_tokens=4)
     assert {len(answer) for answer in theirs} == {19}
-    ours = [own[0].tokens for own in world.ask_ours(RagToken, Decoding(max_new_tokens=4))]
+    ours = [best[0].tokens for best in world.ask_ours(RagToken, Decoding(max_new_tokens=4))]
     assert ours == [answer[:4] for answer in theirs]
 
 
@@ -347,7 +347,7 @@ def test_one_token_answers_keep_the_prior() -> None:
     without_prior = [best(question, torch.zeros(DOCS)) for question in range(12)]
     assert right != without_prior
     assert world.ask_theirs(RagSequenceForGeneration, max_new_tokens=1) == without_prior
-    assert [own[0].tokens for own in world.ask_ours(RagSequence, Decoding(max_new_tokens=1))] == right
+    assert [best[0].tokens for best in world.ask_ours(RagSequence, Decoding(max_new_tokens=1))] == right
 
 
 class FixedRetriever(RagRetriever):
@@ -399,7 +399,7 @@ def test_all_passages_asked_for_take_part_in_rescoring() -> None:
     assert right != with_two
     assert [cut(row) for row in theirs[:, 1:].tolist()] == with_two
     ours = world.ask_ours(RagSequence, Decoding(max_new_tokens=6, min_new_tokens=2))
-    assert [own[0].tokens for own in ours] == right
+    assert [best[0].tokens for best in ours] == right
 
 
 def test_t5_has_sequence_generation() -> None:
@@ -408,4 +408,4 @@ def test_t5_has_sequence_generation() -> None:
     with pytest.raises(AttributeError, match="bos_token_id"):
         world.ask_theirs(RagSequenceForGeneration, max_new_tokens=5)
     right = [world.thorough_by_hand(question, 5) for question in range(QUESTIONS)]
-    assert [own[0].tokens for own in world.ask_ours(RagSequence, Decoding(max_new_tokens=5))] == right
+    assert [best[0].tokens for best in world.ask_ours(RagSequence, Decoding(max_new_tokens=5))] == right
