@@ -15,6 +15,7 @@ DATA holds factbook_2016-11 and factbook_2021-01 as .passages.tsv.xz (id, text, 
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -159,8 +160,13 @@ def swap_editions(
 ) -> tuple[list, list]:
     """The records of all questions and of those whose answer changed (`rag.evaluation.hot_swap`)."""
     opened: dict[str, Documents] = {}
+    before: Path | None = None
     for edition, name in EDITIONS.items():
-        place = f"index.path={folder / edition / 'index'}"
+        index = folder / edition / "index"
+        place = f"index.path={index}"
+        if before is not None and not index.exists():
+            shutil.copytree(before, index)  # passages that stand in both editions are embedded once
+        before = index
         corpus = data / name if everything else on_government(data / name, folder / f"{edition}.tsv")
         opened[edition] = open_documents(corpus, checkpoint, place, *settings)
     asked = [record for _, record in read_records(data / LEADERS)][:limit]
