@@ -8,13 +8,14 @@ capitals and borders as python -m rag.ask does, and UNANSWERED, which the files 
 many of the latter it refuses, and how long the first answer and the next took. `swap` asks who holds an office over the
 editions of November 2016 and January 2021, and judges by the answers of both: exact match as a 2 × 2 table, of all
 questions and of those whose answer changed; nothing is trained in between. It indexes the section on government of
-every country, or with --everything all sections.
+every country, with --everything all sections, and with --only TEXT the passages of that section that hold the text.
 
 DATA holds factbook_2016-11 and factbook_2021-01 as .passages.tsv.xz (id, text, title) and leaders_2016_2021.jsonl.gz.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -137,11 +138,11 @@ def ask_documents(data: Path, folder: Path, checkpoint: str | None, settings: Se
     return {"rows": rows, "seconds": seconds, "passages": passages}
 
 
-def on_government(corpus: Path, file: Path) -> Path:
-    """The passages of a corpus that are of the section on government, as a corpus of their own."""
+def on_government(corpus: Path, file: Path, only: str = "") -> Path:
+    """The passages of a corpus that are of the section on government and hold `only`, as a corpus of their own."""
     lines = ["id\ttext\ttitle"]
     for passage in read_passages(corpus):
-        if passage.text.startswith("Government."):
+        if passage.text.startswith("Government.") and only in passage.text:
             text = passage.text.replace('"', '""')
             lines.append(f'{passage.id}\t"{text}"\t{passage.title}')
     with write_aside(file) as aside:
@@ -156,12 +157,18 @@ def swap_editions(
     settings: Sequence[str],
     limit: int | None = None,
     everything: bool = False,
+    only: str = "",
 ) -> tuple[list, list]:
     """The records of all questions and of those whose answer changed (`rag.evaluation.hot_swap`)."""
     opened: dict[str, Documents] = {}
+    before: Path | None = None
     for edition, name in EDITIONS.items():
-        place = f"index.path={folder / edition / 'index'}"
-        corpus = data / name if everything else on_government(data / name, folder / f"{edition}.tsv")
+        index = folder / edition / "index"
+        place = f"index.path={index}"
+        if before is not None and not index.exists():
+            shutil.copytree(before, index)  # passages that stand in both editions are embedded once
+        before = index
+        corpus = data / name if everything else on_government(data / name, folder / f"{edition}.tsv", only)
         opened[edition] = open_documents(corpus, checkpoint, place, *settings)
     asked = [record for _, record in read_records(data / LEADERS)][:limit]
     one = next(iter(opened.values()))
@@ -238,6 +245,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--everything", action="store_true")
+    parser.add_argument("--only", default="", metavar="TEXT")
     parser.add_argument("--output", type=Path)
     parser.add_argument("settings", nargs="*")
     given = parser.parse_args(arguments)
@@ -250,9 +258,8 @@ def main(arguments: Sequence[str]) -> None:
             if given.output:
                 given.output.write_text(json.dumps(found, indent=1, ensure_ascii=False))
         else:
-            every, changed = swap_editions(
-                given.data, folder, given.checkpoint, given.settings, given.limit, given.everything
-            )
+            which = given.limit, given.everything, given.only
+            every, changed = swap_editions(given.data, folder, given.checkpoint, given.settings, *which)
             show_swap([*every, *changed])
 
 

@@ -17,7 +17,6 @@ from rag.ask.documents import session_of
 from rag.ask.doubt import empty_logprobs
 from rag.ask.highlight import answer_sentence
 from rag.ask.page import Page
-from rag.ask.page import main as page_main
 from rag.compose import compose_config
 from rag.decoding.answers import Answer
 from rag.encoders.opening import describe_encoder, open_passage_encoder
@@ -317,7 +316,7 @@ def test_a_folder_answers_on_the_command_line(settings, tmp_path, monkeypatch, c
     assert shown.startswith("I do not know: nothing that I read answers this.") and "best guess: " in shown
 
 
-def test_a_folder_answers_on_the_page(settings, encoder_folder, capsys):
+def test_a_folder_answers_on_the_page(settings):
     cfg = compose_config("documents", settings)
     session, choice, indexes = session_of(cfg)
     assert list(indexes) == ["my notes, 2021"]
@@ -325,9 +324,6 @@ def test_a_folder_answers_on_the_page(settings, encoder_folder, capsys):
     answer, beside, _, cards = page.ask("who described forty mosses", "my notes, 2021", 2, "as trained")
     assert beside == "" and "maria-kestrel.md" in cards
     assert "I do not know" in answer or "<strong>" in answer
-    with pytest.raises(SystemExit) as ended:
-        page_main(["documents=nowhere"])
-    assert ended.value.code == 2 and "nowhere does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
