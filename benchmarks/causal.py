@@ -7,7 +7,7 @@
 Theirs, on the same weights and prompts, uses transformers alone. Answers are searched for by its own `generate`, with
 its cache, from one copy of a prompt for each beam, which is read for each; a hypothesis is scored under a passage by
 one pass over prompt and hypothesis, sixteen at a time, with scores over the vocabulary for the hypothesis alone.
-`again`: RAG-Token without a cache, so that each beam's prompt is run again at each step. In training, prompts and
+`again`: the search has no cache, so that each beam's prompt is run again at each step. In training, prompts and
 answers are read in one pass, and the loss is taken from the scores over the vocabulary that the model returns, which
 are those of every token.
 
@@ -54,7 +54,7 @@ from rag.model import Contexts, RagSequence, RagToken
 from rag.retrievers.protocol import Retrieved
 
 BEAMS, GENERATED, AT_ONCE = 4, 16, 16
-WHAT = ("token_beam4", "token_beam4_again", "thorough_beam4", "sequence_train")
+WHAT = ("token_beam4", "token_beam4_again", "thorough_beam4", "thorough_beam4_again", "sequence_train")
 # hidden, layers, heads, heads of keys, vocabulary
 SIZES = {"tiny": (32, 2, 4, 2, 2_000), "small": (256, 4, 8, 4, 8_192), "minilm": (384, 6, 12, 4, 30_522)}
 
@@ -229,8 +229,8 @@ def _answers(side: Side, kind: type) -> Callable[[], Any]:
 
 
 class Thorough:
-    def __init__(self, side: Side):
-        self.side = side
+    def __init__(self, side: Side, with_cache: bool):
+        self.side, self.with_cache = side, with_cache
 
     def ours(self) -> Callable[[], Any]:
         return _answers(self.side, RagSequence)
@@ -243,6 +243,7 @@ class Thorough:
             max_new_tokens=GENERATED,
             eos_token_id=2,
             pad_token_id=1,
+            use_cache=self.with_cache,
         )
 
         @torch.no_grad()
@@ -337,7 +338,9 @@ class Train:
 def task(what: str, side: Side) -> Any:
     if what.startswith("token"):
         return Token(side, with_cache=not what.endswith("again"))
-    return Thorough(side) if what.startswith("thorough") else Train(side)
+    if what.startswith("thorough"):
+        return Thorough(side, with_cache=not what.endswith("again"))
+    return Train(side)
 
 
 def measure_memory(size: str, what: str, docs: int, questions: int) -> tuple[int, int]:
@@ -393,7 +396,7 @@ def main() -> None:
             seconds, equal = (
                 compare.measure_time(task(what, side), given.repeats) if given.repeats else (None, None)
             )
-            want_memory = not given.no_memory and what != "token_beam4_again"
+            want_memory = not given.no_memory and not what.endswith("again")
             peaks = measure_memory(size, what, docs, questions) if want_memory else None
             row = compare.Row(
                 size,

@@ -128,6 +128,23 @@ def test_a_base_that_has_moved_is_named_and_can_be_given(folder, tmp_path):
     assert_close(scores(CausalGenerator.from_pretrained(tmp_path / "saved", base=moved)), scores(made))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("folder", ["llama"], indirect=True)
+def test_an_adapter_that_peft_wrote_is_read(folder, tmp_path):
+    config = peft.LoraConfig(r=2, task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).eval()
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    made = CausalGenerator.from_pretrained(tmp_path / "theirs", **SETTINGS).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert_close(made.model(input_ids=ids).logits, theirs(input_ids=ids).logits)
+    with pytest.raises(UserError, match="holds an adapter already: leave generator.adapter out"):
+        CausalGenerator.from_pretrained(tmp_path / "theirs", adapter="lora", **SETTINGS)
+    with pytest.raises(
+        UserError, match="generator.base=.* is for an adapter, but .* holds none: leave it out"
+    ):
+        CausalGenerator.from_pretrained(folder, base=folder, **SETTINGS)
+
+
 @pytest.mark.parametrize(
     "which", [0, 3]
 )  # 3: the output layer too, which shares its matrix with the embeddings

@@ -177,8 +177,11 @@ def _generate_sequence(
     """RAG-Sequence, Thorough or Fast, with the best K passages for each K of `n_docs`."""
     if "streamer" in generate_kwargs:
         raise UserError("RAG-Sequence knows its answer only at the end: leave the streamer out")
-    all_contexts = {docs: contexts.first(docs) for docs in n_docs}
-    contexts = all_contexts[max(n_docs)]
+    contexts = contexts.first(max(n_docs))
+    lean = replace(
+        contexts, states=contexts.mask
+    )  # states are read for the largest K alone, and may be large
+    all_contexts = {docs: lean.first(docs) for docs in n_docs}
     docs = contexts.n_docs
     passages = (contexts.doc_logprobs > -torch.inf).flatten().nonzero().squeeze(1)  # those that were found
     nothing = {

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from rag.errors import UserError, one_line
+from rag.files import read_json
 
 ADAPTER = "adapter_config.json"  # the file of peft's by which a folder with an adapter is known
 
@@ -67,6 +68,16 @@ def add_adapter(
             f"generator.adapter={kind} cannot be put into this {type(model).__name__} ({one_line(str(error))}): change "
             f"its settings; the model's linear modules are {', '.join(_linear(model))}"
         ) from error
+
+
+def base_of(folder: Path) -> str:
+    """The model that a saved adapter was trained with, by its own config; UserError where that does not say."""
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{folder / ADAPTER} does not name the model beneath: give it as generator.base, a folder or hub id"
+        )
+    return str(base)
 
 
 def open_adapter(model: Any, folder: Path) -> Any:

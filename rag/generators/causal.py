@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag.errors import UserError
 from rag.files import read_json, write_json
-from rag.generators.adapters import ADAPTER, add_adapter, merge_adapter, open_adapter
+from rag.generators.adapters import ADAPTER, add_adapter, base_of, merge_adapter, open_adapter
 from rag.generators.causal_loading import check_reads, load_causal, mark
 from rag.generators.context import Ragged, token_rows
 from rag.generators.prompts import Prompt, Template
@@ -112,11 +112,19 @@ class CausalGenerator(Generator):
         file = Path(path) / SETTINGS
         saved = read_json(file) if file.is_file() else {}
         origin = saved.pop("origin", {})
-        own = {"path": str(path), "dtype": dtype or FLOAT32, "quantize": quantize}
+        own = {"path": _absolute(path), "dtype": dtype or FLOAT32, "quantize": quantize}
         reopened = (Path(path) / ADAPTER).is_file()
         if reopened:
-            given = {"path": base, "dtype": dtype, "quantize": quantize}
+            if adapter is not None:
+                raise UserError(
+                    f"{path} holds an adapter already: leave generator.adapter out to train that one further"
+                )
+            given = {"path": base and _absolute(base), "dtype": dtype, "quantize": quantize}
             own |= origin | {name: value for name, value in given.items() if value is not None}
+            if not origin and base is None:  # peft wrote it by itself
+                own["path"] = base_of(Path(path))
+        elif base is not None:
+            raise UserError(f"generator.base={base} is for an adapter, but {path} holds none: leave it out")
         model, tokenizer = load_causal(
             own["path"], own["dtype"], own["quantize"], path if reopened else None, pad_token, eos_token
         )
@@ -332,3 +340,8 @@ class CausalGenerator(Generator):
         seen = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         states = self.body(inputs_embeds=inputs, attention_mask=seen, use_cache=False).last_hidden_state
         return states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))
+
+
+def _absolute(path: str | Path) -> str:
+    """A path that means the same in every folder; a name on the hub as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else str(path)

@@ -63,11 +63,10 @@ def load_causal(
         kind = PreTrainedConfig.get_config_dict(source, **of_file)[0]
         _check_kind(kind, path)
         model = load_weights(AutoModelForCausalLM, source, dtype, **settings, **of_file)
-        tokenizer = (
-            AutoTokenizer.from_pretrained(source, **of_file)
-            if tokenizer_path is None
-            else AutoTokenizer.from_pretrained(tokenizer_path)
-        )
+        if tokenizer_path is not None and (Path(tokenizer_path) / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, **of_file)
     except (OSError, ValueError) as error:
         raise hub.refusal(error, path) or UserError(
             f"{path} holds no causal language model with its tokenizer ({hub.reason(error)}): give a folder written by "
