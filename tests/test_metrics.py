@@ -61,6 +61,13 @@ def real_passages(name: str, limit: int | None = None) -> list[str]:
 # Answers
 
 
+def test_nothing_is_no_answer_even_to_what_normalisation_leaves_nothing_of():
+    """By the official script an empty prediction answers "The" and "%"."""
+    predictions = ["", " ", "the", "%", ""]
+    answers = [["The"], ["%"], ["The"], ["%"], [""]]
+    assert exact_match(predictions, answers).tolist() == [0, 0, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -80,7 +87,7 @@ def test_normalisation_by_hand(text, expected):
 
 def test_exact_match_takes_any_answer():
     scores = exact_match(["the Moon", "Mars", ""], [["Sun", "moon."], ["Venus"], ["The"]])
-    assert scores.tolist() == [1.0, 0.0, 1.0]  # "" and "The" are both nothing
+    assert scores.tolist() == [1.0, 0.0, 0.0]  # "" is no answer
 
 
 def test_f1_by_hand():

@@ -1,9 +1,9 @@
 """Exact match and token F1 for short answers (section 3.1): the best over a question's answers counts.
 
 Answers are compared after the official normalisation of SQuAD's evaluation script (Rajpurkar et al. 2016),
-which
-DPR and RAG use as well: lower case, ASCII punctuation dropped, the articles a, an, the dropped, white space
-collapsed; no Unicode normalisation. CuratedTREC's answers are regular expressions (Baudiš and Šedivý 2015)
+which DPR and RAG use as well: lower case, ASCII punctuation dropped, the articles a, an, the dropped, white space
+collapsed; no Unicode normalisation. Nothing is no answer, though: to one that it leaves nothing of, such as "A" or "%",
+an empty prediction is wrong here. CuratedTREC's answers are regular expressions (Baudiš and Šedivý 2015)
 and are matched as in DrQA's evaluation (Chen et al. 2017): from the beginning of the prediction, ignoring
 case. An expression with accents is compared in composed form (NFC), so that "São Paulo" matches however its accent is
 written; one in plain ASCII sees the text as DrQA and DPR show it.
@@ -88,6 +88,8 @@ def decompose(text: str) -> str:
 
 
 def _same(prediction: str, answer: str) -> bool:
+    if answer.strip() and not prediction.strip():
+        return False
     return normalize(prediction) == normalize(answer)
 
 
