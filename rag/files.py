@@ -31,6 +31,9 @@ NOT_WRITABLE = {
 }
 
 
+os.umask(_UMASK := os.umask(0))  # the only way to ask for it
+
+
 @contextmanager
 def write_aside(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it to `path`, on any failure remove it.
@@ -68,9 +71,12 @@ def write_aside(path: Path | str) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Ask the system to put a file's bytes (or those of all files of a folder) on disk."""
+    """Ask the system to put a file's bytes (or those of all files of a folder) on disk; they may be read by whoever may
+    read other new files, which safetensors would keep to their owner."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
+            if os.name == "posix":
+                file.chmod(file.stat().st_mode | (0o666 & ~_UMASK))
             descriptor = os.open(
                 file, os.O_RDWR if os.name == "nt" else os.O_RDONLY
             )  # Windows flushes writers only

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rag import runs
 from rag.errors import UserError
@@ -199,6 +201,17 @@ def test_a_file_in_the_way_of_a_folder_is_told(tmp_path):
     with pytest.raises(UserError, match="Is a directory"):
         write_json(tmp_path / "folder", 1)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"] and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such permissions")
+def test_others_may_read_weights_as_they_may_read_other_files(tmp_path):
+    """safetensors writes files that their owner alone may read."""
+    with write_aside(tmp_path / "model") as aside:
+        aside.mkdir()
+        save_file({"a": torch.zeros(1)}, aside / "a.safetensors")
+    (tmp_path / "new").touch()
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "model" / "a.safetensors", tmp_path / "new")}
+    assert len(modes) == 1
 
 
 def test_folders_made_for_a_file_go_with_it_if_it_fails(tmp_path):
