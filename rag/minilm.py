@@ -38,10 +38,10 @@ def at_hand(path: str | Path) -> str | Path:
 
 
 def _installed() -> Path | None:
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         return None
-    return Path(found.submodule_search_locations[0]) / FOLDER
+    return Path(spec.submodule_search_locations[0]) / FOLDER
 
 
 def check_sha256(path: str | Path, expected: str) -> None:
@@ -54,9 +54,9 @@ def check_sha256(path: str | Path, expected: str) -> None:
     if not file.is_file():
         raise UserError(f"{file} is missing: restore it, or give another folder of pretrained weights")
     with open(file, "rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != expected.lower():
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != expected.lower():
         raise UserError(
-            f"{file} has sha256 {found[:12]}… instead of {expected[:12]}…: it is damaged or another model's; fetch it "
+            f"{file} has sha256 {digest[:12]}… instead of {expected[:12]}…: it is damaged or another model's; fetch it "
             "again, or give generator.sha256 of the file that is meant (null: none is checked)"
         )

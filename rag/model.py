@@ -78,12 +78,14 @@ class Contexts:
             raise UserError(f"{n_docs} passages asked for, {self.n_docs} were read: read as many as the most")
         if n_docs == self.n_docs:
             return self
-        found = self.retrieved
+        retrieved = self.retrieved
         return Contexts(
             self.states.unflatten(0, (-1, self.n_docs))[:, :n_docs].flatten(0, 1),
             self.mask.unflatten(0, (-1, self.n_docs))[:, :n_docs].flatten(0, 1),
             marginalize.doc_logprobs(self.doc_logprobs[:, :n_docs]),
-            None if found is None else Retrieved(found.rows[:, :n_docs], found.scores[:, :n_docs]),
+            None
+            if retrieved is None
+            else Retrieved(retrieved.rows[:, :n_docs], retrieved.scores[:, :n_docs]),
         )
 
 
@@ -228,10 +230,10 @@ class RagModel(nn.Module):
         retrieved = self.retriever(batch.questions, n_docs)
         if not self._warned and (retrieved.rows < 0).any() and retrieved.scores.isneginf().any():
             self._warned = True
-            found = int(retrieved.scores.isfinite().sum(dim=1).min())
+            fewest = int(retrieved.scores.isfinite().sum(dim=1).min())
             log.warning(
                 "only %d of n_docs = %d passages were found for a question: the rest count as impossible",
-                found,
+                fewest,
                 n_docs,
             )
         return self.read_retrieved(batch, retrieved)
@@ -332,8 +334,8 @@ class ClosedBook(RagModel):
     def prepare(self, questions: Sequence[str], targets: Sequence[str] | None = None) -> Batch:
         text = _checked(questions, targets)
         labels, mask = (None, None) if targets is None else self.generator.tokenize_targets(targets)
-        own = self.generator.tokenize_questions(text, separator=False)
-        return Batch(Questions(text, {}), own, labels, mask)
+        generator_questions = self.generator.tokenize_questions(text, separator=False)
+        return Batch(Questions(text, {}), generator_questions, labels, mask)
 
     def read(self, batch: Batch, n_docs: int | None = None) -> Contexts:
         ids, mask = self.generator.assemble(batch.generator_questions)

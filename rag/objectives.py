@@ -129,10 +129,10 @@ def replug(
     of .1 divides bare cosines, as the retriever's scale does for p(z) here: 1 leaves that as it is.
     """
     _check(gamma=gamma, beta=beta)
-    found = _found(doc_logprobs)
-    retriever = _log_softmax(at_least_float32(doc_logprobs) / gamma, found)
-    generator = _log_softmax(answer_logprobs(token_logprobs, token_mask).exp() / beta, found)
-    return _divergence(retriever, generator, found)
+    was_found = _found(doc_logprobs)
+    retriever = _log_softmax(at_least_float32(doc_logprobs) / gamma, was_found)
+    generator = _log_softmax(answer_logprobs(token_logprobs, token_mask).exp() / beta, was_found)
+    return _divergence(retriever, generator, was_found)
 
 
 def _distil(
@@ -140,17 +140,21 @@ def _distil(
 ) -> Float[Tensor, " batch"]:
     """KL(sg(softmax of scores / τ) ‖ p)."""
     _check(temperature=temperature)
-    found = _found(doc_logprobs)
+    was_found = _found(doc_logprobs)
     return _divergence(
-        _log_softmax(scores / temperature, found), _log_softmax(at_least_float32(doc_logprobs), found), found
+        _log_softmax(scores / temperature, was_found),
+        _log_softmax(at_least_float32(doc_logprobs), was_found),
+        was_found,
     )
 
 
 def _divergence(
-    one: Float[Tensor, "batch docs"], other: Float[Tensor, "batch docs"], found: Bool[Tensor, "batch docs"]
+    one: Float[Tensor, "batch docs"],
+    other: Float[Tensor, "batch docs"],
+    was_found: Bool[Tensor, "batch docs"],
 ) -> Float[Tensor, " batch"]:
     """KL(one ‖ other) from log-probabilities; 0·log 0 is 0."""
-    counts = found & (one > -torch.inf)
+    counts = was_found & (one > -torch.inf)
     one, other = one.masked_fill(~counts, 0.0), other.masked_fill(~counts, 0.0)
     return (one.exp() * (one - other)).masked_fill(~counts, 0.0).sum(dim=1)
 
@@ -160,13 +164,13 @@ def _found(doc_logprobs: Float[Tensor, "batch docs"]) -> Bool[Tensor, "batch doc
 
 
 def _log_softmax(
-    scores: Float[Tensor, "batch docs"], found: Bool[Tensor, "batch docs"]
+    scores: Float[Tensor, "batch docs"], was_found: Bool[Tensor, "batch docs"]
 ) -> Float[Tensor, "batch docs"]:
     """Over the passages that were found. A score of ±∞, where the generator gives an answer no chance at all, counts
     as the largest number there is."""
     limits = torch.finfo(scores.dtype)
-    scores = scores.clamp(limits.min, limits.max).masked_fill(~found, -torch.inf)
-    return scores.masked_fill(~found.any(dim=1, keepdim=True), 0.0).log_softmax(dim=1)
+    scores = scores.clamp(limits.min, limits.max).masked_fill(~was_found, -torch.inf)
+    return scores.masked_fill(~was_found.any(dim=1, keepdim=True), 0.0).log_softmax(dim=1)
 
 
 def _check(**temperatures: float) -> None:

@@ -100,8 +100,8 @@ def load_weights(
     if hub.is_name(str(path)):
         hub.commit(str(path))  # before anything else is asked of a hub that may be out of reach
     of_file = {name: settings[name] for name in ("gguf_file",) if name in settings}
-    found = PreTrainedConfig.get_config_dict(str(path), **of_file)[0]
-    check_model_kind(found.get("model_type"), model_class, path)
+    config_dict = PreTrainedConfig.get_config_dict(str(path), **of_file)[0]
+    check_model_kind(config_dict.get("model_type"), model_class, path)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its own table of weights: one sentence says it below
     try:
@@ -125,7 +125,7 @@ def load_weights(
             f"{path} holds {_named(wrong)} in another shape than its config.json says: restore it"
         )
     if missing := [weight for weight in report["missing_keys"] if not may_lack(weight)]:
-        held = found.get("architectures") or []
+        held = config_dict.get("architectures") or []
         if held and hasattr(model_class, "config_class") and model_class.__name__ not in held:
             raise UserError(
                 f"{path} holds a {held[0]}, which lacks {_named(missing)} of a {model_class.__name__}: give a "

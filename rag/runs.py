@@ -149,11 +149,11 @@ class Run:
     def _lock(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            place = self.folder.resolve() / LOCK
-            if place not in _held:
-                lock = lock_file(place, wait=False)
+            lock_path = self.folder.resolve() / LOCK
+            if lock_path not in _held:
+                lock = lock_file(lock_path, wait=False)
                 lock.acquire()
-                _held[place] = lock
+                _held[lock_path] = lock
         except Timeout:
             raise UserError(
                 f"another process is at work in {self.folder}: wait until it has ended, or choose another folder"

@@ -33,8 +33,8 @@ def stages(
 ) -> list[Stage]:
     """All stages, those that others wait for longest first. bfloat16: train in it, mixed with float32. own_reader:
     train a reader instead of taking the project's."""
-    places = [f"data={data}", f"paths.outputs={outputs.parent}", f"paths.wiki={outputs}", f"seed={seed}"]
-    settings = [*places, "overwrite=changed", *(["trainer.precision=bf16-mixed"] if bfloat16 else [])]
+    folders = [f"data={data}", f"paths.outputs={outputs.parent}", f"paths.wiki={outputs}", f"seed={seed}"]
+    settings = [*folders, "overwrite=changed", *(["trainer.precision=bf16-mixed"] if bfloat16 else [])]
     reader = ["reader"] if own_reader else []
     from_reader = [f"generator.path={outputs / 'reader'}"] if own_reader else []
 
@@ -51,13 +51,18 @@ def stages(
         command = ["evaluate.py", f"checkpoint={outputs / name}", f"results={results}", "split=dev"]
         return Stage(f"evaluate {name}", [*command, f"limit={limit}", "overwrite=changed"], [name, *needs])
 
-    index = Stage("index", ["build_index.py", "experiment=wiki/index", *places, "overwrite=changed"], ["dpr"])
+    index = Stage(
+        "index", ["build_index.py", "experiment=wiki/index", *folders, "overwrite=changed"], ["dpr"]
+    )
     plan = [train("dpr"), *(train(name) for name in reader), index]
     plan += [train(name, *reader, "index") for name in VARIANTS]
     plan += [train("gold", *reader, "index", steps=0), train("closed_book", *reader)]
     plan += [evaluate(name) for name in (*VARIANTS, "gold", "closed_book")]
-    found = evaluate("dpr", "index")
-    return [*plan, Stage(found.name, [*found.command, f"index.path={outputs / 'index'}"], found.needs)]
+    dpr_stage = evaluate("dpr", "index")
+    return [
+        *plan,
+        Stage(dpr_stage.name, [*dpr_stage.command, f"index.path={outputs / 'index'}"], dpr_stage.needs),
+    ]
 
 
 def check_data(data: Path) -> None:

@@ -23,21 +23,21 @@ def answer_spans(text: str, answer: str) -> Spans:
     """
     words, runs = answer_words(answer)
     telling = words - _STOP_WORDS or words
-    found = list(word_places(text))
-    hits = [word in telling for _, word in found]
-    for place in range(1, len(found) - 1):
-        if hits[place - 1] and hits[place + 1] and found[place][1] in words:
-            hits[place] = True
+    text_words = list(word_places(text))
+    hits = [word in telling for _, word in text_words]
+    for position in range(1, len(text_words) - 1):
+        if hits[position - 1] and hits[position + 1] and text_words[position][1] in words:
+            hits[position] = True
     pairs = {pair for run in runs for pair in pairwise(run)}
     alone = {run[0] for run in runs if len(run) == 1}
-    for place, (_, word) in enumerate(found):
-        hits[place] |= word in alone
-    for place, (((_, end), one), ((start, _), other)) in enumerate(pairwise(found)):
+    for position, (_, word) in enumerate(text_words):
+        hits[position] |= word in alone
+    for position, (((_, end), one), ((start, _), other)) in enumerate(pairwise(text_words)):
         if end == start and (one, other) in pairs:
-            hits[place] = hits[place + 1] = True
+            hits[position] = hits[position + 1] = True
     spans: Spans = []
     before = False
-    for ((start, end), _), hit in zip(found, hits, strict=True):
+    for ((start, end), _), hit in zip(text_words, hits, strict=True):
         if hit and before:
             spans[-1] = (spans[-1][0], end)
         elif hit:
@@ -52,9 +52,9 @@ def answer_sentence(text: str, answer: str) -> str:
     for sentence in sentences(text):
         if answer and answer.casefold() in sentence.casefold():
             return sentence.strip()
-        found = sum(end - start for start, end in answer_spans(sentence, answer))
-        if found > most:
-            best, most = sentence.strip(), found
+        covered = sum(end - start for start, end in answer_spans(sentence, answer))
+        if covered > most:
+            best, most = sentence.strip(), covered
     return best
 
 

@@ -97,8 +97,13 @@ def generate_for_each(
             for docs in n_docs
         }
     if model.generator.quote and not isinstance(model, Classifier):
-        answers = {docs: quoted(model, contexts, found) for docs, found in answers.items()}
-    if any(math.isnan(answer.logprob) for own in answers.values() for found in own for answer in found):
+        answers = {docs: quoted(model, contexts, per_question) for docs, per_question in answers.items()}
+    if any(
+        math.isnan(answer.logprob)
+        for per_question in answers.values()
+        for ranked in per_question
+        for answer in ranked
+    ):
         raise UserError(f"log p(y|x) of an answer is not a number: {NOT_A_NUMBER}")
     return answers
 
@@ -140,7 +145,7 @@ def _generate_token(
         )
     # A question without passages has no next token: an even prior keeps NaN away, its answers are dropped.
     nothing = (contexts.doc_logprobs == -torch.inf).all(dim=1, keepdim=True)
-    found = search(
+    result = search(
         generator,
         contexts.states,
         contexts.mask,
@@ -150,14 +155,14 @@ def _generate_token(
         contexts.retrieved is None,  # closed book
         generate_kwargs,
     )
-    prior = contexts.doc_logprobs[found.batch_row]
-    token_mask = (found.tokens != NO_TOKEN)[:, found.forced :]
+    prior = contexts.doc_logprobs[result.batch_row]
+    token_mask = (result.tokens != NO_TOKEN)[:, result.forced :]
     missed = (prior == -torch.inf).unsqueeze(2)
-    token_logprobs = found.token_logprobs[:, :, found.forced :].masked_fill(missed, -torch.inf)
+    token_logprobs = result.token_logprobs[:, :, result.forced :].masked_fill(missed, -torch.inf)
     logprob = marginalize.token_logprob(prior, token_logprobs, token_mask)
     scored = Scored(
-        found.batch_row,
-        found.tokens[:, found.forced :],
+        result.batch_row,
+        result.tokens[:, result.forced :],
         logprob,
         token_logprobs.masked_fill(~token_mask.unsqueeze(1), 0.0).sum(dim=2),
         marginalize.token_posterior(prior, token_logprobs),
@@ -190,7 +195,7 @@ def _generate_sequence(
     if len(passages) == 0:
         return nothing
     every = len(passages) == len(contexts.states)  # what is large already is not copied
-    found = search(
+    result = search(
         generator,
         contexts.states if every else contexts.states[passages],
         contexts.mask if every else contexts.mask[passages],
@@ -202,39 +207,41 @@ def _generate_sequence(
         True,
         generate_kwargs,
     )
-    passage = passages[found.batch_row]
-    real = (found.tokens != NO_TOKEN).any(dim=1)
+    passage = passages[result.batch_row]
+    real = (result.tokens != NO_TOKEN).any(dim=1)
     if not real.any():
         return nothing
-    keyed = torch.cat([(passage // docs).unsqueeze(1), found.tokens], dim=1)[real]
+    keyed = torch.cat([(passage // docs).unsqueeze(1), result.tokens], dim=1)[real]
     distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
     question, tokens = distinct[:, 0], distinct[:, 1:]
     proposed = torch.zeros(len(distinct), docs, dtype=torch.bool, device=tokens.device)
     proposed[which, passage[real] % docs] = True
-    token_mask = (tokens != NO_TOKEN)[:, found.forced :]
+    token_mask = (tokens != NO_TOKEN)[:, result.forced :]
     if not decoding.thorough:
-        shape = (len(distinct), docs, found.tokens.shape[1])
-        token_logprobs = found.token_logprobs.new_full(shape, -torch.inf)
-        token_logprobs[which, passage[real] % docs] = found.token_logprobs[real, 0]
-    elif found.shared is None:
+        shape = (len(distinct), docs, result.tokens.shape[1])
+        token_logprobs = result.token_logprobs.new_full(shape, -torch.inf)
+        token_logprobs[which, passage[real] % docs] = result.token_logprobs[real, 0]
+    elif result.shared is None:
         token_logprobs = score_whole(generator, contexts, question, tokens)
     else:
-        of_found = torch.zeros_like(found.batch_row)
+        of_found = torch.zeros_like(result.batch_row)
         of_found[real] = which
         hypotheses = Hypotheses(question, tokens, of_found, real)
-        own_scores = found.token_logprobs[real, 0, found.forced :].masked_fill(~token_mask[which], 0.0)
+        own_scores = result.token_logprobs[real, 0, result.forced :].masked_fill(~token_mask[which], 0.0)
         race = Race(contexts.doc_logprobs, n_docs, question, proposed, decoding.num_return_sequences)
         race.begin(which, passage[real] % docs, own_scores.sum(dim=1))
-        token_logprobs = PrefixScoring(generator, contexts, found, passages, hypotheses, race).run()
+        token_logprobs = PrefixScoring(generator, contexts, result, passages, hypotheses, race).run()
         proposed &= race.open.unsqueeze(1)
-    token_logprobs = token_logprobs[:, :, found.forced :].masked_fill(~token_mask.unsqueeze(1), 0.0)
+    token_logprobs = token_logprobs[:, :, result.forced :].masked_fill(~token_mask.unsqueeze(1), 0.0)
     doc_scores = token_logprobs.sum(dim=2)
     answers = {}
     for k, of_k in all_contexts.items():
-        own = proposed[:, :k].any(dim=1)
-        scores = doc_scores[own, :k]
+        selected = proposed[:, :k].any(dim=1)
+        scores = doc_scores[selected, :k]
         whole = torch.ones_like(scores[:, :1], dtype=torch.bool)
-        logprob = marginalize.sequence_logprob(of_k.doc_logprobs[question[own]], scores.unsqueeze(2), whole)
-        scored = Scored(question[own], tokens[own, found.forced :], logprob, scores, None)
+        logprob = marginalize.sequence_logprob(
+            of_k.doc_logprobs[question[selected]], scores.unsqueeze(2), whole
+        )
+        scored = Scored(question[selected], tokens[selected, result.forced :], logprob, scores, None)
         answers[k] = answers_of(generator, of_k, scored.sorted(), decoding.num_return_sequences)
     return answers

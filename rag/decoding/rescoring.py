@@ -33,8 +33,8 @@ def score_whole(
     labels = tokens.masked_fill(tokens == NO_TOKEN, generator.pad_token)
     logprobs = _nothing_scored(contexts, tokens)
     order = lengths.argsort(descending=True, stable=True)
-    place, doc = (contexts.doc_logprobs[question[order]] > -torch.inf).nonzero(as_tuple=True)
-    sequence = order[place]
+    position, doc = (contexts.doc_logprobs[question[order]] > -torch.inf).nonzero(as_tuple=True)
+    sequence = order[position]
     context = question[sequence] * contexts.n_docs + doc
     for some in chunks(len(sequence), STATES_AT_ONCE // contexts.states[0].numel()):
         longest = int(lengths[sequence[some]].max())
@@ -63,7 +63,7 @@ class Race:
         count: int,
     ):
         self.question, self.proposed, self.count = question, proposed, count
-        self.own = Grid.of(question, len(prior))
+        self.grid = Grid.of(question, len(prior))
         # Of each K, log p_η(z|x) as it is among so many passages, and which hypotheses these proposed.
         self.priors = {k: marginalize.doc_logprobs(prior[:, :k])[question] for k in n_docs}
         self.runs = {k: proposed[:, :k].any(dim=1) for k in n_docs}
@@ -79,7 +79,7 @@ class Race:
         for k, prior in self.priors.items():
             known = (prior + self.most[:, :k]).masked_fill(~self.proposed[:, :k], -torch.inf)
             least = known.logsumexp(dim=1)
-            by_question = least[self.own.numbers].masked_fill(self.own.numbers < 0, -torch.inf)
+            by_question = least[self.grid.numbers].masked_fill(self.grid.numbers < 0, -torch.inf)
             if by_question.shape[1] < self.count:
                 self.least_to_win[k] = by_question.new_full(by_question.shape[:1], -torch.inf)
             else:
@@ -124,7 +124,7 @@ class PrefixScoring:
     expensive is normalising over the vocabulary: where the search went through a prefix from the same passage, it has
     done so.
 
-    searched: the contexts that the search read, which `found` shares. race: a hypothesis that cannot win any more is
+    searched: the contexts that the search read, which `result` shares. race: a hypothesis that cannot win any more is
     not scored to its end; its log-probabilities are no use.
     """
 
@@ -132,19 +132,19 @@ class PrefixScoring:
         self,
         generator: Generator,
         contexts: Contexts,
-        found: SearchResult,
+        result: SearchResult,
         searched: Int[Tensor, " searched"],
         hypotheses: Hypotheses,
         race: Race,
     ):
-        self.generator, self.contexts, self.found = generator, contexts, found
+        self.generator, self.contexts, self.result = generator, contexts, result
         self.searched, self.hypotheses, self.race = searched, hypotheses, race
         self.output = generator.output_layer
         self.levels = _levels(hypotheses.question, hypotheses.tokens)
         self.logprobs = _nothing_scored(contexts, hypotheses.tokens)
 
     def run(self) -> Float[Tensor, "sequences docs tokens"]:
-        shared = self.found.shared
+        shared = self.result.shared
         assert shared is not None  # else there is nothing to share: see `score_whole`
         widest = max(int(torch.bincount(level.question).max()) for level in self.levels)
         numbers = shared.numbers_for(widest * self.hypotheses.tokens.shape[1])
@@ -166,25 +166,25 @@ class PrefixScoring:
             if above is None:
                 step = torch.full_like(row.prefixes, self.generator.start_token)
             else:
-                parents = above.place[level.parent[row.prefixes]] * row.exists
+                parents = above.column[level.parent[row.prefixes]] * row.exists
                 first = torch.arange(len(asked), device=asked.device).unsqueeze(1) * above.prefixes.shape[1]
                 shared.take_rows((first + parents).flatten())
                 step = level.token[row.prefixes].masked_fill(~row.exists, self.generator.pad_token)
             above = row
             hidden = shared.decode(step.flatten().unsqueeze(1)).view(*step.shape, -1)
-            if i >= self.found.forced:
+            if i >= self.result.forced:
                 self._score(contexts, row, hidden, self._normalisers(some, row, hidden))
 
     def _normalisers(
         self, some: slice, row: "_Row", hidden: Float[Tensor, "chunk prefixes width"]
     ) -> Float[Tensor, "chunk prefixes"]:
         """The logarithm of what normalises p_θ after each prefix: the search's where it was there, else made now."""
-        found, hypothesis = self.found, self.hypotheses.of_found
-        known = self.hypotheses.is_one & (found.batch_row >= some.start) & (found.batch_row < some.stop)
+        result, hypothesis = self.result, self.hypotheses.of_found
+        known = self.hypotheses.is_one & (result.batch_row >= some.start) & (result.batch_row < some.stop)
         known &= row.runs_on[hypothesis]
         normalisers = hidden.new_full(row.prefixes.shape, torch.nan, dtype=self.logprobs.dtype)
-        place = row.place[row.level.of_sequence[hypothesis[known]]]
-        normalisers[found.batch_row[known] - some.start, place] = found.normalisers[known, 0, row.i]
+        column = row.column[row.level.of_sequence[hypothesis[known]]]
+        normalisers[result.batch_row[known] - some.start, column] = result.normalisers[known, 0, row.i]
         unknown = row.exists & normalisers.isnan()
         normalisers[unknown] = self.output.log_normalisers(hidden[unknown])
         return normalisers
@@ -197,12 +197,12 @@ class PrefixScoring:
         normalisers: Float[Tensor, "chunk prefixes"],
     ) -> None:
         """The next token of every hypothesis that runs on, under each context of its question."""
-        sequences = self.race.own.numbers[contexts // self.contexts.n_docs]
+        sequences = self.race.grid.numbers[contexts // self.contexts.n_docs]
         of, at = ((sequences >= 0) & row.runs_on[sequences.clamp(min=0)]).nonzero(as_tuple=True)
         sequence, doc = sequences[of, at], contexts[of] % self.contexts.n_docs
-        place = row.place[row.level.of_sequence[sequence]]
-        logits = self.output.token_logits(hidden[of, place], self.hypotheses.tokens[sequence, row.i])
-        of_token = logits - normalisers[of, place]
+        column = row.column[row.level.of_sequence[sequence]]
+        logits = self.output.token_logits(hidden[of, column], self.hypotheses.tokens[sequence, row.i])
+        of_token = logits - normalisers[of, column]
         self.logprobs[sequence, doc, row.i] = of_token
         self.race.add(sequence, doc, of_token)
 
@@ -216,7 +216,7 @@ class _Row:
     runs_on: Bool[Tensor, " sequences"]  # hypotheses that have a token here and may still win
     prefixes: Int[Tensor, "chunk most"]  # any prefix where a question has fewer than the most
     exists: Bool[Tensor, "chunk most"]
-    place: Int[Tensor, " prefixes"]  # of each prefix in its question's row; 0 for those that do not go on
+    column: Int[Tensor, " prefixes"]  # of each prefix in its question's row; 0 for those that do not go on
 
     @classmethod
     def of(
@@ -230,10 +230,10 @@ class _Row:
         """asked: the question of each context; batch: how many questions there are."""
         kept = torch.unique(level.of_sequence[runs_on])
         grid = Grid.of(level.question[kept], batch)
-        place = torch.zeros_like(level.question)
-        place[kept] = grid.place
+        column = torch.zeros_like(level.question)
+        column[kept] = grid.column
         numbers = grid.numbers[asked]
-        return cls(i, level, runs_on, kept[numbers.clamp(min=0)], numbers >= 0, place)
+        return cls(i, level, runs_on, kept[numbers.clamp(min=0)], numbers >= 0, column)
 
 
 @dataclass(frozen=True)
@@ -241,15 +241,15 @@ class Grid:
     """Things that belong to questions, and are numbered in the order of these, laid out in a row for each question."""
 
     numbers: Int[Tensor, "batch most"]  # −1 where a question has fewer than the most
-    place: Int[Tensor, " things"]  # each thing's place in its question's row
+    column: Int[Tensor, " things"]  # each thing's place in its question's row
 
     @classmethod
     def of(cls, question: Int[Tensor, " things"], batch: int) -> "Grid":
         counts = torch.bincount(question, minlength=batch)
-        place = torch.arange(len(question), device=question.device) - (counts.cumsum(0) - counts)[question]
+        column = torch.arange(len(question), device=question.device) - (counts.cumsum(0) - counts)[question]
         numbers = question.new_full((batch, int(counts.max())), -1)
-        numbers[question, place] = torch.arange(len(question), device=question.device)
-        return cls(numbers, place)
+        numbers[question, column] = torch.arange(len(question), device=question.device)
+        return cls(numbers, column)
 
 
 @dataclass(frozen=True)

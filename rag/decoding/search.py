@@ -115,12 +115,12 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         at_once = batch if docs == 1 else self.output.rows_at_once // (copies * docs)
         marginals, normalisers = [], []
         for some in chunks(batch, at_once):
-            own = side_by_side[some]
+            states = side_by_side[some]
             # `generate` copies what it is given, so that the scores of the step before are free again.
-            logits, normaliser = self.output.normalised(own.flatten(0, -2), self.scores)
+            logits, normaliser = self.output.normalised(states.flatten(0, -2), self.scores)
             if self.scores is None or len(self.scores) < len(logits):
                 self.scores = logits
-            logits, normaliser = logits.view(*own.shape[:-1], -1), normaliser.view(own.shape[:-1])
+            logits, normaliser = logits.view(*states.shape[:-1], -1), normaliser.view(states.shape[:-1])
             if self.alone:  # `generate` normalises where it has to
                 marginals.append(logits.squeeze(2))
             elif docs == 1:  # a prior of 1
@@ -212,20 +212,20 @@ def search(
     elif config.stop_strings:  # what follows where one ended is padding, which a model may generate too
         padding = (tokens == generator.pad_token) & (tokens != generator.end_token)
         real = real & (padding.flip(1).long().cumprod(dim=1).flip(1) == 0)
-    found = torch.arange(len(tokens), device=tokens.device)
+    sequence = torch.arange(len(tokens), device=tokens.device)
     token_logprobs, normalisers = [], []
     for i, step in enumerate(marginal.steps[: tokens.shape[1]]):
         batch, docs, copies = step.normalisers.shape
-        row = found if beams is None else beams[:, i].clamp(min=0).long()
-        question = row // (len(found) // batch if beams is None else decoding.num_beams)
-        own = (question, slice(None), row % copies)
-        normalisers.append(step.normalisers[own])
-        logits = marginal.output.token_logits(step.hidden[own], tokens[:, i : i + 1].expand(-1, docs))
+        row = sequence if beams is None else beams[:, i].clamp(min=0).long()
+        question = row // (len(sequence) // batch if beams is None else decoding.num_beams)
+        indices = (question, slice(None), row % copies)
+        normalisers.append(step.normalisers[indices])
+        logits = marginal.output.token_logits(step.hidden[indices], tokens[:, i : i + 1].expand(-1, docs))
         token_logprobs.append(logits - normalisers[-1])
     return SearchResult(
         tokens.masked_fill(~real, NO_TOKEN),
         forced,
-        found // count,
+        sequence // count,
         torch.stack(token_logprobs, dim=2),
         torch.stack(normalisers, dim=2),
         marginal.shared,
@@ -253,7 +253,7 @@ class _Ends(StoppingCriteria):
 
 def generation_config(generator: Generator, decoding: Decoding, count: int) -> GenerationConfig:
     """What `generate` is told: the decoding settings, our special tokens and the generator's forced ones."""
-    own = getattr(generator.model, "generation_config", None)
+    of_generator = getattr(generator.model, "generation_config", None)
     settings: dict[str, Any] = {}
     if decoding.do_sample:
         settings |= {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
@@ -268,7 +268,7 @@ def generation_config(generator: Generator, decoding: Decoding, count: int) -> G
         pad_token_id=generator.pad_token,
         use_cache=getattr(generator.model.config, "use_cache", True),  # False: a decoder that keeps none
         forced_bos_token_id=generator.first_token,
-        forced_eos_token_id=getattr(own, "forced_eos_token_id", None),
+        forced_eos_token_id=getattr(of_generator, "forced_eos_token_id", None),
         **settings,
     )
 

@@ -101,12 +101,12 @@ def cross_attention_scores(
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
-        found = [_of_some(decoder, *piece) for piece in pieces]
+        scores = [_of_some(decoder, *piece) for piece in pieces]
     finally:
         config._attn_implementation = before
-    if any(scores is None for scores in found):
+    if any(each is None for each in scores):
         raise _hidden(model)
-    return torch.cat(found)  # type: ignore[arg-type]
+    return torch.cat(scores)  # type: ignore[arg-type]
 
 
 def _of_some(

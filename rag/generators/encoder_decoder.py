@@ -202,8 +202,8 @@ def _decoder(model_class: Any, path: str | Path, dtype: str) -> tuple[Any, PreTr
 
 def unpooled(model_class: Any) -> dict[str, bool]:
     """What keeps a model from having a pooling layer, where its kind has one."""
-    own = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if own else {}
+    has_pooling = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if has_pooling else {}
 
 
 def _class(path: str | Path, part: str, classes: Any) -> Any:
@@ -217,12 +217,15 @@ def _class(path: str | Path, part: str, classes: Any) -> Any:
         ) from error
 
     def of(kind: str) -> Any:
-        found = classes.get(CONFIG_MAPPING[kind], None)
-        attends = found is not None and "encoder_hidden_states" in inspect.signature(found.forward).parameters
-        return found if part == "encoder" or attends else None
+        model_class = classes.get(CONFIG_MAPPING[kind], None)
+        attends = (
+            model_class is not None
+            and "encoder_hidden_states" in inspect.signature(model_class.forward).parameters
+        )
+        return model_class if part == "encoder" or attends else None
 
-    if kind in BOTH_WAYS and (found := of(kind)) is not None:
-        return found
+    if kind in BOTH_WAYS and (model_class := of(kind)) is not None:
+        return model_class
     raise UserError(
         f"generator.{part}={path} holds a model of type {kind}, which is no {part} here: "
         f"{', '.join(each for each in BOTH_WAYS if of(each) is not None)} are"

@@ -264,8 +264,8 @@ class Generator(nn.Module):
         ends, order = ends.sort()
         inputs, mask = self._embedded("encoder", input_ids[order]), mask[order]
         pieces, kept = [], 0
-        for some, own in zip(_slices(len(order), rows_at_once), ends.split(rows_at_once), strict=True):
-            longest = int(own[-1])
+        for some, piece_ends in zip(_slices(len(order), rows_at_once), ends.split(rows_at_once), strict=True):
+            longest = int(piece_ends[-1])
             piece = inputs[some, :longest], mask[some, :longest]
             kept += self._kept_by(piece[1].numel())
             if torch.is_grad_enabled() and kept > self._may_keep:

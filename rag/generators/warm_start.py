@@ -230,18 +230,18 @@ class Decoder(nn.Module):
 
         Both stand in the cache, as one more layer of each kind, so that whoever takes rows of it takes these along.
         """
-        place = self.bert.config.num_hidden_layers
-        own: list[Any] = cache.self_attention_cache.layers  # type: ignore[assignment]
-        cross: list[Any] = cache.cross_attention_cache.layers  # type: ignore[assignment]
-        for layers in (own, cross):
-            while len(layers) <= place:
+        layer_index = self.bert.config.num_hidden_layers
+        self_layers: list[Any] = cache.self_attention_cache.layers  # type: ignore[assignment]
+        cross_layers: list[Any] = cache.cross_attention_cache.layers  # type: ignore[assignment]
+        for layers in (self_layers, cross_layers):
+            while len(layers) <= layer_index:
                 layers.append(DynamicLayer())
-        if not cross[place].is_initialized:
+        if not cross_layers[layer_index].is_initialized:
             keys = self.copy.key(states).unsqueeze(1)
-            cross[place].update(keys, keys[..., :0])
+            cross_layers[layer_index].update(keys, keys[..., :0])
         written = tokens[:, None, :, None].float()  # exact below 2^24
-        so_far, _ = own[place].update(written, written[..., :0])
-        return so_far[:, 0, :, 0].long(), cross[place].keys[:, 0]
+        so_far, _ = self_layers[layer_index].update(written, written[..., :0])
+        return so_far[:, 0, :, 0].long(), cross_layers[layer_index].keys[:, 0]
 
 
 class WarmStartForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -347,14 +347,14 @@ def warm_started(
     weights = bert.state_dict()
     model.encoder.bert.load_state_dict({k: v for k, v in weights.items() if not k.startswith("pooler.")})
     model.decoder.bert.embeddings.load_state_dict(bert.embeddings.state_dict())
-    own: Any
+    new_layer: Any
     layer: Any
     upper = bert.encoder.layer[theirs.num_hidden_layers - decoder_layers :]
-    for own, layer in zip(model.decoder.bert.encoder.layer, upper, strict=True):
-        own.attention.load_state_dict(layer.attention.state_dict())
-        own.crossattention.load_state_dict(layer.attention.state_dict())
-        own.intermediate.load_state_dict(layer.intermediate.state_dict())
-        own.output.load_state_dict(layer.output.state_dict())
+    for new_layer, layer in zip(model.decoder.bert.encoder.layer, upper, strict=True):
+        new_layer.attention.load_state_dict(layer.attention.state_dict())
+        new_layer.crossattention.load_state_dict(layer.attention.state_dict())
+        new_layer.intermediate.load_state_dict(layer.intermediate.state_dict())
+        new_layer.output.load_state_dict(layer.output.state_dict())
     model.tie_weights()
     start_copying(model.decoder.copy, model.head)
     return model

@@ -57,14 +57,14 @@ def read_documents(
     if not all(is_text(Path(plain_name(file))) for file in files):
         yield from read_passages(documents, encoding, words or WORDS_PER_PASSAGE)
         return
-    found = False
+    has_text = False
     for file in files:
         name = file.relative_to(documents).as_posix() if documents.is_dir() else file.name
         name = without_half_pairs(name) if has_half_pair(name) else name
         for number, (title, text) in enumerate(read_sections(file, encoding, words), start=1):
-            found = True
+            has_text = True
             yield Passage(piece_id(name, number), title, text)
-    if not found:
+    if not has_text:
         raise UserError(f"{documents} holds no text: all of its {counted(len(files), 'file')} are empty")
 
 

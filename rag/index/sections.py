@@ -111,19 +111,19 @@ def _sections(lines: Iterable[str]) -> Iterator[_Section]:
             else:
                 paragraph.append(line)
             continue
-        if (found := _FENCE.match(line)) is not None:
-            fence = found[1]
+        if (match := _FENCE.match(line)) is not None:
+            fence = match[1]
             end_paragraph()
             continue
-        if (found := _HEADING.match(line)) is not None:
+        if (match := _HEADING.match(line)) is not None:
             end_paragraph()
             yield section
-            section = heading(len(found[1]), found[2])
+            section = heading(len(match[1]), match[2])
             continue
-        if (found := _UNDERLINE.match(line)) is not None and len(paragraph) == 1:
+        if (match := _UNDERLINE.match(line)) is not None and len(paragraph) == 1:
             text = paragraph.pop()
             yield section
-            section = heading(1 if found[1][0] == "=" else 2, text)
+            section = heading(1 if match[1][0] == "=" else 2, text)
             continue
         if not line.strip() or _RULE.match(line):
             end_paragraph()

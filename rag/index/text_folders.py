@@ -128,6 +128,6 @@ def front_matter(file: Path, encoding: str | None = None) -> tuple[int, str]:
             break
         elif line.rstrip() in ("---", "..."):
             return number, title
-        elif found := _FRONT_MATTER_TITLE.match(line):
-            title = found[1].strip("\"'")
+        elif match := _FRONT_MATTER_TITLE.match(line):
+            title = match[1].strip("\"'")
     return 0, ""

@@ -83,10 +83,12 @@ def plot(metrics: Metrics, path: Path) -> None:
     figure, (axes,) = plots.new_figure(16, 4.6, 1, 3)
     plot_answers(axes[0], metrics, MODELS, "Real questions over Wikipedia")
     shown = {"frozen": "dense, frozen", "rag_sequence": "dense, end to end", "hybrid": "hybrid, end to end"}
-    found = {"BM25": [value(metrics["dpr"], "recall", k, BM25) for k in RECALL_AT]}
-    found |= {label: [value(metrics[name], "recall", k) for k in RECALL_AT] for name, label in shown.items()}
+    recalls = {"BM25": [value(metrics["dpr"], "recall", k, BM25) for k in RECALL_AT]}
+    recalls |= {
+        label: [value(metrics[name], "recall", k) for k in RECALL_AT] for name, label in shown.items()
+    }
     colours = [COLOURS[name] for name in ("bm25", *shown)]
-    plots.grouped_bars(axes[1], [f"recall@{k}" for k in RECALL_AT], found, colours)
+    plots.grouped_bars(axes[1], [f"recall@{k}" for k in RECALL_AT], recalls, colours)
     axes[1].set(ylabel="gold passage found", title="Retrieval")
     plot_against_k(axes[2], metrics, RETRIEVES)
     axes[2].set_title("More passages at test time (figure 3)")

@@ -22,11 +22,11 @@ def join_curves(folder: Path) -> None:
             continue
         with part.open(encoding="utf-8", newline="") as lines:
             read = csv.DictReader(lines)
-            own = [row for row in read if (row.get("step") or "").isdecimal()]
+            its_rows = [row for row in read if (row.get("step") or "").isdecimal()]
             names |= dict.fromkeys(read.fieldnames or ())
-        if own:
-            first = min(int(row["step"]) for row in own)
-            rows = [row for row in rows if int(row["step"]) < first] + own
+        if its_rows:
+            first = min(int(row["step"]) for row in its_rows)
+            rows = [row for row in rows if int(row["step"]) < first] + its_rows
     with write_aside(file) as aside, aside.open("w", encoding="utf-8", newline="") as out:
         table = csv.DictWriter(out, sorted(names), lineterminator="\n", restval="")
         table.writeheader()

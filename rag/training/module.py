@@ -108,25 +108,25 @@ class RagModule(WholeBatchModule):
             inputs, want_smoothing=self.label_smoothing > 0, want_attention="attention" in self.taken
         )
         assert inputs.label_mask is not None
-        found = has_passages(likelihood)
+        counted = has_passages(likelihood)
         # Before anything is mixed: a difference of infinities is NaN.
-        nll = torch.where(found, -likelihood.logprob, 0.0)
+        nll = torch.where(counted, -likelihood.logprob, 0.0)
         loss, more = nll, {}
         if self.retriever_loss is not None:
-            loss, of_retriever = self._apart(likelihood, inputs, found)
+            loss, of_retriever = self._apart(likelihood, inputs, counted)
             more = {"retriever_loss": of_retriever.sum()}
         if likelihood.smoothing is not None:
-            loss = torch.lerp(loss, torch.where(found, likelihood.smoothing, 0.0), self.label_smoothing)
+            loss = torch.lerp(loss, torch.where(counted, likelihood.smoothing, 0.0), self.label_smoothing)
         if self.retriever_loss is not None:
             loss = loss * self.generator_loss + self.retriever_weight * of_retriever
-        count, tokens = found.sum(), (inputs.label_mask & found.unsqueeze(1)).sum()
+        count, tokens = counted.sum(), (inputs.label_mask & counted.unsqueeze(1)).sum()
         if likelihood.retrieved is not None:
             self._log_retrieval(likelihood, examples)
-        sums = {"nll": nll.sum(), "examples": count, "tokens": tokens, "left_out": (~found).sum()} | more
+        sums = {"nll": nll.sum(), "examples": count, "tokens": tokens, "left_out": (~counted).sum()} | more
         return self.add_up(loss.sum(), tokens if self.per_token else count, **sums)
 
     def _apart(
-        self, likelihood: Likelihood, inputs: Batch, found: Bool[Tensor, " batch"]
+        self, likelihood: Likelihood, inputs: Batch, counted: Bool[Tensor, " batch"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The generator's loss, with p_η(z|x) as a constant, and the retriever's."""
         assert self.retriever_loss is not None and inputs.labels is not None and inputs.label_mask is not None
@@ -139,7 +139,7 @@ class RagModule(WholeBatchModule):
             "attention": likelihood.attention,
         }
         of_retriever = self.retriever_loss(**{name: given[name] for name in self.taken})
-        return torch.where(found, of_generator, 0.0), torch.where(found, of_retriever, 0.0)
+        return torch.where(counted, of_generator, 0.0), torch.where(counted, of_retriever, 0.0)
 
     def _check_retriever_loss(self) -> None:
         if self.retriever_loss is None:
@@ -219,7 +219,7 @@ class RagModule(WholeBatchModule):
             else self.model.read_retrieved(inputs, likelihood.retrieved)
         )
         answers = generate(self.model, contexts, self.decoding)
-        texts = [found[0].text for found in answers]
+        texts = [ranked[0].text for ranked in answers]
         self.predicted += zip(examples, texts, strict=True)
         self._score("dev/nll_per_example", nll[judged])
         # each example's mean counts as often as it has tokens: see on_validation_epoch_end
@@ -234,8 +234,9 @@ class RagModule(WholeBatchModule):
             store = self.model.retriever.index.passages
             ids = np.array(store.ids(rows.reshape(-1)), dtype=object).reshape(rows.shape)
             gold = [example.positive_ids for example in examples]
-            for k, found in recall_at(ids, gold, sorted({1, rows.shape[1]})).items():
-                self._score(f"dev/recall@{k}", found[~np.isnan(found)])  # NaN where no gold passage is known
+            for k, recalls in recall_at(ids, gold, sorted({1, rows.shape[1]})).items():
+                # NaN where no gold passage is known
+                self._score(f"dev/recall@{k}", recalls[~np.isnan(recalls)])
         for number in range(min(len(examples), SHOWN - len(self.shown))):
             row = {
                 "question": examples[number].question,
@@ -245,8 +246,8 @@ class RagModule(WholeBatchModule):
             }
             if rows is not None:
                 store = self.model.retriever.index.passages
-                found = [store[int(each)] for each in rows[number] if each >= 0]
-                row["passages"] = "\n\n".join(f"{passage.title} / {passage.text}" for passage in found)
+                passages = [store[int(each)] for each in rows[number] if each >= 0]
+                row["passages"] = "\n\n".join(f"{passage.title} / {passage.text}" for passage in passages)
             self.shown.append(row)
 
     def _score(self, name: str, values: np.ndarray) -> None:
@@ -254,14 +255,14 @@ class RagModule(WholeBatchModule):
 
     def on_validation_epoch_end(self) -> None:
         """Means over the examples of all ranks: each counts once, however unevenly they are shared out."""
-        own = {}
+        totals = {}
         for name, parts in self.scores.items():
             values = np.concatenate(parts)
-            own[name] = (float(values.sum()), len(values))
-        every: list[Any] = [(own, self.predicted)]
+            totals[name] = (float(values.sum()), len(values))
+        every: list[Any] = [(totals, self.predicted)]
         if dist.is_initialized():
             every = [None] * dist.get_world_size()
-            dist.all_gather_object(every, (own, self.predicted))
+            dist.all_gather_object(every, (totals, self.predicted))
         loss = sum(one.get("dev/nll_per_example", (0.0, 0))[0] for one, _ in every)
         if not math.isfinite(loss):
             self.stop_not_finite(self.global_step, f"the loss on dev is {loss}")

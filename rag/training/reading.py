@@ -168,20 +168,22 @@ class ReadingData(StepDataModule):
         ]
         self.dev = [reading for pair in given if (reading := self._reading(*pair)) is not None]
         for source, examples in asked:
-            found = [reading for example in examples if (reading := self._found(example, gold, held_out))]
-            self.left_out += len(examples) - len(found)
-            if not found:
+            readings = [reading for example in examples if (reading := self._found(example, gold, held_out))]
+            self.left_out += len(examples) - len(readings)
+            if not readings:
                 raise UserError(
                     f"{source.questions}: no question is left to read with: a question needs positive_ids of passages "
                     f"in {self.file} that hold its answer, and a title that dev does not ask about"
                 )
-            self.train.append(found)
+            self.train.append(readings)
         if not self.train:
             raise UserError("no source has a question to read with: check datamodule.sources")
         shares = np.array([source.share for source, _ in asked])
         block = self.batch_size * POOL
         self.counts = np.diff(np.round(np.cumsum(shares) / shares.sum() * block), prepend=0).astype(int)
-        self.orders = [Shuffled(len(found), self.seed + number) for number, found in enumerate(self.train)]
+        self.orders = [
+            Shuffled(len(readings), self.seed + number) for number, readings in enumerate(self.train)
+        ]
         if self.unanswerable:
             self.wrong = [
                 self.mined.rows(store, [reading.example for reading in readings], self.cache)
@@ -191,8 +193,8 @@ class ReadingData(StepDataModule):
     def _examples(self, source: Source) -> list[Example]:
         path = packed(source.questions)
         examples = [
-            example_of(record, place, str(number))
-            for number, (place, record) in enumerate(read_records(path), start=1)
+            example_of(record, location, str(number))
+            for number, (location, record) in enumerate(read_records(path), start=1)
             if source.takes(record)
         ]
         if not examples and not source.optional:
@@ -204,12 +206,12 @@ class ReadingData(StepDataModule):
     def _dev_file(self) -> Path | None:
         if not self.dev_files:
             return None
-        found = [path for name in self.dev_files if (path := packed(name)).exists()]
-        if not found:
+        existing = [path for name in self.dev_files if (path := packed(name)).exists()]
+        if not existing:
             raise UserError(
                 f"datamodule.dev: {' and '.join(self.dev_files)} do not exist: give a question file"
             )
-        return found[0]
+        return existing[0]
 
     def _reading(self, example: Example, passage: Passage, answer: str | None = None) -> Reading | None:
         """A question with a passage; with an answer only where it stands there, whole, among what is read."""
@@ -227,16 +229,16 @@ class ReadingData(StepDataModule):
         question = generator.tokenize_questions([example.question]).tokens
         if answer is None:
             return Reading(example, passage, question, ids[:first], ids[first:])
-        if (place := find_answer(answer, passage.text)) is None:
+        if (span := find_answer(answer, passage.text)) is None:
             return None
-        start, end = place[0] + len(head), place[1] + len(head)
+        start, end = span[0] + len(head), span[1] + len(head)
         inside = [i for i, (s, e) in enumerate(offsets) if i >= first and s < end and e > start]
         # end-of-sequence comes behind it; the question is never cut
         too_long = len(inside) >= generator.max_target_length
         if not inside or too_long or inside[-1] >= self.room - len(question):
             return None
-        own = inside[0] - first, inside[-1] + 1 - first
-        return Reading(example, passage, question, ids[:first], ids[first:], *own)
+        token_span = inside[0] - first, inside[-1] + 1 - first
+        return Reading(example, passage, question, ids[:first], ids[first:], *token_span)
 
     def _found(self, example: Example, gold: Mapping[str, Passage], held_out: set[str]) -> Reading | None:
         """The first gold passage with an answer in it, and where; None where there is none that can be read."""
@@ -256,9 +258,9 @@ class ReadingData(StepDataModule):
     # -- batches ----------------------------------------------------------------------------------
 
     def make_batch(self, step: int) -> tuple[list[Example], Batch]:
-        block, place = divmod(step, POOL)
+        block, position = divmod(step, POOL)
         shuffled = step_generator(self.seed, block)
-        chosen = int(shuffled.permutation(POOL)[place])
+        chosen = int(shuffled.permutation(POOL)[position])
         pool = [
             self._wrong(source, i, shuffled) or readings[i]
             for source, (readings, order, count) in enumerate(
@@ -317,9 +319,11 @@ class ReadingData(StepDataModule):
     def val_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
-        own = self.dev[trainer.global_rank :: trainer.world_size]
+        readings = self.dev[trainer.global_rank :: trainer.world_size]
         size = self.eval_batch_size
-        return self._loader(Listed([own[i : i + size] for i in range(0, len(own), size)], self.dev_batch))
+        return self._loader(
+            Listed([readings[i : i + size] for i in range(0, len(readings), size)], self.dev_batch)
+        )
 
 
 def find_answer(answer: str, text: str) -> tuple[int, int] | None:
@@ -329,8 +333,8 @@ def find_answer(answer: str, text: str) -> tuple[int, int] | None:
         return None
     begins = r"(?<!\w)" if re.match(r"\w", answer.strip()) else ""
     ends = r"(?!\w)" if re.search(r"\w$", answer.strip()) else ""
-    found = re.search(begins + words + ends, text, re.IGNORECASE)
-    return None if found is None else found.span()
+    match = re.search(begins + words + ends, text, re.IGNORECASE)
+    return None if match is None else match.span()
 
 
 def answer_tokens(reading: Reading) -> list[int]:
