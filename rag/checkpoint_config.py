@@ -30,7 +30,7 @@ def from_checkpoint(
 
     The checkpoint is a run folder of train.py, or a folder or hub id in the format of facebook/rag-token-nq, which
     says nothing of questions and passages: an experiment, or task= and index.path=, does.
-    changeable: what the script may change of the run. own: settings that the script has and the run has not.
+    changeable: what the script may change of the run. script_settings: those that the script has and the run has not.
     Raises UserError for a checkpoint that is not a finished run of a model that answers questions, and for an override
     that contradicts it.
     """

@@ -24,7 +24,10 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
         if not re.match(r"~\w[^=]*$|(~|\+{0,2})\w[^=]*=", override):
             if override in ("-m", "--multirun"):
                 raise UserError(f"{override}: only train.py sweeps, as in python train.py -m seed=1,2")
-            raise UserError(f"{override} is not an override: write key=value, or --help for examples")
+            raise UserError(
+                f"{shortened(override)} is not an override: write key=value, or --help for examples"
+            )
+        check_choice(override)
     # Hydra's way of choosing nothing from a group is ~group; group=null is what one would type.
     nothing = {f"{group}=null": f"~{group}" for group in GROUPS}
     overrides = [nothing.get(override, override) for override in overrides]
@@ -42,6 +45,21 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     for override in {key_of(each): each for each in overrides}.values():  # the last of each key
         check_kind(override, cfg, default)
     return cfg
+
+
+def check_choice(override: str) -> None:
+    """UserError for a group that is given something else than the name of one of its files."""
+    group, equals, choice = override.lstrip("+~").partition("=")
+    if equals and group in GROUPS and not re.fullmatch(r"""(['"]?)[A-Za-z_][\w./-]*\1|""", choice):
+        raise UserError(
+            f"{shortened(override)}: {group} is chosen by name, one of {', '.join(choices(group))}; single "
+            f"settings are {group}.NAME=…"
+        )
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Of what was typed by mistake, so much that it is recognised."""
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def folders() -> list[Path]:
