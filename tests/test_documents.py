@@ -13,6 +13,7 @@ from sentence_folders import tiny_transformer, write_modules
 
 from rag.ask import Doubt, open_documents
 from rag.ask.__main__ import main
+from rag.ask.command import with_folder_quoted
 from rag.ask.documents import session_of
 from rag.ask.doubt import empty_logprobs
 from rag.ask.highlight import answer_sentence
@@ -269,7 +270,7 @@ def reader(tmp_path_factory) -> Path:
 def settings(tmp_path, encoder_folder, reader) -> list[str]:
     notes = write_notes(tmp_path / "my notes, 2021")
     return [
-        f"documents='{notes}'",
+        f"documents={notes}",  # as a shell gives documents="my notes, 2021"
         f"checkpoint={reader}",
         f"passage_encoder={encoder_folder}",
         f"paths.outputs={tmp_path}",
@@ -317,7 +318,7 @@ def test_a_folder_answers_on_the_command_line(settings, tmp_path, monkeypatch, c
 
 
 def test_a_folder_answers_on_the_page(settings):
-    cfg = compose_config("documents", settings)
+    cfg = compose_config("documents", with_folder_quoted(settings))
     session, choice, indexes = session_of(cfg)
     assert list(indexes) == ["my notes, 2021"]
     page = Page(session, choice, indexes, lambda name: choice.decoding, None, [])

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rag.ask.command import about_documents, check_documents, opening
+from rag.ask.command import about_documents, check_documents, opening, with_folder_quoted
 from rag.ask.pipe import lines_at_hand
 from rag.ask.printed import printable, quoted, shortened, shown
 from rag.checkpoint_config import from_checkpoint
@@ -411,6 +411,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], str]:
 
 def main(arguments: Sequence[str]) -> None:
     settings, question = split_arguments(arguments)
+    settings = with_folder_quoted(settings)
     body = partial(ask, overrides=settings, question=question)
     name = "documents" if about_documents(settings) else "ask"
     run_script(name, USAGE, body, settings, partial(check, overrides=settings))

@@ -25,3 +25,19 @@ def opening(cfg: DictConfig) -> str:
     """The first line about documents: where the cache is."""
     place = cfg.index.path or hidden_beside(cfg.documents, "rag") / "index"
     return f"reading {cfg.documents}; its index is kept in {place}"
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a value of Hydra's grammar, whatever is in it."""
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def with_folder_quoted(overrides: Sequence[str]) -> list[str]:
+    """The same, where a folder's name has spaces or commas in it, as a shell gives documents="my notes"."""
+    given = []
+    for each in overrides:
+        key, _, value = each.partition("=")
+        bare = key == "documents" and value[:1] not in ("'", '"')
+        given.append(f"{key}={quoted(value)}" if bare else each)
+    return given

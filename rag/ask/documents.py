@@ -17,7 +17,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rag.ask.command import check_documents, opening
+from rag.ask.command import check_documents, opening, quoted
 from rag.ask.session import Choice, Reply, Session
 from rag.compose import compose_config, plain
 from rag.encoders.opening import open_passage_encoder
@@ -49,9 +49,9 @@ def open_documents(folder: str | Path, checkpoint: str | Path | None = None, *ov
     checkpoint: what reads; None: the project's own reader. overrides: settings of configs/documents.yaml, such as
     "n_docs=10". Raises UserError for a folder without text, and whatever else cannot be opened.
     """
-    given = [f"documents={_quoted(folder)}", *overrides]
+    given = [f"documents={quoted(folder)}", *overrides]
     if checkpoint is not None:
-        given.append(f"checkpoint={_quoted(checkpoint)}")
+        given.append(f"checkpoint={quoted(checkpoint)}")
     cfg = compose_config(CONFIG, given)
     check_documents(cfg.documents)
     print(opening(cfg), file=sys.stderr, flush=True)
@@ -81,9 +81,3 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     choice = Choice(place.resolve(), cfg.n_docs, instantiate(cfg.decoding))
     session.check(choice)
     return session, choice, {folder.resolve().name: place.resolve()}
-
-
-def _quoted(path: str | Path) -> str:
-    """As a value of Hydra's grammar, whatever is in it."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"

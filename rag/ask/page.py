@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rag.ask.__main__ import CHANGEABLE
-from rag.ask.command import about_documents, check_documents, opening
+from rag.ask.command import about_documents, check_documents, opening, with_folder_quoted
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import run_script
 from rag.compose import choices, compose_config
@@ -351,6 +351,8 @@ def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
 
 
 def main(arguments: list[str]) -> None:
+    arguments = with_folder_quoted(arguments)
+
     def check(cfg: DictConfig) -> None:
         check_gradio()
         if about_documents(arguments):
