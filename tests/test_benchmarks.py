@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, flop, profile, world
+from benchmarks import causal, compare, flop, profile, world
 from benchmarks.machine import count_flop
 from rag.model import RagToken
 
@@ -19,6 +19,14 @@ def side(tmp_path: Path) -> compare.Side:
 def test_both_sides_agree_on_everything(side):
     for what in compare.WHAT:
         seconds, equal = compare.measure_time(compare.task(what, side), repeats=1)
+        assert equal and min(seconds) > 0, what
+
+
+@pytest.mark.slow
+def test_both_sides_of_a_causal_model_agree_on_everything():
+    side = causal.Side("tiny", docs=2, questions=2)
+    for what in causal.WHAT:
+        seconds, equal = compare.measure_time(causal.task(what, side), repeats=1)
         assert equal and min(seconds) > 0, what
 
 
