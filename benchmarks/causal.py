@@ -40,7 +40,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 
 from benchmarks import compare, world
 from benchmarks.machine import describe, pin_to_one_core
@@ -198,7 +198,7 @@ class Token:
         @torch.no_grad()
         def answer() -> Any:
             model: Any = TheirToken(side, self.with_cache)
-            numbers = transformers.modeling_outputs.BaseModelOutput(
+            numbers = BaseModelOutput(
                 last_hidden_state=torch.arange(side.batch).view(-1, 1, 1)  # type: ignore[arg-type]
             )
             found = model.generate(
@@ -215,7 +215,7 @@ class Token:
     equal = staticmethod(lambda ours, theirs: ours == theirs)
 
 
-def _answers(side: Side, kind: type) -> Callable[[], Any]:
+def _answers(side: Side, kind: Any) -> Callable[[], Any]:
     model: Any = kind.__new__(kind)
     torch.nn.Module.__init__(model)
     model.generator = side.generator
@@ -324,7 +324,9 @@ class Train:
         return step
 
     def result(self, losses: torch.Tensor) -> Any:
-        return losses, [weight.grad.clone() for weight in self.side.generator.parameters()]
+        return losses, [
+            weight.grad.clone() for weight in self.side.generator.parameters() if weight.grad is not None
+        ]
 
     def equal(self, ours: Any, theirs: Any) -> bool:
         if not torch.allclose(ours[0], theirs[0], rtol=1e-4):

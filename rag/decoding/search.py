@@ -137,7 +137,7 @@ class MarginalForGeneration(PreTrainedModel, GenerationMixin):
         copies = len(beam_idx) // questions
         contexts = torch.arange(questions * docs, device=beam_idx.device).unsqueeze(1)
         beams = (beam_idx % copies).view(questions, 1, copies).expand(-1, docs, -1).flatten(0, 1)
-        rows = (contexts * copies + beams).flatten()
+        rows: Any = (contexts * copies + beams).flatten()
         if self.shared is not None:
             self.shared.take_rows(rows)
         else:

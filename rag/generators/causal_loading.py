@@ -51,7 +51,8 @@ def load_causal(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, from a folder, a hub id or a file in GGUF's format."""
     settings: dict[str, Any] = {}
-    folder, of_file = Path(path), {}
+    folder = Path(path)
+    of_file: dict[str, Any] = {}
     if folder.suffix == GGUF:
         if find_spec("gguf") is None:
             raise UserError(f"{path} needs gguf, which is not installed: pip install gguf")
@@ -106,7 +107,7 @@ def _four_bits(quantize: str, dtype: str) -> BitsAndBytesConfig:
 
 
 def _check_kind(config: dict[str, Any], path: str | Path) -> None:
-    kind = config.get("model_type")
+    kind: Any = config.get("model_type")
     known = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None
     if config.get("is_encoder_decoder") or (known is not None and known not in MODEL_FOR_CAUSAL_LM_MAPPING):
         raise _not_read(kind, path)

@@ -151,7 +151,8 @@ def go_on(
     seen: which of the tokens behind the prompt, those of before included, each one sees. steps: how far behind the
     prompt each stands; step_of: the same of everything that may be seen.
     """
-    prompt = cache.layers[0].get_seq_length() - seen.shape[2] + tokens.shape[1]
+    first: Any = cache.layers[0]
+    prompt = first.get_seq_length() - seen.shape[2] + tokens.shape[1]
     places = torch.arange(prompt, device=tokens.device)
     of_prompt = (places < lengths.unsqueeze(1)).unsqueeze(1).expand(-1, tokens.shape[1], -1)
     seen = torch.cat([of_prompt, seen], dim=2)
