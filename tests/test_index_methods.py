@@ -82,7 +82,12 @@ def test_another_index_in_the_folder_is_replaced_only_where_that_is_asked_for(ts
     encoder.encoded.clear()
     assert quietly(folder, tsv, encoder, "SQ8", overwrite=True).manifest.factory == "SQ8"
     assert encoder.encoded == []  # the vectors were there
-    assert len(quietly(folder, other, encoder, "SQ8", overwrite=True)) == 50
+    assert len(quietly(folder, other, encoder, "SQ8", overwrite="changed")) == 50
+    encoder.encoded.clear()
+    quietly(folder, other, encoder, "SQ8", overwrite="changed")
+    assert encoder.encoded == []  # nothing has changed
+    quietly(folder, other, encoder, "SQ8", overwrite=True)
+    assert len(encoder.encoded) == 50
 
 
 def test_an_interrupted_build_resumes(tsv, tmp_path):

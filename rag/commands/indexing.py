@@ -68,7 +68,7 @@ def build_index(cfg: DictConfig) -> Path:
             split_words=split_words,
             shard_size=cfg.shard_size,
             batch_size=cfg.batch_size,
-            overwrite=bool(cfg.overwrite),
+            overwrite=cfg.overwrite,
             process_index=number,
             process_count=count,
         )

@@ -91,7 +91,7 @@ class Index:
         split_words: int | None = None,
         shard_size: int = 50_000,
         batch_size: int = 64,
-        overwrite: bool = False,
+        overwrite: bool | str = False,
         show_progress: bool = True,
         process_index: int = 0,
         process_count: int = 1,
@@ -107,11 +107,12 @@ class Index:
             that they lack.
         queries: vectors of held-out questions, which the recall is measured with; None: perturbed passages.
         encoding, split_words: the corpus's, as in `read_passages`. shard_size: passages in a file of vectors.
-        batch_size: passages encoded at once. overwrite: replace an index of another corpus, encoder or type.
+        batch_size: passages encoded at once. overwrite: "changed" replaces an index of another corpus, encoder
+            or type, True the very same as well.
         process_index, process_count: where several processes share the embedding (`rag.processes.processes`).
 
         Raises UserError for a malformed corpus, for an index of another one, encoder or type in `folder` unless
-        `overwrite`, and where there is neither an encoder nor a vector.
+        `overwrite` says so, and where there is neither an encoder nor a vector.
         """
         from rag.index.from_corpus import build_from_corpus
 

@@ -40,7 +40,7 @@ def build_from_corpus(
     split_words: int | None = None,
     shard_size: int = 50_000,
     batch_size: int = 64,
-    overwrite: bool = False,
+    overwrite: bool | str = False,
     show_progress: bool = True,
     process_index: int = 0,
     process_count: int = 1,
@@ -106,14 +106,14 @@ def _where_to_work(
     reading: Reading,
     encoder: EncoderInfo,
     index_type: IndexType | ReadyIndex,
-    overwrite: bool,
+    overwrite: bool | str,
 ) -> Path | None:
     """The folder to build in, None where the index that was asked for is there. UserError where another one is."""
     if not (folder / "manifest.json").exists():
         return folder
     other = _other_vectors(folder, corpus, reading, encoder)
     other_type = None if other else _other_type(open_files(folder).manifest, index_type)
-    if other is None and other_type is None and not overwrite:
+    if other is None and other_type is None and overwrite is not True:
         return None
     if not overwrite:
         raise UserError(
