@@ -182,13 +182,11 @@ class RagModel(nn.Module):
         encoder = parts.pop("question_encoder", None)
         if isinstance(self.generator, CausalGenerator):
             raise UserError(
-                "this format holds an encoder–decoder as its generator: save a causal language model by itself, with "
-                "generator.save_pretrained, and the question encoder likewise"
+                "this format holds an encoder–decoder as generator: save a causal one alone (generator.save_pretrained)"
             )
         if encoder is None:
             raise UserError(
-                "a model without a question encoder does not fit this format: save its generator alone, with "
-                "generator.save_pretrained"
+                "a model without a question encoder does not fit this format: generator.save_pretrained saves the rest"
             )
         if not isinstance(encoder, QuestionEncoder) or self.retriever.description().get("scale", 1.0) != 1.0:
             raise UserError(

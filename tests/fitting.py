@@ -65,7 +65,7 @@ def fit(module, data, steps=1, accumulate=1, folder=None, callbacks=(), ckpt_pat
         accumulate_grad_batches=accumulate,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=any(isinstance(each, pl.callbacks.ModelCheckpoint) for each in callbacks),
+        enable_checkpointing=any(isinstance(each, pl.callbacks.Checkpoint) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

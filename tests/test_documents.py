@@ -20,7 +20,8 @@ from rag.ask.highlight import answer_sentence
 from rag.ask.page import Page
 from rag.compose import compose_config
 from rag.decoding.answers import Answer
-from rag.encoders.opening import describe_encoder, open_passage_encoder
+from rag.encoders.opening import open_passage_encoder
+from rag.encoders.protocol import describe_encoder
 from rag.errors import UserError
 from rag.index.documents import cache_of, index_documents, read_documents
 from rag.index.folder import Index

@@ -146,5 +146,5 @@ def test_a_tokenizer_that_pads_or_cuts_at_the_left_gives_the_same_vectors(side):
 def test_a_folder_that_does_not_exist_is_called_that(tmp_path):
     """Not what the hub has to say of a path that it takes for a name."""
     for folder in (tmp_path / "none", tmp_path / "a" / "b"):
-        with pytest.raises(UserError, match=r"holds no DPRQuestionEncoder .*\(there is no such folder\)"):
+        with pytest.raises(UserError, match=r"holds no question encoder .*\(there is no such folder\)"):
             QuestionEncoder.from_pretrained(folder)

@@ -234,7 +234,8 @@ def test_cosines_and_inner_products_of_nobody_knows_whose_vectors_are_told_apart
     plan = tmp_path / "i" / "vectors" / "plan.json"
     held = json.loads(plan.read_text())
     plan.write_text(json.dumps(held | {"encoder": asdict(info), "corpus_sha256": store.sha256}))
-    taken_over = build(tmp_path / "i", show_progress=False)
+    build(tmp_path / "i", show_progress=False)
+    taken_over = Index.open(tmp_path / "i")
     assert taken_over.manifest.metric == ("cosine" if unit else "inner product")
     np.testing.assert_array_equal(taken_over.vectors(np.arange(ALL)), vectors)
     fits, other = (encoder, question_encoder) if unit else (question_encoder, encoder)

@@ -153,7 +153,7 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(closed_book, tm
 
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_nan_is_never_the_best_nor_the_first(mode):
-    best = checkpoints("nowhere", "dev/em", mode, patience=3)[1]
+    best = checkpoints("nowhere", "dev/em", mode, patience=3)[0]
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     assert not best.check_monitor_top_k(trainer, torch.tensor(math.nan))
     assert not best.check_monitor_top_k(trainer, torch.tensor(math.inf))

@@ -146,7 +146,8 @@ class Encoder(nn.Module):
         # The fused attention's backward pass on a CPU takes half as long again as three plain products on short rows.
         on_cpu = input_ids.device.type == "cpu" and input_ids.shape[1] <= PLAIN_UP_TO
         # Layers that are recomputed in the backward pass would not be within this.
-        plain = self.training and on_cpu and not self.bert.is_gradient_checkpointing
+        recomputed = any(getattr(each, "gradient_checkpointing", False) for each in self.bert.modules())
+        plain = self.training and on_cpu and not recomputed
         with _attending(self.bert, "eager" if plain else None):
             states = self.bert(
                 input_ids=input_ids, attention_mask=attention_mask, token_type_ids=types

@@ -78,9 +78,8 @@ class RagModule(WholeBatchModule):
         self.generator_loss = generator_loss
         self.taken = () if retriever_loss is None else objectives.takes(retriever_loss)
         self._check_retriever_loss()
-        self.frozen = (
-            [] if generator_loss else [p.module for p in model.trained_parts() if p.rate == "generator"]
-        )
+        judges = [] if generator_loss else model.trained_parts()
+        self.frozen = [part.module for part in judges if part.rate == "generator"]
         for each in self.frozen:
             each.requires_grad_(False)
         check_parts(model, model.trained_parts())
@@ -92,9 +91,8 @@ class RagModule(WholeBatchModule):
         self.per_token = per_token
         self.seed = seed
         self.collapsed = 0
-        self.scores: dict[
-            str, list[np.ndarray]
-        ] = {}  # of dev, one value for each example that can be judged: NaN is a model's, and stays
+        # Of dev, one value for each example that can be judged: NaN is a model's, and stays.
+        self.scores: dict[str, list[np.ndarray]] = {}
         self.shown: list[dict[str, str]] = []
         if gradient_checkpointing:
             recompute_layers(model.trained_parts())

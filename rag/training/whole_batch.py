@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
@@ -98,7 +99,11 @@ class WholeBatchModule(pl.LightningModule):
             if precision.startswith(("32", "64"))
             else f", or set trainer.precision=32-true instead of {precision}"
         )
-        kept = [each.best_model_path for each in self.trainer.checkpoint_callbacks if each.best_model_path]  # type: ignore[attr-defined]
+        kept = [
+            each.best_model_path
+            for each in self.trainer.checkpoint_callbacks
+            if isinstance(each, ModelCheckpoint) and each.best_model_path
+        ]
         stays = f"; {' and '.join(kept)} from before stay as they are" if kept else ""
         raise UserError(
             f"training stopped at step {step} because {problem} ({last}): lower {self.to_lower}{wider}, and train "
