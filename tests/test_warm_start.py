@@ -478,7 +478,7 @@ def test_recomputed_layers_give_the_same_gradients(generator):
         model(model.prepare(QUESTIONS, ANSWERS)).logprob.sum().backward()
         gradients.append([p.grad for p in each.model.parameters() if p.requires_grad])
     for one, two in zip(*gradients, strict=True):
-        assert_close(one, two)
+        assert_close(one, two, rtol=1e-3, atol=1e-4)  # plain attention and the fused one
 
 
 # -- what can be wrong -----------------------------------------------------------------------------
