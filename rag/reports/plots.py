@@ -102,11 +102,13 @@ def grouped_bars(
         axes.bar(positions, values, width * 0.92, label=name, color=colour)
         for position, value in zip(positions, values, strict=True):
             if np.isfinite(value):
-                axes.text(position, value + 0.015, f"{value:.2f}", ha="center", fontsize=8)
+                axes.text(
+                    position, value + 0.015, f"{value:.2f}", ha="center", fontsize=8 if len(series) < 4 else 6
+                )
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylim(0, 1.28)
     axes.set_yticks(np.arange(0, 1.01, 0.2))
-    axes.legend(loc="upper left", ncols=min(3, len(series)), frameon=False, fontsize=9)
+    axes.legend(loc="upper left", ncols=len(series) if len(series) < 4 else 2, frameon=False, fontsize=9)
 
 
 def shares(axes: Axes, label: str) -> None:
