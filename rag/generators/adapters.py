@@ -24,7 +24,7 @@ def _peft() -> Any:
         raise UserError(
             "adapters need peft, which is not installed: pip install peft, or this project with its extra causal"
         )
-    import peft
+    import peft  # pyright: ignore[reportMissingImports]
 
     return peft
 
