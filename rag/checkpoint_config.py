@@ -12,7 +12,7 @@ from rag.saved_model import saved_config, saved_model
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
 CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "bm25", "hot_swap")
-OWN = ("checkpoint", "trust", "split", "limit", "batch_size", "results", "overwrite", "report")
+OWN = ("checkpoint", "trust", "verify", "split", "limit", "batch_size", "results", "overwrite", "report")
 # What it may change where the checkpoint is a bi-encoder, which finds passages and answers nothing.
 FINDS_WITH = ("corpus", "task", "index", "recall_at", "bm25")
 # Groups of settings that an experiment gives beside the model; they belong to the composed config in any case.

@@ -85,21 +85,21 @@ def _go_offline(error: BaseException) -> None:
     )
 
 
-def names_in(node: Any) -> Iterator[str]:
-    """The names on the hub that a configuration loads models from, by the settings that take one."""
+def models_in(node: Any) -> Iterator[str]:
+    """What a configuration loads models from, names on the hub and folders, by the settings that take one."""
     if isinstance(node, list):
         for each in node:
-            yield from names_in(each)
+            yield from models_in(each)
     elif isinstance(node, dict):
         for key, each in node.items():
             if (
                 key in ("path", "question_encoder", "passage_encoder")
                 and "_target_" in node
-                and is_name(each)
+                and isinstance(each, str)
             ):
                 yield each
             else:
-                yield from names_in(each)
+                yield from models_in(each)
 
 
 def identity(address: str) -> str:

@@ -19,6 +19,7 @@ from torch import nn
 
 from rag.errors import UserError
 from rag.files import write_aside, write_json
+from rag.fingerprints import described, digest
 from rag.finite import check_finite
 from rag.runs import MODEL_FILE
 
@@ -167,5 +168,6 @@ def save_model(
         "index": None if index is None else str(index.resolve()),
         "index_from_run": None if index is None else os.path.relpath(index.resolve(), run.resolve()),
         "n_docs": n_docs,
+        "files": described(folder),
     }
-    write_json(folder / MODEL_FILE, saved)
+    write_json(folder / MODEL_FILE, saved | {"checksum": digest(saved)})

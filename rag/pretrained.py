@@ -68,7 +68,11 @@ def load_pretrained(
     try:
         model = load_weights(model_class, path, dtype, **settings)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # of files that are damaged transformers and tokenizers raise any, plain ones too
         raise hub.refusal(error, path) or UserError(
             f"{path} holds no {what} with its tokenizer ({hub.reason(error)}): give a folder written by "
             "save_pretrained or the name of a model on the hub"

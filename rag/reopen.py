@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,9 +15,15 @@ from rag.saved_model import saved_config, saved_model
 def open_model(module: DictConfig | dict[str, Any]) -> Any:
     """The model of `{model: node, folder: where its parts' weights are}`, in evaluation mode.
 
-    folder: None for a checkpoint whose node reads all its weights.
+    folder: None for a checkpoint whose node reads all its weights. Raises UserError as the parts do.
     """
-    model = instantiate(module["model"])
+    try:
+        model = instantiate(module["model"])
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        raise cause or error from error
     if module.get("folder") is not None:
         load_parts(model.trained_parts(), Path(module["folder"]))
     return model.eval()

@@ -6,13 +6,11 @@
     model/         the result, in Hugging Face's format
     result.json    metrics and seconds; written last, so its presence says that the run is finished
 
-A run's identity is a hash of its configuration and of its inputs (files, index folders, other runs). The same command
-given again finds the finished run and stops; after an interruption it goes on; with other settings it refuses to
-touch what is there. Where the project's folder lies is no part of it: a checkout that was moved knows its runs.
+A run's identity is a hash of its configuration and of what its inputs consist of (rag/fingerprints.py). The same
+command given again finds the finished run and stops; after an interruption it goes on; with other settings it refuses
+to touch what is there. Where the project's folder lies is no part of it: a checkout that was moved knows its runs.
 """
 
-import hashlib
-import json
 import os
 import platform
 import re
@@ -27,7 +25,8 @@ from typing import Any, Self
 from filelock import Timeout
 
 from rag.errors import UserError
-from rag.files import hash_file, lock_file, packed, read_json, write_aside, write_json
+from rag.files import lock_file, packed, read_json, write_aside, write_json
+from rag.fingerprints import digest, fingerprint
 
 MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/parts.py
 # What it says in place of the folder with the weights, of the index and of K.
@@ -187,10 +186,11 @@ def check_place(folder: Path, setting: str) -> None:
 
 def know_project() -> None:
     """Let OmegaConf resolve ${project:}, as configurations name the project's folder, and ${packed:FILE,FILE}, the
-    first of these files that is there, as it is, .gz or .xz."""
+    first of these files that is there, as it is, .gz or .xz; and ${shipped:NAME}, weights that come with it."""
     from omegaconf import OmegaConf  # not needed by a model alone, which comes here for the run's files
 
     OmegaConf.register_new_resolver("project", lambda: str(PROJECT), replace=True)
+    OmegaConf.register_new_resolver("shipped", lambda name: str(SHIPPED / name), replace=True)
     OmegaConf.register_new_resolver("packed", lambda *files: str(packed(*files)), replace=True)
 
 
@@ -242,40 +242,6 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
-def fingerprint(path: str | Path) -> str:
-    """What identifies an input: a run's identity, an index's content, a file's bytes, the commit of what is on the hub.
-
-    Files over 256 MB are known by size and time of change, so that a corpus of gigabytes is not read for this.
-    """
-    if str(path).startswith("hub://"):
-        from rag.hub import identity  # which no run without the hub waits for
-
-        return identity(str(path))
-    if "://" in str(path):
-        return str(path)
-    path = Path(path)
-    for holder in (path, *path.parents[:4]):
-        if (holder / "result.json").exists():
-            return read_json(holder / "result.json")["identity"]
-    if (path / "manifest.json").exists():  # which also says how fast the index was on the day it was built
-        manifest = read_json(path / "manifest.json")
-        content = {
-            name: file["sha256"] for name, file in manifest["files"].items() if not name.endswith(".json")
-        }
-        return digest([content, manifest["search"], manifest["encoder"]["weights"]])
-    if path.is_file():
-        status = path.stat()
-        small = status.st_size < 1 << 28
-        return hash_file(path) if small else f"{status.st_size} bytes at {status.st_mtime_ns}"
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return digest({str(file.relative_to(path)): fingerprint(file) for file in files})
-    raise UserError(
-        f"{path} does not exist, and this run needs it: make it first, or give its own path (where the data of a task "
-        "comes from is written at the head of configs/task/)"
-    )
-
-
 def _with_commits_of(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """`now`, with what `before` says of repositories on the hub whose commit one of the two does not know.
 
@@ -289,12 +255,6 @@ def _with_commits_of(before: dict[str, Any], now: dict[str, Any]) -> dict[str, A
             if known is not None:
                 inputs[name] = known
     return now | {"inputs": inputs}
-
-
-def digest(value: Any) -> str:
-    """A short hash of plain containers."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def differences(before: Any, after: Any, where: tuple[str, ...] = ()) -> list[str]:

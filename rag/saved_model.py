@@ -5,7 +5,7 @@ or, as a bi-encoder, finds passages. Reading it needs neither torch nor Hydra.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from yaml import MarkedYAMLError
 
 from rag.errors import UserError, one_line
 from rag.files import read_json
+from rag.fingerprints import check_files, check_hashes, digest
 from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS, know_project
 from rag.trust import check_targets
 
@@ -45,7 +46,8 @@ class SavedModel:
     """What model.json says.
 
     index: the folder that was searched in training; None: the model reads no passages, or the index is chosen later.
-    index_from_run: the same, as seen from the run's folder, so that both can be moved together.
+    index_from_run: the same, as seen from the run's folder, so that both can be moved together. files: name → bytes and
+    SHA-256 of what else is in model/; empty for runs of older versions.
     """
 
     model: dict[str, Any]
@@ -53,15 +55,24 @@ class SavedModel:
     index: str | None
     index_from_run: str | None
     n_docs: int
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run: Path, trust: bool = False) -> "SavedModel":
-        """The description of a finished run; UserError where it is damaged, or names what is not trusted."""
+        """The description of a finished run; UserError where it is damaged, names what is not trusted, or where a file
+        of the model is missing or of another size. `verify_model` reads the files as well."""
         file = run / "model" / MODEL_FILE
         try:
-            saved = cls(**read_json(file))
-        except TypeError as error:
-            raise UserError(f"{file} is not a model description: restore it, or train again") from error
+            record = read_json(file)
+            if (checksum := record.pop("checksum", None)) is not None and checksum != digest(record):
+                raise KeyError("its checksum does not fit")
+            saved = cls(**record)
+            sizes = {name: each["bytes"] for name, each in saved.files.items()}
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{file} is no model description, or was edited ({error}): {_restore(file.name)}"
+            ) from error
+        check_files(file.parent, sizes, _restore)
         check_targets(saved.node(run, saved.index, saved.n_docs), file, trust)
         return saved
 
@@ -107,6 +118,22 @@ class SavedModel:
             f"{run} was trained over the index {self.index}, which is not there: give index.path=…, the folder of that "
             "index or of another made with the same passage encoder"
         )
+
+
+def _restore(name: str) -> str:
+    return "restore it from a copy, or train again with overwrite=true"
+
+
+def verify_model(run: Path) -> int:
+    """Read every file of a finished run's model, and say how many there are; 0: its hashes were not written down.
+
+    Raises UserError at the first that is not what was written.
+    """
+    if not (run / "model" / MODEL_FILE).is_file():
+        return 0
+    files = SavedModel.read(run, trust=True).files  # nothing is made of it
+    check_hashes(run / "model", files, _restore, anew=True)
+    return len(files)
 
 
 def _retriever_of(model: dict[str, Any]) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ from rag.cli import check_script, mistakes_in_one_sentence, quieten_logs
 from rag.compose import CONFIGS, compose_config, key_of
 from rag.errors import UserError, one_line
 from rag.files import write_aside
-from rag.runs import digest
+from rag.fingerprints import digest
 from rag.training import plan
 
 FLAGS = ("-m", "--multirun")

@@ -4,13 +4,18 @@ Nothing is downloaded and nothing replaces a component: the models are Hugging F
 weights, the tokenizers are trained on a few sentences, and the index is built by rag/index/folder.py.
 """
 
+import atexit
 import os
 import re
+import shutil
 import sys
+import tempfile
 
 # Before anything imports transformers or torch.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAG_CACHE"] = tempfile.mkdtemp(prefix="rag-tests-")  # hashes that are remembered
+atexit.register(shutil.rmtree, os.environ["RAG_CACHE"], ignore_errors=True)
 marks = [value for option, value in zip(sys.argv, sys.argv[1:], strict=False) if option == "-m"]
 if not (
     marks and re.search(r"(?<!not )\bgpu\b", marks[-1])
@@ -249,12 +254,13 @@ def build_tiny_index(
     passages=PASSAGES,
     kind: IndexType | str = "Flat",
     info: EncoderInfo | None = None,
+    shard_size: int = 50_000,
 ) -> Index:
     """A real index folder over (title, text) pairs, with ids "1", "2", …"""
     rows = [Passage(str(number), *passage) for number, passage in enumerate(passages, start=1)]
     store = PassageStore.write(rows, folder / "passages")
     info = info or EncoderInfo("tiny", encoder.fingerprint(), tokenizer_fingerprint(encoder.tokenizer))
-    embed(store, encoder.encode, folder, info, show_progress=False)
+    embed(store, encoder.encode, folder, info, shard_size, show_progress=False)
     build(folder, kind, show_progress=False)
     return Index.open(folder)
 

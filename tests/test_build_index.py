@@ -6,7 +6,9 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import faiss
 import numpy as np
@@ -82,6 +84,17 @@ def test_wiki_dpr_with_and_without_its_encoder_at_hand(run, encoder, tmp_path, c
     manifest = Index.open(tmp_path / "checked").manifest
     assert manifest.encoder.weights == encoder.fingerprint()
     assert manifest.vectors.endswith("median cosine 1.0000")
+
+
+def test_embedding_in_bfloat16_is_close_and_said(run, encoder, tmp_path):
+    tsv = write_tsv(tmp_path / "psgs.tsv", PASSAGES)
+    assert run(f"corpus.path={tsv}", "bfloat16=true") == 0
+    index = Index.open(tmp_path / "index")
+    assert index.manifest.encoder == replace(encoder.describe(), name=ANY, precision="bfloat16")
+    half, whole = index.vectors(np.arange(30)), encoder.encode(PASSAGES)
+    cosines = (half * whole).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(whole, axis=1)
+    assert 0.999 < cosines.min() and not np.array_equal(half, whole)
+    assert run(f"corpus.path={tsv}") == 0  # the same encoder, and so the same index
 
 
 def test_more_passages_than_vectors(run, encoder, tmp_path, capsys):
@@ -286,17 +299,18 @@ def other_faiss(folder: Path) -> None:
     "damage, sentence",
     [(truncated, "00000.npy has"), (edited, "manifest.json was edited"), (other_faiss, "index.faiss has")],
 )
-def test_a_damaged_index_is_told_and_repaired_when_asked_to(run, good, tmp_path, capsys, damage, sentence):
+def test_a_damaged_index_is_told_and_made_whole_by_the_same_command(
+    run, good, tmp_path, capsys, damage, sentence
+):
     shutil.copytree(good / "index", tmp_path / "index")
     whole = {
         n: b for n, b in bytes_of(tmp_path / "index").items() if n.endswith((".npy", ".faiss", ".arrow"))
     }
     damage(tmp_path / "index")
     corpus_path = f"corpus.path={good / 'psgs.tsv'}"
-    assert run(corpus_path) == 2
-    said = refusal(capsys)
-    assert "holds a damaged index" in said and sentence in said
-    assert run(corpus_path, "overwrite=true") == 0
+    assert run("verify=true") == 2 and sentence in refusal(capsys)
+    assert run(corpus_path) == 0 and sentence in capsys.readouterr().out
+    assert run("verify=true") == 0 and "as they were written" in capsys.readouterr().out
     repaired = bytes_of(tmp_path / "index")
     assert {name: repaired[name] for name in whole} == whole
 

@@ -13,6 +13,7 @@ LAYERS = [
     {"errors", "lazy", "marginalize", "console"},
     {"files", "words", "processes", "progress", "objectives"},
     {"hub", "finite", "text_files", "metrics"},
+    {"fingerprints"},
     {"runs"},
     {"trust"},
     {"parts", "saved_model", "index", "compose", "miniwiki"},

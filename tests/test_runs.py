@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rag import runs
+from rag import fingerprints, runs
 from rag.errors import UserError
-from rag.files import write_aside, write_json
-from rag.runs import Run, differences, fingerprint, portable
+from rag.files import hash_file, write_aside, write_json
+from rag.fingerprints import described, fingerprint, hash_of
+from rag.runs import Run, differences, portable
 
 
 def open_run(
@@ -159,19 +161,72 @@ def test_only_the_projects_own_folder_is_replaced(monkeypatch):
     assert portable({"paths": before}) == {"paths": after}
 
 
-def test_an_index_is_known_by_its_content_and_not_by_how_fast_it_was(tmp_path):
-    def manifest(vectors: str, seconds: float) -> str:
-        files = {"index.faiss": {"sha256": vectors}, "passages/store.json": {"sha256": str(seconds)}}
-        record = {
-            "files": files,
-            "search": {"refine": 1},
-            "encoder": {"weights": "w"},
-            "ms_per_query": seconds,
-        }
-        write_json(tmp_path / "manifest.json", record)
-        return fingerprint(tmp_path)
+def index_in(folder: Path, faiss: str, seconds: float) -> Path:
+    """The files of an index as far as its identity goes."""
+    (folder / "passages").mkdir(parents=True, exist_ok=True)
+    (folder / "index.faiss").write_text(faiss)
+    write_json(folder / "passages" / "store.json", {"seconds": seconds})
+    record = {"files": described(folder), "search": {"refine": 1}, "encoder": {"weights": "w"}}
+    record["files"].pop("manifest.json", None)
+    write_json(folder / "manifest.json", record | {"ms_per_query": seconds})
+    return folder
 
-    assert manifest("a", 1.0) == manifest("a", 2.0) != manifest("b", 1.0)
+
+def test_an_index_is_known_by_its_content_and_not_by_how_fast_it_was(tmp_path):
+    one, quicker, other = (
+        fingerprint(index_in(tmp_path / name, *of))
+        for name, of in {"a": ("a", 1.0), "b": ("a", 2.0), "c": ("b", 1.0)}.items()
+    )
+    assert one == quicker != other
+    (tmp_path / "a" / "index.faiss").write_text("x")
+    with pytest.raises(UserError, match=r"index.faiss was altered since it was written: see build_index.py"):
+        fingerprint(tmp_path / "a")
+
+
+def test_what_stands_around_an_input_is_no_part_of_it(tmp_path):
+    """A result.json of another program above it neither crashes nor freezes it; of a run only what is read counts."""
+    dev = tmp_path / "data" / "dev.jsonl"
+    dev.parent.mkdir()
+    dev.write_text("40 questions")
+    before = fingerprint(dev), fingerprint(dev.parent)
+    for content in ("[]", "{", '{"identity": "x"}'):
+        (tmp_path / "result.json").write_text(content)
+        assert (fingerprint(dev), fingerprint(dev.parent)) == before
+    (dev.parent / "result.json").write_text('{"identity": "x"}')
+    dev.write_text("7 questions")
+    assert fingerprint(dev) != before[0]
+
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    for name in ("run.json", "config.yaml", "model/weights", "metrics.csv", "result.json"):
+        (run / name).write_text(name)
+    whole = fingerprint(run)
+    (run / "metrics.csv").write_text("other")
+    (run / "result.json").write_text("{}")
+    assert fingerprint(run) == whole
+    (run / "model" / "weights").write_text("other")
+    assert fingerprint(run) != whole
+
+
+def test_a_large_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "REMEMBERED", 1)
+    monkeypatch.setenv("RAG_CACHE", str(tmp_path / "cache"))
+    read = []
+    monkeypatch.setattr(fingerprints, "hash_file", lambda file: read.append(file) or hash_file(file))
+    file = tmp_path / "corpus.tsv"
+    file.write_bytes(b"one")
+    fresh = hash_of(file), hash_of(file)
+    assert (
+        fresh == (hash_file(file),) * 2 and len(read) == 2
+    )  # it changed just now, and may again within the tick
+    long_ago = time.time() - 60
+    os.utime(file, (long_ago, long_ago))
+    assert hash_of(file) == hash_of(file) == fresh[0] and len(read) == 3
+    file.write_bytes(b"two")
+    os.utime(file, (long_ago, long_ago))  # the same size and time of change, as after a copy that keeps times
+    assert hash_of(file) == hash_file(file) != fresh[0] and len(read) == 4
+    monkeypatch.setenv("RAG_CACHE", str(file))  # no folder: nothing is remembered
+    assert hash_of(file) == hash_file(file) and len(read) == 5
 
 
 def test_inputs_that_are_not_files():

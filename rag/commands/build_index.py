@@ -17,6 +17,7 @@ to resume; a finished index is left alone.
   python build_index.py experiment=null corpus=wiki_dpr      take over the hub's vectors instead of encoding
   python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and its FAISS file
   python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          update an index
+  python build_index.py index.path=indexes/mine verify=true  read every byte: is it as it was written?
   python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
   torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
 """
@@ -28,7 +29,8 @@ def build_index(*overrides: str) -> Path:
     Raises UserError for what the command would tell as a mistake.
     """
     cfg = compose_command("build_index", list(overrides))
-    if cfg.add is None and cfg.remove is None and not makes_the_encoder(cfg):
+    looks = cfg.verify or cfg.add is not None or cfg.remove is not None
+    if not looks and not makes_the_encoder(cfg):
         check_corpus(cfg.corpus.path)
     with many_imports():
         from rag.commands import indexing  # what takes seconds to import, after what is told at once

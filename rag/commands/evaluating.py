@@ -19,6 +19,7 @@ from rag.evaluation.as_read import AsRead
 from rag.evaluation.hot_swap import hot_swap
 from rag.evaluation.judging import judge, judge_passages, write_predictions
 from rag.files import read_json, write_aside
+from rag.fingerprints import digest
 from rag.index.folder import Index
 from rag.processes import local_device, processes, wait_for_all
 from rag.reopen import open_model
@@ -26,7 +27,8 @@ from rag.reports import result_table
 from rag.reports.paper_cells import Cell, cells_of
 from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
-from rag.runs import Run, digest, git_commit, portable
+from rag.runs import Run, git_commit, portable
+from rag.saved_model import verify_model
 from rag.tasks.qa import read_examples
 from rag.training.datamodule import check_questions, sample
 
@@ -51,6 +53,8 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
     cfg: as `from_checkpoint` gives it. By each process of its own share where several were started.
     """
     check_numbers(cfg)
+    if cfg.verify:
+        verify(cfg)
     if not cfg.module.answers:
         return evaluate_retrieval(cfg, overrides)
     settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(cfg.module.model)}
@@ -149,6 +153,25 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
         show_result(cfg, run)
         print(f"metrics and report.md in {run.folder}")
         return run.folder
+
+
+def verify(cfg: DictConfig) -> None:
+    """Read every byte of what is evaluated, by one process; UserError at the first file that was altered."""
+    with processes() as (number, _):
+        if number == 0:
+            model = 0 if in_transformers_format(cfg.checkpoint) else verify_model(Path(cfg.checkpoint))
+            print(
+                f"{cfg.checkpoint}: {f'its {model} files are as written' if model else 'nobody wrote down its hashes'}"
+            )
+            editions = cfg.hot_swap.editions.values() if cfg.module.reads and cfg.hot_swap else ()
+            indexes = [each.index for each in editions]
+            if cfg.module.reads:
+                indexes.append(cfg.index.path)
+            for folder in dict.fromkeys(indexes):
+                index = Index.open(Path(folder))
+                index.verify()
+                print(f"{folder}: its {len(index.manifest.files)} files are as written")
+        wait_for_all()
 
 
 def open_run(

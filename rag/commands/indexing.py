@@ -14,6 +14,7 @@ from rich.table import Table
 from rag.commands.corpus import check_corpus, makes_the_encoder
 from rag.compose import plain, reading
 from rag.demo import ensure
+from rag.encoders.mixed import InBfloat16
 from rag.encoders.opening import open_passage_encoder, open_question_encoder
 from rag.encoders.protocol import AnyPassageEncoder
 from rag.encoders.settings import EncoderSettings
@@ -37,6 +38,15 @@ def build_index(cfg: DictConfig) -> Path:
     """Build, change or estimate the index that the configuration describes; its folder."""
     folder = Path(cfg.index.path)
     put_back(folder)
+    if cfg.verify:
+        index = Index.open(folder)
+        size = sum(file["bytes"] for file in index.manifest.files.values())
+        print(
+            f"reading the {len(index.manifest.files):,} files of {folder} ({size / 1e6:,.1f} MB)", flush=True
+        )
+        index.verify()
+        print(f"all {len(index.manifest.files):,} files of {folder} are as they were written")
+        return folder
     if cfg.add is not None or cfg.remove is not None:
         change(cfg, folder)
         return folder
@@ -59,7 +69,7 @@ def build_index(cfg: DictConfig) -> Path:
         index = Index.build(
             folder,
             cfg.corpus.path,
-            encoder or cfg.passage_encoder,
+            (InBfloat16(encoder) if encoder and cfg.bfloat16 else encoder) or cfg.passage_encoder,
             index_type,
             vectors,
             embed_missing=cfg.embed_missing,

@@ -130,11 +130,17 @@ def hash_weights(weights: Mapping[str, Tensor], settings: Mapping[str, Any] | No
 
 
 @torch.inference_mode()
-def encode(encoder: Any, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
-    """The vectors of some passages in one batch, in half precision on a GPU, as float32 on the CPU."""
+def encode(
+    encoder: Any, passages: Sequence[Passage], half: bool = False
+) -> Float32[np.ndarray, "passages dim"]:
+    """The vectors of some passages in one batch, as float32 on the CPU.
+
+    They are made in half precision on a GPU, and where `half` asks for it.
+    """
     device = next(encoder.parameters()).device
     tokens = {name: value.to(device, non_blocking=True) for name, value in encoder.tokenize(passages).items()}
-    half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
-    with torch.autocast(device.type, dtype=half, enabled=device.type == "cuda"):
+    on_gpu = device.type == "cuda"
+    dtype = torch.bfloat16 if not on_gpu or torch.cuda.is_bf16_supported() else torch.float16
+    with torch.autocast(device.type, dtype=dtype, enabled=on_gpu or half):
         vectors = encoder(**tokens)
     return vectors.float().cpu().numpy()

@@ -20,12 +20,18 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag.errors import UserError
-from rag.files import read_json, write_json
+from rag.files import write_json
 from rag.generators.adapters import ADAPTER, add_adapter, base_of, merge_adapter, open_adapter
 from rag.generators.causal_loading import check_reads, load_causal, mark
 from rag.generators.context import Ragged, token_rows
 from rag.generators.prompts import Prompt, Template
-from rag.generators.seq2seq import ENCODED_AT_ONCE, ENCODED_AT_ONCE_ON_CPU, SETTINGS, Generator
+from rag.generators.seq2seq import (
+    ENCODED_AT_ONCE,
+    ENCODED_AT_ONCE_ON_CPU,
+    SETTINGS,
+    Generator,
+    saved_settings,
+)
 from rag.generators.shared_prompts import SharedPrompts
 from rag.pretrained import FLOAT32
 
@@ -109,8 +115,7 @@ class CausalGenerator(Generator):
         they are. pad_token, eos_token: where the tokenizer has none. `settings` are the constructor's; those not given
         are as they were when the folder was written here.
         """
-        file = Path(path) / SETTINGS
-        saved = read_json(file) if file.is_file() else {}
+        saved = saved_settings(cls, path, ["origin"])
         origin = saved.pop("origin", {})
         own = {"path": _absolute(path), "dtype": dtype or FLOAT32, "quantize": quantize}
         reopened = (Path(path) / ADAPTER).is_file()

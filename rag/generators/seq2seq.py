@@ -5,6 +5,7 @@ question's part when the batch was made, so a context is put together from array
 too long the passage is cut, never the question.
 """
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,22 @@ class LearnsUnevenly(Protocol):
     def learning_rates(self) -> Sequence[tuple[nn.Module, float]]:
         """Modules and multiples; the first that holds a weight counts."""
         ...
+
+
+def saved_settings(of: type, folder: str | Path, more: Sequence[str] = ()) -> dict[str, Any]:
+    """What SETTINGS in a folder says, where there is such a file: parameters of the class `of`, and `more`.
+
+    Raises UserError where it is damaged.
+    """
+    if not (file := Path(folder) / SETTINGS).is_file():
+        return {}
+    saved = read_json(file)
+    if strange := saved.keys() - inspect.signature(of).parameters.keys() - {*more}:
+        raise UserError(
+            f"{file} holds {sorted(strange)[0]!r}, which is no setting of a {of.__name__}: restore it, or remove "
+            "it to take the usual settings"
+        )
+    return saved
 
 
 class Generator(nn.Module):
@@ -114,8 +131,7 @@ class Generator(nn.Module):
         model, tokenizer = load_pretrained(AutoSeq2Seq, path, "sequence-to-sequence model", dtype)
         if isinstance(model, EncoderDecoderModel):
             complete(model, tokenizer)
-        saved = read_json(Path(path) / SETTINGS) if (Path(path) / SETTINGS).is_file() else {}
-        generator = cls(model, tokenizer, **(saved | settings))
+        generator = cls(model, tokenizer, **(saved_settings(cls, path) | settings))
         check_output_layer(model, generator.start_token)
         return generator
 

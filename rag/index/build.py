@@ -128,7 +128,7 @@ def _finish(
         names = ["passages/passages.arrow", "passages/store.json"]
         if isinstance(vectors, Vectors):
             shards = range(-(-len(store) // vectors.shard_size))
-            names += [f"vectors/{shard_file(Path(), number)}" for number in shards]
+            names += ["vectors/plan.json", *(f"vectors/{shard_file(Path(), number)}" for number in shards)]
         files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
     manifest = Manifest(
         encoder=EncoderInfo(**plan["encoder"]),

@@ -26,13 +26,14 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
-from rag.files import hash_file, lock_file
+from rag.files import lock_file
+from rag.fingerprints import check_hashes
 from rag.index.manifest import DPR_READING, Manifest
 from rag.index.opening import open_files
 from rag.index.passages import PassageStore
 from rag.index.tokens import TokenStore, tokenizer_fingerprint
 from rag.index.tuning import find
-from rag.index.vectors import UNKNOWN, DecodedVectors, Vectors, have_unit_length
+from rag.index.vectors import EMBED_AGAIN, UNKNOWN, DecodedVectors, Vectors, have_unit_length
 
 if TYPE_CHECKING:
     from rag.index.embed import PassageEncoder
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from rag.index.ready_vectors import ReadyVectors
 
 log = logging.getLogger(__name__)
+
+BUILD_AGAIN = "delete it and run build_index.py as before, which makes it again from the vectors"
 
 
 class Index:
@@ -206,7 +209,12 @@ class Index:
                 f"{self.folder} cannot be searched without FAISS: install faiss-cpu, or use retriever=exact, which "
                 "searches the vectors with torch"
             )
-        return find(self._index, self.true_vectors, queries, k, refine or self.manifest.search["refine"])
+        scores, rows = find(
+            self._index, self.true_vectors, queries, k, refine or self.manifest.search["refine"]
+        )
+        if rows.max(initial=0) >= len(self) or np.isnan(scores).any():
+            raise UserError(f"{self.folder / 'index.faiss'} was altered: {BUILD_AGAIN}")
+        return scores, rows
 
     def vectors(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
         """The true vectors d(z) of `rows`, whatever the index's compression; zeros where a row is -1."""
@@ -316,11 +324,16 @@ class Index:
             )
 
     def verify(self) -> None:
-        """Read every file and compare its SHA-256 with the manifest's. Raises UserError at the first that
-        differs."""
-        for name, expected in self.manifest.files.items():
-            if hash_file(self.folder / name) != expected["sha256"]:
-                raise UserError(
-                    f"{self.folder / name} was altered since the index was built: run build_index.py with "
-                    f"index.path={self.folder} again"
-                )
+        """Read every byte. Raises UserError at the first file that is not what was written, with what to do."""
+
+        def advice(name: str) -> str:
+            if name.startswith("vectors/") and name.endswith(".npy"):
+                return EMBED_AGAIN
+            return BUILD_AGAIN if name == "index.faiss" else "build the index again with overwrite=true"
+
+        check_hashes(self.folder, self.manifest.files, advice, anew=True)
+        self.passages.verify()
+        if isinstance(self.true_vectors, Vectors):
+            self.true_vectors.verify()
+        for folder in sorted(self.folder.glob("tokens-*")):
+            TokenStore.open(folder).verify()

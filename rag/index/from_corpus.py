@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from rag.errors import UserError
-from rag.files import put_back, read_json, replace_folder
+from rag.files import hash_file, put_back, read_json, replace_folder
 from rag.index.build import build
 from rag.index.embed import PassageEncoder, embed, prepare
 from rag.index.faiss_types import IndexType, filled_factory
@@ -61,10 +61,13 @@ def build_from_corpus(
     name = passage_encoder if isinstance(passage_encoder, str) else UNKNOWN
     info = EncoderInfo(name, UNKNOWN, UNKNOWN) if encoder is None else encoder.describe()
     put_back(folder)
-    work = _where_to_work(folder, corpus, reading, info, index_type, overwrite)
+    work, damage = _where_to_work(folder, corpus, reading, info, index_type, overwrite)
     wait_for_all()
     if work is None:
         return
+    if first and damage is not None:
+        _drop_altered(folder)
+        print(f"{damage}; what is whole is kept")
     if first:
         if show_progress:
             _announce(folder, corpus, index_type, info, vectors)
@@ -107,36 +110,61 @@ def _where_to_work(
     encoder: EncoderInfo,
     index_type: IndexType | ReadyIndex,
     overwrite: bool | str,
-) -> Path | None:
-    """The folder to build in, None where the index that was asked for is there. UserError where another one is."""
+) -> tuple[Path | None, UserError | None]:
+    """The folder to build in, None where the index that was asked for is there; and what is damaged of that index.
+
+    UserError where another one is there.
+    """
     if not (folder / "manifest.json").exists():
-        return folder
-    other = _other_vectors(folder, corpus, reading, encoder)
+        return folder, None
+    other, damage = _other_vectors(folder, corpus, reading, encoder)
+    if other is None and damage is not None:
+        return folder, damage
     other_type = None if other else _other_type(open_files(folder).manifest, index_type)
     if other is None and other_type is None and overwrite is not True:
-        return None
+        return None, None
     if not overwrite:
         raise UserError(
             f"{folder} holds {other or other_type}: choose another index.path, or replace it with overwrite=true"
         )
     if other_type is not None:  # its vectors are the right ones
-        return folder
-    return folder.with_name(f".{folder.name}.new")  # the old index stays until the new one is complete
+        return folder, None
+    return folder.with_name(f".{folder.name}.new"), None  # the old index stays until the new one is complete
 
 
-def _other_vectors(folder: Path, corpus: Path | str, reading: Reading, encoder: EncoderInfo) -> str | None:
-    """In what the vectors of a finished index are not the ones asked for; None if they are."""
+def _other_vectors(
+    folder: Path, corpus: Path | str, reading: Reading, encoder: EncoderInfo
+) -> tuple[str | None, UserError | None]:
+    """In what the vectors of an index are not the ones asked for, None if they are; and what of it is damaged, None if
+    nothing is. An index whose passages are damaged is another."""
+    damage, plan = None, folder / "vectors" / "plan.json"
     try:
-        manifest = open_files(folder).manifest
+        made_by = open_files(folder).manifest.encoder
     except UserError as error:
-        return f"a damaged index ({error})"
-    if not manifest.encoder.may_be(encoder):
-        return f"vectors of another encoder ({manifest.encoder.name})"
+        damage = error
+        if not plan.is_file():
+            return f"a damaged index ({damage})", damage
+        made_by = EncoderInfo(**read_json(plan)["encoder"])
+    if not made_by.may_be(encoder):
+        return f"vectors of another encoder ({made_by.name})", damage
     try:
-        PassageStore.prepare(corpus, folder / "passages", False, *reading)
-    except UserError:
-        return f"another corpus ({manifest.corpus.path})"
-    return None
+        store = PassageStore.prepare(corpus, folder / "passages", False, *reading)
+        store.verify() if damage is not None else None
+    except UserError as error:
+        return f"a damaged index ({error})" if damage is not None else f"another corpus ({error})", damage
+    return None, damage
+
+
+def _drop_altered(folder: Path) -> None:
+    """Remove the vectors that are not those that were written, as far as is known, so that they are made again."""
+    try:
+        files = Manifest.read(folder / "manifest.json").files
+    except UserError:  # nothing is known
+        return
+    for name, expected in files.items():
+        file = folder / name
+        if file.suffix == ".npy" and file.is_file() and hash_file(file) != expected["sha256"]:
+            file.unlink()
 
 
 def _other_type(manifest: Manifest, index_type: IndexType | ReadyIndex) -> str | None:

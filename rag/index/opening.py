@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rag.errors import UserError
+from rag.fingerprints import check_files
 from rag.index import lazy_faiss as faiss
 from rag.index.manifest import DECODED, Manifest
 from rag.index.passages import PassageStore
@@ -27,7 +30,7 @@ def open_files(folder: Path | str) -> IndexFiles:
     """Map the files of an index folder; nothing is copied into memory.
 
     Raises UserError if the folder is unfinished, was cut short or altered, or does not fit together. Sizes and counts
-    are checked, not every byte.
+    are checked, and a few blocks, not every byte, which is `Index.verify`'s.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -36,12 +39,7 @@ def open_files(folder: Path | str) -> IndexFiles:
         )
     manifest = Manifest.read(folder / "manifest.json")
     rebuild = f"run build_index.py with index.path={folder} again"
-    for name, expected in manifest.files.items():
-        file = folder / name
-        size = file.stat().st_size if file.is_file() else None
-        if size != expected["bytes"]:
-            state = "is missing" if size is None else f"has {size:,} bytes instead of {expected['bytes']:,}"
-            raise UserError(f"{file} {state}: it was cut short or replaced; {rebuild}")
+    check_files(folder, {name: each["bytes"] for name, each in manifest.files.items()}, lambda _: rebuild)
     passages = PassageStore.open(folder / "passages")
     if (len(passages), passages.sha256) != (manifest.corpus.passages, manifest.corpus.sha256):
         raise UserError(
@@ -49,6 +47,8 @@ def open_files(folder: Path | str) -> IndexFiles:
             f"{manifest.corpus.passages:,} ({manifest.corpus.sha256[:12]}): {rebuild}"
         )
     decoded = manifest.vectors == DECODED
+    for row in np.random.default_rng().integers(0, len(passages), 3):
+        passages[int(row)]
     faiss_index = None
     if decoded or faiss.installed():
         faiss_index = _open_faiss(folder, manifest, len(passages), rebuild)
@@ -56,6 +56,7 @@ def open_files(folder: Path | str) -> IndexFiles:
         vectors = DecodedVectors(faiss_index)
     else:
         vectors = Vectors(folder / "vectors", len(passages), manifest.dim, manifest.shard_size)
+        vectors.look()
     return IndexFiles(folder, manifest, passages, vectors, faiss_index)
 
 

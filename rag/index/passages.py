@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from rag.errors import UserError
+from rag.errors import UserError, one_line
 from rag.files import hash_file, read_json, write_aside, write_json
 from rag.index.passage import Passage, has_half_pair
 from rag.index.readers import FORMATS, SeenIds, corpus_files, read_passages
@@ -71,6 +71,13 @@ def corpus_state(path: Path) -> str:
 
 def _or_null(value: Any) -> Any:
     return "null" if value is None else value
+
+
+def _framed(passages: Iterable[Passage]) -> bytes:
+    """What is hashed of passages: every id, title and text, and where each ends."""
+    return "".join(
+        f"{len(p.id)} {len(p.title)} {len(p.text)} {p.id}{p.title}{p.text}" for p in passages
+    ).encode()
 
 
 class PassageStore:
@@ -124,11 +131,8 @@ class PassageStore:
                     for id in () if unique else columns[0]:
                         if not seen.add(id):
                             raise UserError(f"the passage id {id!r} occurs twice: ids must be unique")
-                    framed = (
-                        f"{len(p.id)} {len(p.title)} {len(p.text)} {p.id}{p.title}{p.text}" for p in block
-                    )
                     try:
-                        digest.update("".join(framed).encode())
+                        digest.update(_framed(block))
                     except UnicodeEncodeError:
                         bad = next(p.id for p in block if has_half_pair(f"{p.id}{p.title}{p.text}"))
                         raise UserError(
@@ -180,7 +184,7 @@ class PassageStore:
                     f"{file} has {reader.num_record_batches} blocks instead of {expected}: rebuild it"
                 )
             return cls(folder, reader, meta)
-        except (KeyError, TypeError, pa.ArrowInvalid) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:  # pyarrow's errors are such
             raise UserError(f"{folder} is damaged or was edited ({error!r}): rebuild it") from error
 
     @classmethod
@@ -241,9 +245,45 @@ class PassageStore:
 
     def _batch(self, number: int) -> tuple[Any, Any, Any]:
         if number not in self._batches:
-            batch = self._reader.get_batch(number)
+            batch = self._read(number)
             self._batches[number] = (batch.column(0), batch.column(1), batch.column(2))
         return self._batches[number]
+
+    def _read(self, number: int) -> Any:
+        """A block of the file, whose offsets are looked at: Arrow trusts them, and may end the process by them."""
+        try:
+            batch = self._reader.get_batch(number)
+            batch.validate()
+            expected = min(self._rows_per_batch, self._length - number * self._rows_per_batch)
+            if batch.num_rows != expected:
+                raise ValueError(f"{batch.num_rows:,} rows instead of {expected:,}")
+            for column in batch.columns:
+                _, offsets, text = column.buffers()
+                ends = np.frombuffer(offsets, np.int32)[: expected + 1]
+                if ends[0] < 0 or ends[-1] > (text.size if text else 0) or (np.diff(ends) < 0).any():
+                    raise ValueError("offsets that do not ascend")
+        except (ValueError, OSError) as error:  # pyarrow's errors are such
+            raise self._damaged(f"its block {number} cannot be read ({one_line(str(error))})") from error
+        return batch
+
+    def _strings(self, column: Any) -> list[str]:
+        try:
+            return column.to_pylist()
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"it holds what is no text ({error.reason})") from error
+
+    def _damaged(self, how: str) -> UserError:
+        return UserError(
+            f"{self.folder / 'passages.arrow'} was altered: {how}; build the index again with overwrite=true"
+        )
+
+    def verify(self) -> None:
+        """Read every passage; UserError where they are not those that were written."""
+        digest = hashlib.sha256()
+        for number in range(self._reader.num_record_batches):
+            digest.update(_framed(map(Passage, *map(self._strings, self._read(number).columns))))
+        if digest.hexdigest() != self.sha256:
+            raise self._damaged("its passages are not those that were written")
 
     def _locate(self, row: int) -> tuple[tuple[Any, Any, Any], int]:
         if not 0 <= row < self._length:  # never let -1, "nothing found", mean the last passage
@@ -253,12 +293,13 @@ class PassageStore:
 
     def __getitem__(self, row: int) -> Passage:
         (ids, titles, texts), row_in_batch = self._locate(row)
-        return Passage(ids[row_in_batch].as_py(), titles[row_in_batch].as_py(), texts[row_in_batch].as_py())
+        return Passage(
+            *(self._strings(column[row_in_batch : row_in_batch + 1])[0] for column in (ids, titles, texts))
+        )
 
     def __iter__(self) -> Iterator[Passage]:
         for number in range(self._reader.num_record_batches):
-            batch = self._reader.get_batch(number)
-            yield from map(Passage, *(column.to_pylist() for column in batch.columns))
+            yield from map(Passage, *map(self._strings, self._read(number).columns))
 
     def slice(self, start: int, stop: int) -> list[Passage]:
         """The passages of rows `start` to `stop` - 1, quicker than one by one."""
@@ -267,7 +308,7 @@ class PassageStore:
         while start < stop:
             number, row_in_batch = divmod(start, self._rows_per_batch)
             count = min(stop - start, self._rows_per_batch - row_in_batch)
-            columns = (column.slice(row_in_batch, count).to_pylist() for column in self._batch(number))
+            columns = (self._strings(column.slice(row_in_batch, count)) for column in self._batch(number))
             passages.extend(map(Passage, *columns))
             start += count
         return passages
@@ -280,7 +321,7 @@ class PassageStore:
                 ids.append("")
             else:
                 (column, _, _), row_in_batch = self._locate(row)
-                ids.append(column[row_in_batch].as_py())
+                ids += self._strings(column[row_in_batch : row_in_batch + 1])
         return ids
 
     def ids_from(self, row: int, count: int) -> list[str]:
@@ -292,7 +333,7 @@ class PassageStore:
             part = self._batch(number)[0].slice(
                 row_in_batch, min(stop - row, self._rows_per_batch - row_in_batch)
             )
-            ids += part.to_pylist()
+            ids += self._strings(part)
             row += len(part)
         return ids
 
@@ -304,8 +345,8 @@ class PassageStore:
             if 0 <= row < self._length and self.ids([row])[0] == id:
                 return row
         if self._rows_by_hash is None:
-            batches = (self._reader.get_batch(n).column(0) for n in range(self._reader.num_record_batches))
-            hashes = np.fromiter((hash(i) for b in batches for i in b.to_pylist()), np.int64, self._length)
+            batches = (self._read(n).column(0) for n in range(self._reader.num_record_batches))
+            hashes = np.fromiter((hash(i) for b in batches for i in self._strings(b)), np.int64, self._length)
             order = np.argsort(hashes, kind="stable")
             self._rows_by_hash = hashes[order], order
         hashes, order = self._rows_by_hash

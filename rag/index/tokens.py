@@ -14,12 +14,17 @@ from jaxtyping import Int64
 
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
+from rag.fingerprints import check_hashes, described, digest
 from rag.progress import progress_bar
 
 if TYPE_CHECKING:
     from rag.index.passages import PassageStore
 
 _TOKENS_FORMAT = 1
+LOOKED_AT, BLOCKS_LOOKED_AT = (
+    64,
+    4,
+)  # passages of a block that is looked at when a store is opened, and blocks
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -51,6 +56,8 @@ class TokenStore:
         self.corpus_sha256: str = meta["corpus_sha256"]
         self._tokens = tokens
         self._offsets = offsets
+        self._vocabulary: int = meta.get("vocabulary", np.iinfo(tokens.dtype).max)  # older stores do not say
+        self._files: dict[str, dict[str, Any]] = meta.get("files", {})
 
     @classmethod
     def write(
@@ -102,8 +109,10 @@ class TokenStore:
                 "passages": len(store),
                 "tokens": total,
                 "dtype": dtype.name,
+                "vocabulary": len(tokenizer),
+                "files": described(aside),
             }
-            write_json(aside / "tokens.json", meta)
+            write_json(aside / "tokens.json", meta | {"checksum": digest(meta)})
         return cls.open(folder, tokenizer)
 
     @classmethod
@@ -117,6 +126,8 @@ class TokenStore:
             raise UserError(f"{folder} holds no tokens (tokens.json is missing): tokenise the passages again")
         meta = read_json(folder / "tokens.json")
         try:
+            if (checksum := meta.pop("checksum", None)) is not None and checksum != digest(meta):
+                raise KeyError("its checksum does not fit")
             if meta["format"] != _TOKENS_FORMAT:
                 raise UserError(f"{folder} is of format {meta['format']}, not {_TOKENS_FORMAT}: delete it")
             dtype, total, count = np.dtype(meta["dtype"]), meta["tokens"], meta["passages"]
@@ -130,7 +141,8 @@ class TokenStore:
             tokens = np.memmap(folder / "tokens.bin", dtype, "r") if total else np.empty(0, dtype)
             offsets = np.memmap(folder / "offsets.bin", np.int64, "r")
             store = cls(folder, np.asarray(tokens), np.asarray(offsets), meta)
-        except (KeyError, TypeError) as error:
+            store._look(total)
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{folder / 'tokens.json'} was edited ({error!r}): delete {folder} to tokenise again"
             ) from error
@@ -163,6 +175,38 @@ class TokenStore:
         is_passage = rows >= 0
         starts = self._offsets[np.where(is_passage, rows, 0)]
         lengths = np.where(is_passage, self._offsets[np.where(is_passage, rows + 1, 0)] - starts, 0)
+        if rows.size and not (
+            lengths.min() >= 0 and starts.min() >= 0 and (starts + lengths).max() <= len(self._tokens)
+        ):
+            raise self._damaged("offsets.bin", "offsets that do not ascend")
         before = np.cumsum(lengths) - lengths  # where each passage begins in the result
         positions = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-        return self._tokens[positions].astype(np.int64), lengths
+        tokens = self._tokens[positions].astype(np.int64)
+        if tokens.size and tokens.max() >= self._vocabulary:
+            raise self._damaged("tokens.bin", "numbers that are no token")
+        return tokens, lengths
+
+    def _look(self, total: int) -> None:
+        """UserError unless the first and last passages and some in between are within the file and the vocabulary."""
+        count = len(self)
+        if not (self._offsets[0] == 0 and self._offsets[-1] == total):
+            raise self._damaged("offsets.bin", "offsets of another file")
+        for first in {0, max(0, count - LOOKED_AT), *_random_starts(count)}:
+            self.gather(np.arange(first, min(first + LOOKED_AT, count)))
+
+    def _damaged(self, name: str, what: str) -> UserError:
+        return UserError(
+            f"{self.folder / name} holds {what}, so it was altered: delete {self.folder} to tokenise the passages again"
+        )
+
+    def verify(self) -> None:
+        """Read every byte; UserError where a file is not what was written."""
+        advice = f"delete {self.folder} to tokenise the passages again"
+        check_hashes(self.folder, self._files, lambda _: advice, anew=True)
+        for first in range(0, len(self), 4_096):
+            self.gather(np.arange(first, min(first + 4_096, len(self))))
+
+
+def _random_starts(count: int) -> list[int]:
+    """Where a few blocks begin that are looked at when a store is opened, others each time."""
+    return np.random.default_rng().integers(0, max(1, count - LOOKED_AT), BLOCKS_LOOKED_AT).tolist()

@@ -26,6 +26,8 @@ UNKNOWN = "unknown"
 PLAN_FORMAT = 1
 BLOCK_ROWS = 16_384  # rows held in memory at a time
 LOOKED_AT = 256  # vectors, for whether they have unit length
+# What to do about a shard that was altered.
+EMBED_AGAIN = "delete it and run build_index.py as before, which embeds the passages of that file alone"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class EncoderInfo:
     fingerprint; both are UNKNOWN where vectors were taken over and their encoder was not at hand.
 
     question_encoder: the weights' hash of the question encoder that it was trained with, if known. reading: its
-    pooling, normalize and prompt; None: DPR's [CLS], or unknown as the weights are.
+    pooling, normalize and prompt; None: DPR's [CLS], or unknown as the weights are. precision: that of its products,
+    where somebody asked for another one than usual.
     """
 
     name: str
@@ -42,6 +45,7 @@ class EncoderInfo:
     tokenizer: str
     question_encoder: str | None = None
     reading: dict[str, Any] | None = None
+    precision: str | None = None
 
     def may_be(self, other: "EncoderInfo") -> bool:
         """Whether both are one encoder, as far as is known."""
@@ -105,7 +109,34 @@ class Vectors:
             if number >= 0:
                 here = np.flatnonzero(shard_of == number)
                 vectors[here] = self._shard(int(number))[flat[here] - number * self.shard_size]
+        if not np.isfinite(vectors).all():
+            row = flat[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
+            raise self._damaged(int(row) // self.shard_size, f"a vector that is not finite (row {row})")
         return vectors.reshape(*np.shape(rows), self.dim)
+
+    def look(self) -> None:
+        """UserError unless every shard has the rows and dimensions that it should; of a few, a vector is read."""
+        shards = -(-self._length // self.shard_size)
+        some = np.random.default_rng().integers(0, shards, 3)
+        for number in range(shards):
+            file = shard_file(self.folder, number)
+            rows = min(self.shard_size, self._length - number * self.shard_size)
+            shape = shard_shape(file)
+            if shape != (rows, self.dim):
+                found = "no vectors in float32" if shape is None else f"vectors of shape {shape}"
+                raise self._damaged(number, f"{found} instead of {(rows, self.dim)}")
+            if number in some and not np.isfinite(np.load(file, mmap_mode="r")[-1]).all():
+                raise self._damaged(number, "vectors that are not finite")
+
+    def verify(self) -> None:
+        """Read every vector; UserError where one is not finite."""
+        for start, block in self.blocks():
+            if not np.isfinite(block).all():
+                raise self._damaged(start // self.shard_size, "vectors that are not finite")
+
+    def _damaged(self, number: int, what: str) -> UserError:
+        file = shard_file(self.folder, number)
+        return UserError(f"{file} holds {what}, so it was altered: {EMBED_AGAIN}")
 
 
 class DecodedVectors:
@@ -160,7 +191,7 @@ def shard_shape(file: Path) -> tuple[int, int] | None:
     """Rows and dimensions of a shard; None if it is missing, damaged or cut short."""
     try:
         array = np.load(file, mmap_mode="r")
-    except (FileNotFoundError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError):
         return None
     return array.shape if array.dtype == np.float32 and array.ndim == 2 else None
 

@@ -24,13 +24,14 @@ from rag.encoders.opening import open_question_encoder
 from rag.encoders.protocol import AnyQuestionEncoder, default_scale
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
+from rag.fingerprints import fingerprint
 from rag.index.folder import Index
 from rag.index.vectors import UNKNOWN
 from rag.parts import TrainedPart, describe
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.protocol import Questions, Retrieved, Retriever
 from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
-from rag.runs import FOLDER, INDEX, fingerprint
+from rag.runs import FOLDER, INDEX
 
 log = logging.getLogger(__name__)
 

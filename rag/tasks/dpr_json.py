@@ -18,10 +18,10 @@ from jaxtyping import Int32
 
 from rag.errors import UserError
 from rag.files import one_process, read_json, write_aside, write_json
+from rag.fingerprints import digest, fingerprint
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
 from rag.progress import progress_bar
-from rag.runs import digest, fingerprint
 from rag.tasks.records import Record, kind, read_records, text_field
 
 log = logging.getLogger(__name__)

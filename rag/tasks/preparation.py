@@ -23,8 +23,8 @@ import torch
 
 from rag.errors import UserError
 from rag.files import lock_file, read_json, write_aside, write_json
+from rag.fingerprints import digest
 from rag.progress import progress_bar
-from rag.runs import digest
 from rag.tasks.example import Example
 from rag.tasks.records import read_records
 from rag.tasks.task import Task

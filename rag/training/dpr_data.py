@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from rag.errors import UserError
 from rag.files import one_process
+from rag.fingerprints import digest, fingerprint
 from rag.index.passage import Passage, piece_id
 from rag.index.passages import PassageStore
 from rag.metrics.retrieval import answer_matcher
-from rag.runs import digest, fingerprint
 from rag.tasks.dpr_json import AskedQuestion, open_dpr_json, warn_of_left_out
 from rag.tasks.example import Example
 from rag.tasks.qa import read_examples

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Int32
 
 from rag.files import one_process, write_aside
+from rag.fingerprints import digest
 from rag.index.passages import PassageStore
 from rag.metrics.retrieval import answer_matcher
 from rag.progress import progress_bar
 from rag.retrievers.lexical import BM25
-from rag.runs import digest
 from rag.tasks.example import Example
 
 _FORMAT = 2  # 1: BM25 without marks, and without words in scripts that have no spaces

@@ -97,13 +97,15 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
 
 def open_run(cfg: DictConfig) -> Run:
     """The run folder, with where it stands; UserError as `Run.open` has it. Nothing is written."""
-    from rag.hub import names_in  # a sixth of a second
+    from rag.hub import PREFIX, is_name, models_in  # a sixth of a second
     from rag.minilm import at_hand
 
     settings = decisive(cfg)
-    names = dict.fromkeys(names_in(settings["module"]))
-    models = [
-        f"hub://{name}" for name in names if at_hand(name) == name
-    ]  # what is installed has one form only
+    inputs = inputs_of(cfg)
+    for model in models_in(settings["module"]):
+        if is_name(model) and at_hand(model) == model:  # what is installed has one form only
+            inputs.append(PREFIX + model)
+        elif Path(model).exists():
+            inputs.append(model)
     yaml = OmegaConf.to_yaml(cfg, resolve=True)
-    return Run.open(cfg.paths.run, settings, yaml, [*inputs_of(cfg), *models], cfg.overwrite)
+    return Run.open(cfg.paths.run, settings, yaml, list(dict.fromkeys(inputs)), cfg.overwrite)

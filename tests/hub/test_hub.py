@@ -19,9 +19,10 @@ from rag.checkpoint import architecture
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.encoders.opening import open_question_encoder
 from rag.errors import UserError
+from rag.fingerprints import fingerprint
 from rag.generators.seq2seq import Generator
 from rag.model import RagSequence, RagToken
-from rag.runs import Run, fingerprint
+from rag.runs import Run
 from rag.training.dpr import bert_encoders
 from rag.training.summary import dtypes
 
@@ -195,7 +196,7 @@ def test_of_a_configuration_the_models_are_inputs(online):
         },
         "decoding": {"_target_": "rag.decoding.Decoding", "num_beams": 4},
     }
-    assert list(hub.names_in(module)) == [
+    assert list(hub.models_in(module)) == [
         "facebook/bart-large",
         "facebook/dpr-question_encoder-single-nq-base",
     ]
