@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,9 @@ def main(arguments: Sequence[str]) -> None:
     comparison = compare(answers)
     print_comparison(comparison, answers, show)
     if output is not None:
-        from rag.files import write_aside
+        from rag.files import remove_leftovers, write_aside
 
+        remove_leftovers(output.parent, f"{escape(output.name)}.*")
         with write_aside(output) as aside:
             aside.write_text("\n".join(markdown(comparison, answers)) + "\n", encoding="utf-8")
         print(f"written into {output}")

@@ -29,7 +29,8 @@ from omegaconf import DictConfig
 from rag.cli import check_script, mistakes_in_one_sentence, quieten_logs
 from rag.compose import CONFIGS, compose_config, key_of
 from rag.errors import UserError, one_line
-from rag.files import write_aside
+from rag.files import remove_leftovers, write_aside
+from rag.reports.finished import complete_run
 from rag.runs import digest
 from rag.training import plan
 
@@ -75,6 +76,7 @@ def sweep(script: str, arguments: list[str]) -> int:
     print(f"{len(jobs)} runs, {states.count('done')} of them there already; in {folder}", flush=True)
     for number, job in enumerate(jobs):
         if states[number]:
+            complete_run(job.folder)
             continue
         print(f"\nrun {number + 1} of {len(jobs)}: {job}", flush=True)
         code = run_to_its_end([sys.executable, script, *job.arguments])
@@ -85,6 +87,7 @@ def sweep(script: str, arguments: list[str]) -> int:
         return 0
     header, rows = table(jobs, states)
     show(header, rows)
+    remove_leftovers(folder, "sweep.md.*")
     with write_aside(folder / "sweep.md") as aside:
         lines = [header, ["---"] * len(header), *rows]
         aside.write_text("".join(f"| {' | '.join(each)} |\n" for each in lines), encoding="utf-8")

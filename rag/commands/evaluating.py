@@ -1,7 +1,6 @@
 """What `rag.commands.evaluate` does once it is known what to evaluate: answer, judge, write the results."""
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from rag.index.folder import Index
 from rag.processes import local_device, processes, wait_for_all
 from rag.reopen import open_model
 from rag.reports import result_table
+from rag.reports.finished import complete_run
 from rag.reports.paper_cells import Cell, cells_of
-from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
 from rag.runs import Run, digest, git_commit, portable
 from rag.tasks.qa import read_examples
@@ -108,9 +107,8 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                     print(f"the answers are not public: {run.folder / name} is what is sent in")
                 of_run = described(cfg, overrides, examples, n_docs, model.retriever)
                 run.finish(of_run | {"metrics": [record.plain() for record in records]})
-                shutil.rmtree(parts, ignore_errors=True)
-                write_run_report(run.folder)
         if number == 0:
+            complete_run(run.folder)
             show_result(cfg, run)
             print(f"predictions, metrics and report.md in {run.folder}")
         return run.folder
@@ -145,7 +143,7 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
             records = judge_passages(task, examples, rows, cfg.split, retriever.index.passages, ks, cfg.bm25)
             of_run = described(cfg, overrides, examples, ks[-1], retriever)
             run.finish(of_run | {"metrics": [record.plain() for record in records]})
-            write_run_report(run.folder)
+        complete_run(run.folder)
         show_result(cfg, run)
         print(f"metrics and report.md in {run.folder}")
         return run.folder

@@ -18,15 +18,16 @@ from rag.encoders.opening import open_passage_encoder, open_question_encoder
 from rag.encoders.protocol import AnyPassageEncoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
-from rag.files import put_back
+from rag.index.editions import put_back, tidy
 from rag.index.estimate import Estimate, estimate
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
 from rag.index.passage import counted
 from rag.index.ready_index import ReadyIndex
 from rag.index.ready_vectors import ReadyVectors
-from rag.index.update import read_ids
+from rag.index.update import is_made, read_ids
 from rag.processes import processes
+from rag.reports.finished import complete_index
 from rag.reports.run_report import write_run_report
 from rag.runs import check_place
 from rag.tasks.qa import read_examples
@@ -75,6 +76,7 @@ def build_index(cfg: DictConfig) -> Path:
     if encoder is not None:
         say_cut(encoder)
     if number == 0 and last_change(folder) == before:
+        complete_index(folder)
         show(index, f"{folder} already exists")
     elif number == 0:
         write_run_report(folder)
@@ -128,6 +130,12 @@ def change(cfg: DictConfig, folder: Path) -> None:
     index = Index.open(folder)
     mine = index.manifest.encoder
     removed = [] if cfg.remove is None else read_ids(cfg.remove)
+    encoding, split_words = reading(cfg.corpus)
+    if is_made(index.passages, cfg.add, removed, (encoding, split_words)):
+        tidy(folder)
+        complete_index(folder)
+        show(index, f"{folder} already is what this update makes of it")
+        return
     encoder = None
     if cfg.add is not None:
         for name in dict.fromkeys([mine.name, cfg.passage_encoder]):
@@ -143,7 +151,6 @@ def change(cfg: DictConfig, folder: Path) -> None:
         removed
     )
     print(f"{' and '.join(parts)}: {folder} stays in place until its new edition is complete")
-    encoding, split_words = reading(cfg.corpus)
     index = index.update(
         cfg.add,
         removed,

@@ -20,6 +20,7 @@ from rag.evaluation.as_read import AsRead
 from rag.files import write_aside
 from rag.index.passages import PassageStore
 from rag.model import RagModel
+from rag.reports.finished import complete_run
 from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
 from rag.training import plan
@@ -42,6 +43,7 @@ def train(cfg: DictConfig) -> Path:
     run = plan.open_run(cfg)
     if run.finished and not cfg.info:
         plan.say_finished(run)
+        complete_run(folder)
         return folder
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from rag.errors import UserError
-from rag.files import put_back, read_json, replace_folder
+from rag.files import read_json, replace_folder
 from rag.index.build import build
-from rag.index.embed import PassageEncoder, embed, prepare
+from rag.index.editions import next_edition, put_back, tidy
+from rag.index.embed import PassageEncoder, embed, lock_folder, prepare
 from rag.index.faiss_types import IndexType, filled_factory
 from rag.index.manifest import Manifest
 from rag.index.opening import open_files
@@ -64,6 +65,8 @@ def build_from_corpus(
     work = _where_to_work(folder, corpus, reading, info, index_type, overwrite)
     wait_for_all()
     if work is None:
+        if first:
+            tidy(folder)
         return
     if first:
         if show_progress:
@@ -96,7 +99,8 @@ def build_from_corpus(
         else:
             build(work, index_type, queries, show_progress=show_progress)
         if work != folder:
-            replace_folder(work, folder)
+            with lock_folder(folder):
+                replace_folder(work, folder)
     wait_for_all()
 
 
@@ -121,7 +125,7 @@ def _where_to_work(
         )
     if other_type is not None:  # its vectors are the right ones
         return folder
-    return folder.with_name(f".{folder.name}.new")  # the old index stays until the new one is complete
+    return next_edition(folder)  # the old index stays until the new one is complete
 
 
 def _other_vectors(folder: Path, corpus: Path | str, reading: Reading, encoder: EncoderInfo) -> str | None:

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag.files import write_aside
+from rag.files import remove_leftovers, write_aside
 
 if TYPE_CHECKING:  # pandas and matplotlib are imported by what draws, not by what only writes a table
     import pandas as pd
@@ -43,6 +43,7 @@ class Analysis:
         """Write `name`.png and `name`.md into `folder` and return the path of the latter."""
         from rag.reports import plots
 
+        remove_leftovers(folder, f"{name}.*")
         plots.save(self.figure, folder / f"{name}.png")
         page = folder / f"{name}.md"
         with write_aside(page) as aside:

@@ -16,13 +16,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rag.errors import UserError
-from rag.files import lock_file, read_json, write_aside, write_json
+from rag.files import lock_file, read_json, remove_leftovers, write_aside, write_json
 from rag.progress import progress_bar
 from rag.runs import digest
 from rag.tasks.example import Example
@@ -130,6 +131,7 @@ def _alone(file: Path) -> Iterator[None]:
             f"{file.parent} cannot be written ({error.strerror}): choose another with datamodule.prepared=…"
         ) from error
     try:
+        remove_leftovers(file.parent, f"{escape(file.stem)}.*.partial")
         yield
     finally:
         lock.release()
