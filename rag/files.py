@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from rag.errors import UserError
+from rag.safe_text import json_text
 
 # What the system says of a place that cannot be written, as opposed to a failing disk or a bug.
 NOT_WRITABLE = {
@@ -142,7 +143,7 @@ def hidden_beside(path: Path | str, ending: str) -> Path:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, aside and renamed."""
     with write_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str) -> Any:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import Timeout
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rag.errors import UserError
 from rag.files import lock_file, remove_leftovers
 from rag.progress import REPORT_FILE
 from rag.runs import INSTALLED, PROJECT
+from rag.terminal import Terminal
 
 
 @dataclass
@@ -153,11 +153,11 @@ def _children(running: dict) -> Iterator[None]:
 @contextmanager
 def _bars(plan: list[Stage]) -> Iterator:
     """One bar a stage; in a log file, one line when a stage is done."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (
-        TextColumn("{task.description:32}"),
+        TextColumn("{task.description:32}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[note]:36}"),
+        TextColumn("{task.fields[note]:36}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

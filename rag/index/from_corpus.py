@@ -25,6 +25,7 @@ from rag.index.ready_index import ReadyIndex, adopt, factory_of
 from rag.index.ready_vectors import MatchedVectors, ReadyVectors
 from rag.index.vectors import UNKNOWN, EncoderInfo
 from rag.processes import wait_for_all
+from rag.safe_text import say
 
 Reading = tuple[str | None, int | None]  # encoding, words of a piece: as in `read_passages`
 
@@ -181,7 +182,7 @@ def _announce(
     taken_over = isinstance(index_type, ReadyIndex)
     what = f"taking over {index_type.file}" if taken_over else f"building an index ({index_type.factory})"
     whose = encoder.name if vectors is None else f"vectors of {vectors.path}"
-    print(f"{what} of {corpus} by {whose} in {folder}")
+    say(f"{what} of {corpus} by {whose} in {folder}")
 
 
 def _matched(
@@ -205,11 +206,9 @@ def _matched(
         known.check_encoder(encoder.encode, info.name)
     if show_progress:
         if known.missing:
-            print(f"of {len(store):,} passages {known.describe_missing()}; these are embedded")
+            say(f"of {len(store):,} passages {known.describe_missing()}; these are embedded")
         if known.strangers:
-            print(
-                f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {corpus}: left out"
-            )
+            say(f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {corpus}: left out")
         if encoder is None:
-            print(f"{info.name} is not available, so the vectors could not be checked against it")
+            say(f"{info.name} is not available, so the vectors could not be checked against it")
     return known

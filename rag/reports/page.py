@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag.files import remove_leftovers, write_aside
+from rag.safe_text import fenced
+from rag.safe_text import markdown as escaped
 
 if TYPE_CHECKING:  # pandas and matplotlib are imported by what draws, not by what only writes a table
     import pandas as pd
@@ -74,12 +76,8 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, Integral) else f"{value:.3f}"
 
 
-def escaped(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def of_command(command: Sequence[str]) -> list[str]:
-    return ["```", shlex.join(command), "```"]
+    return fenced(shlex.join(command))
 
 
 def shortened(text: str, length: int) -> str:
