@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rag.compose import CONFIGS, compose_config, explain_value, key_of
 from rag.errors import UserError, one_line
 from rag.lazy import many_imports
+from rag.safe_text import printable, say
 
 SCRIPTS = ("train", "build_index", "evaluate")
 
@@ -43,7 +44,7 @@ def mistakes_in_one_sentence() -> Iterator[None]:
         stop_writing()
         sys.exit(128 + 13)  # as what is ended by SIGPIPE
     except (UserError, InstantiationException, OmegaConfBaseException) as error:
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        say(f"error: {one_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: rerun the same command to resume", file=sys.stderr)
@@ -177,8 +178,17 @@ def quieten() -> None:
     quieten_models()
 
 
+class _Printable(logging.Formatter):
+    """Messages that command no terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
 def quieten_logs() -> None:
     """`quieten` but for transformers, which takes half a second to import."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Printable())  # a warning may quote a passage or a file's name
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rag.cli import mistakes_in_one_sentence, quieten_logs
 from rag.compose import nearest
 from rag.errors import UserError
+from rag.safe_text import say
 
 if TYPE_CHECKING:
     from rag.evaluation.compare import Answers, Comparison, Row
@@ -46,11 +48,12 @@ def main(arguments: Sequence[str]) -> None:
     comparison = compare(answers)
     print_comparison(comparison, answers, show)
     if output is not None:
-        from rag.files import write_aside
+        from rag.files import remove_leftovers, write_aside
 
+        remove_leftovers(output.parent, f"{escape(output.name)}.*")
         with write_aside(output) as aside:
             aside.write_text("\n".join(markdown(comparison, answers)) + "\n", encoding="utf-8")
-        print(f"written into {output}")
+        say(f"written into {output}")
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[Path], int | None, Path | None]:
@@ -107,11 +110,12 @@ def notes(answers: Sequence["Answers"]) -> Iterator[str]:
 
 
 def print_comparison(comparison: "Comparison", answers: Sequence["Answers"], show: int | None) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from rag.terminal import Terminal
+
+    console = Terminal(highlight=False)
     table = Table(title=title(comparison, answers))
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number < 2 else "right")
@@ -134,19 +138,21 @@ def print_comparison(comparison: "Comparison", answers: Sequence["Answers"], sho
 
 
 def markdown(comparison: "Comparison", answers: Sequence["Answers"]) -> Iterator[str]:
-    from rag.reports.page import escaped, table
+    from rag.reports.page import table
+    from rag.safe_text import markdown as escaped
 
-    yield from (f"# {title(comparison, answers)}", "", *table(HEADER, map(cells, comparison.rows)), "")
+    rows = [[escaped(cell) for cell in cells(row)] for row in comparison.rows]
+    yield from (f"# {escaped(title(comparison, answers))}", "", *table(HEADER, rows), "")
     yield from notes(answers)
     for name, questions in comparison.changed.items():
-        yield from ("", f"## Questions that changed sides: {name}", "")
-        header = ("question", "right answers", answers[0].name, name, "right")
+        yield from ("", f"## Questions that changed sides: {escaped(name)}", "")
+        header = ("question", "right answers", escaped(answers[0].name), escaped(name), "right")
         yield from table(
             header,
             [
                 [
                     *map(escaped, (each.question, " / ".join(each.answers), each.before, each.after)),
-                    name if each.right else answers[0].name,
+                    escaped(name if each.right else answers[0].name),
                 ]
                 for each in questions
             ],

@@ -17,6 +17,7 @@ from pathlib import Path
 from rag.cli import mistakes_in_one_sentence
 from rag.errors import UserError
 from rag.runs import PROJECT
+from rag.safe_text import say
 from rag.stages import Stage, run_all, share_cores
 
 SEED = 2020  # of the mini-wiki and of all training; fixed before any result was seen, the year of the paper
@@ -105,7 +106,7 @@ def main(arguments: list[str]) -> None:
     workers, threads = share_cores()
     plan = stages(seed, outputs, data, quick)
     minutes = "two or three" if quick else "about nine"
-    print(
+    say(
         f"the demo: {len(plan)} stages, {workers} at a time, {minutes} minutes on two cores; "
         f"results in {outputs}"
     )

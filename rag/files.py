@@ -7,12 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from rag.errors import UserError
+from rag.safe_text import json_text
 
 # What the system says of a place that cannot be written, as opposed to a failing disk or a bug.
 NOT_WRITABLE = {
@@ -46,6 +48,7 @@ def write_aside(path: Path | str) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     made = []
     try:
+        _remove(aside)  # of an earlier process with this one's number
         made = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
@@ -64,10 +67,28 @@ def write_aside(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         with suppress(OSError):  # the first error is the one to tell
-            shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+            _remove(aside)
         for folder in made:
             with suppress(OSError):  # it is not there, or something else came into it
                 folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether something was being written there aside, or replaced, by a process that may not have ended well."""
+    return path.name.startswith(".") and path.name.endswith((".partial", ".old"))
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left of what they were writing in `folder`, under that name; for whoever is alone
+    there."""
+    for each in folder.glob(f".{name}"):
+        if is_leftover(each):
+            with suppress(OSError):
+                _remove(each)
 
 
 def _flush(path: Path) -> None:
@@ -107,6 +128,7 @@ def one_process(path: Path | str) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}): choose a place that can be written"
         ) from error
     try:
+        remove_leftovers(path.parent, f"{escape(path.name)}.*.partial")
         yield
     finally:
         lock.release()
@@ -121,7 +143,7 @@ def hidden_beside(path: Path | str, ending: str) -> Path:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, aside and renamed."""
     with write_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str) -> Any:
@@ -146,17 +168,10 @@ def replace_folder(new: Path | str, old: Path | str) -> None:
     new, old = Path(new), Path(old)
     aside = old.with_name(f".{old.name}.{os.getpid()}.old")
     if old.exists():
+        _remove(aside)  # of an earlier process with this one's number
         old.rename(aside)
     new.rename(old)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def put_back(folder: Path | str) -> None:
-    """Give a folder its name again that a kill between the two renames of `replace_folder` left without one."""
-    folder = Path(folder)
-    left = sorted(folder.parent.glob(f".{folder.name}.*.old"))
-    if left and not folder.exists():
-        left[-1].rename(folder)
 
 
 def packed(*paths: str | Path) -> Path:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,6 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from rag.safe_text import say
+from rag.terminal import Terminal
 
 REPORT_FILE = "RAG_PROGRESS"
 REPORT_SECONDS = 0.5
@@ -52,10 +54,10 @@ def progress_bar(
     towards the speed. Where standard error is a file, there are lines in place of the bar, more and more rarely;
     what takes a few seconds leaves none.
     """
-    console = Console(stderr=True, force_jupyter=False)
+    console = Terminal(stderr=True, force_jupyter=False)
     watched = show and sys.stderr.isatty()  # rich would also say so of a notebook, which asks for colours
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Speed(unit),
@@ -114,7 +116,7 @@ class _Log:
             self._print(f"{self.done:,} {self.unit} in {span(seconds)}, {rate(speed, self.unit)}")
 
     def _print(self, text: str) -> None:
-        print(f"{self.description}: {text}", file=sys.stderr, flush=True)
+        say(f"{self.description}: {text}", file=sys.stderr, flush=True)
 
 
 def rate(speed: float, unit: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any, Self
 from filelock import Timeout
 
 from rag.errors import UserError
-from rag.files import lock_file, packed, read_json, write_aside, write_json
+from rag.files import is_leftover, lock_file, packed, read_json, remove_leftovers, write_aside, write_json
 from rag.fingerprints import digest, fingerprint
 
 MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/parts.py
@@ -43,16 +43,13 @@ PACKAGES = ("torch", "transformers", "pytorch-lightning", "faiss-cpu", "numpy", 
 
 LOCK = ".lock"  # in a run's folder, held by the process that works there, from `Run.begin` to its end
 _held: dict[Path, Any] = {}  # this process's
-
-
-def _partial(path: Path) -> bool:
-    """Whether something was being written there aside (rag/files.py), by a process that may not have ended well."""
-    return path.name.startswith(".") and path.name.endswith((".partial", ".old"))
+# What a run keeps in its folder until it is finished: an evaluation's answers, the checkpoint before the last.
+WHILE_AT_WORK = ("parts", "last-before.ckpt")
 
 
 def _of_begin(path: Path) -> bool:
     """Whether `Run.begin` leaves it where it is cut short before run.json is written."""
-    return path.name in (LOCK, "config.yaml") or _partial(path)
+    return path.name in (LOCK, "config.yaml") or is_leftover(path)
 
 
 class Run:
@@ -120,10 +117,8 @@ class Run:
 
         run.json comes first and says whose folder it is: whenever this is cut short, the same command takes it up.
         """
-        self._lock()
-        for each in self.folder.iterdir():
-            if _partial(each):  # of a process that was killed
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        _take(self.folder)
+        remove_leftovers(self.folder)
         if self.begun:
             if not (self.folder / "config.yaml").exists():
                 self._write_config()
@@ -145,27 +140,53 @@ class Run:
         with write_aside(self.folder / "config.yaml") as aside:
             aside.write_text(portable(self.config_yaml), encoding="utf-8")
 
-    def _lock(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock_path = self.folder.resolve() / LOCK
-            if lock_path not in _held:
-                lock = lock_file(lock_path, wait=False)
-                lock.acquire()
-                _held[lock_path] = lock
-        except Timeout:
-            raise UserError(
-                f"another process is at work in {self.folder}: wait until it has ended, or choose another folder"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror or error})") from error
-
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: the run is finished."""
         seconds = round(time.perf_counter() - self.started, 1)
         write_json(
             self.folder / "result.json", {"identity": self.record["identity"], "seconds": seconds, **result}
         )
+
+
+def _take(folder: Path) -> None:
+    """Keep other processes out of a run's folder until this one ends. UserError where one is at work there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_path = folder.resolve() / LOCK
+        if lock_path not in _held:
+            lock = lock_file(lock_path, wait=False)
+            lock.acquire()
+            _held[lock_path] = lock
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {folder}: wait until it has ended, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
+
+
+def tidy(folder: Path) -> bool:
+    """Remove what is not needed any more of a finished run whose process died before it came to that.
+
+    Whether this process may write there: False where another one is at work, or nobody may, and nothing is touched.
+    """
+    try:
+        _take(folder)
+    except UserError:
+        return False
+    remove_leftovers(folder)
+    for name in WHILE_AT_WORK:
+        each = folder / name
+        shutil.rmtree(each, ignore_errors=True) if each.is_dir() else each.unlink(missing_ok=True)
+    return True
+
+
+def is_reported(folder: Path, of: str = "result.json") -> bool:
+    """Whether the page about a finished run or index was written, after what it tells of, and with its picture."""
+    page, told = folder / "report.md", folder / of
+    if not page.exists() or page.stat().st_mtime_ns < told.stat().st_mtime_ns:
+        return False
+    return "](report.png)" not in page.read_text("utf-8", "replace") or (folder / "report.png").exists()
 
 
 def check_place(folder: Path, setting: str) -> None:

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
+from filelock import Timeout
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rag.errors import UserError
+from rag.files import lock_file, remove_leftovers
 from rag.progress import REPORT_FILE
 from rag.runs import INSTALLED, PROJECT
+from rag.terminal import Terminal
 
 
 @dataclass
@@ -37,6 +39,28 @@ def run_all(plan: list[Stage], folder: Path, workers: int, threads: int) -> None
     """Run the stages, `workers` at a time, each when what it needs is done; UserError if one fails."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _run_all(plan, logs, workers, threads)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """UserError where another driver runs its stages in the folder; what one that was killed left half written goes."""
+    lock = lock_file(folder / "logs" / ".lock", wait=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {folder}: wait until it has ended, or choose another outputs=…"
+        ) from None
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _run_all(plan: list[Stage], logs: Path, workers: int, threads: int) -> None:
     waiting, running, done = list(plan), {}, set()
     with _bars(plan) as show, _children(running):
         while waiting or running:
@@ -129,11 +153,11 @@ def _children(running: dict) -> Iterator[None]:
 @contextmanager
 def _bars(plan: list[Stage]) -> Iterator:
     """One bar a stage; in a log file, one line when a stage is done."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (
-        TextColumn("{task.description:32}"),
+        TextColumn("{task.description:32}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[note]:36}"),
+        TextColumn("{task.fields[note]:36}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

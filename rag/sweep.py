@@ -29,8 +29,11 @@ from omegaconf import DictConfig
 from rag.cli import check_script, mistakes_in_one_sentence, quieten_logs
 from rag.compose import CONFIGS, compose_config, key_of
 from rag.errors import UserError, one_line
-from rag.files import write_aside
+from rag.files import remove_leftovers, write_aside
 from rag.fingerprints import digest
+from rag.reports.finished import complete_run
+from rag.safe_text import markdown as escaped
+from rag.safe_text import say
 from rag.training import plan
 
 FLAGS = ("-m", "--multirun")
@@ -72,11 +75,12 @@ def sweep(script: str, arguments: list[str]) -> int:
     for job in jobs:
         run = plan.look(job.cfg)
         states.append("done" if run is not None and run.finished else "")
-    print(f"{len(jobs)} runs, {states.count('done')} of them there already; in {folder}", flush=True)
+    say(f"{len(jobs)} runs, {states.count('done')} of them there already; in {folder}", flush=True)
     for number, job in enumerate(jobs):
         if states[number]:
+            complete_run(job.folder)
             continue
-        print(f"\nrun {number + 1} of {len(jobs)}: {job}", flush=True)
+        say(f"\nrun {number + 1} of {len(jobs)}: {job}", flush=True)
         code = run_to_its_end([sys.executable, script, *job.arguments])
         if code == 130:
             raise KeyboardInterrupt
@@ -85,13 +89,16 @@ def sweep(script: str, arguments: list[str]) -> int:
         return 0
     header, rows = table(jobs, states)
     show(header, rows)
+    remove_leftovers(folder, "sweep.md.*")
     with write_aside(folder / "sweep.md") as aside:
         lines = [header, ["---"] * len(header), *rows]
-        aside.write_text("".join(f"| {' | '.join(each)} |\n" for each in lines), encoding="utf-8")
-    print(f"the table is in {folder / 'sweep.md'}, the runs in the folders beside it")
+        aside.write_text(
+            "".join(f"| {' | '.join(map(escaped, each))} |\n" for each in lines), encoding="utf-8"
+        )
+    say(f"the table is in {folder / 'sweep.md'}, the runs in the folders beside it")
     failed = [str(job.folder) for job, state in zip(jobs, states, strict=True) if state != "done"]
     if failed:
-        print(f"{len(failed)} of {len(jobs)} runs failed: the same command tries them again", file=sys.stderr)
+        say(f"{len(failed)} of {len(jobs)} runs failed: the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -244,13 +251,14 @@ def dev_metrics(folder: Path, monitor: str | None, mode: str) -> tuple[int | Non
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from rag.terminal import Terminal
 
     shown = Table()
     for name in header:
         shown.add_column(name, overflow="fold")
     for row in rows:
         shown.add_row(*map(Text, row))
-    Console(highlight=False).print(shown)
+    Terminal(highlight=False).print(shown)

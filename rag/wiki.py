@@ -23,6 +23,7 @@ from rag.cli import mistakes_in_one_sentence
 from rag.errors import UserError
 from rag.files import packed
 from rag.runs import PROJECT
+from rag.safe_text import say
 from rag.stages import Stage, run_all, share_cores
 
 VARIANTS = ("hybrid", "rag_sequence", "rag_token", "frozen", "bm25")
@@ -110,7 +111,7 @@ def main(arguments: list[str]) -> None:
 
     bfloat16 = bool(cpu_has_bfloat16())
     plan = stages(data, outputs, seed, limit, quick, bfloat16, settings["reader"] == "train")
-    print(
+    say(
         f"the comparison on {data}: {len(plan)} stages, {workers} at a time, "
         f"{'a few minutes' if quick else 'three quarters of an hour for 7,000 passages'} on two cores, trained in "
         f"{'bfloat16' if bfloat16 else 'float32'}; results in {outputs}"

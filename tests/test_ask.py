@@ -15,7 +15,7 @@ from conftest import PASSAGES, QUESTIONS, bert_tokenizer, build_tiny_index, tiny
 from tiny_runs import write_run
 from torch.testing import assert_close
 
-from rag.ask.__main__ import CHANGEABLE, OWN, lines_at_hand, main, printable, shown, split_arguments
+from rag.ask.__main__ import CHANGEABLE, OWN, lines_at_hand, main, shown, split_arguments
 from rag.ask.session import Choice, Session, Source, describe_decoding, find_indexes, open_session
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import run_script
@@ -26,6 +26,7 @@ from rag.encoders.dpr import PassageEncoder
 from rag.errors import UserError
 from rag.model import RagModel
 from rag.runs import PROJECT
+from rag.safe_text import printable
 
 OTHERS = [(title, text.replace("capital", "largest city")) for title, text in PASSAGES[:5]]
 

@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from tiny_runs import write_run
 
 from rag.ask.page import OWN, Page, closed_book_run, example_questions, main
-from rag.ask.reply_html import answer_html, cards_html, heat_map_html, marked
+from rag.ask.reply_html import answer_html, cards_html, conversation_html, heat_map_html, marked
 from rag.ask.session import Choice, Reply, Session, Source, open_session
 from rag.checkpoint_config import CHANGEABLE, from_checkpoint
 from rag.compose import compose_config
@@ -121,14 +121,13 @@ def test_the_pages_buttons(runs):
         heat_map_html(reply),
         cards_html(reply),
     )
-    box, turns, messages, _ = page.say(QUESTIONS[0], [], "second", 2, "as trained")
+    box, turns, chat, _ = page.say(QUESTIONS[0], [], "second", 2, "as trained")
     assert (box, turns) == ("", [QUESTIONS[0], reply.answer])
-    _, turns, messages, cards = page.say("and Rome?", turns, "first", 3, "as trained")
+    _, turns, chat, cards = page.say("and Rome?", turns, "first", 3, "as trained")
     context = f"{QUESTIONS[0]}\n{reply.answer}\nand Rome?"
     second = session.answer([context], choice)[0]
     assert turns == [QUESTIONS[0], reply.answer, "and Rome?", second.answer]
-    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
-    assert [message["content"] for message in messages] == turns
+    assert chat == conversation_html(turns)
     assert cards == cards_html(second)
     for call in (
         lambda: page.ask(" ", "first", 2, "as trained"),
@@ -284,7 +283,11 @@ def test_a_question_in_a_browser(runs, address, browser):
     next(tab for tab in seen(browser, "button[role=tab]") if tab.text == "Conversation").click()
     box = seen(browser, "#say textarea, #say input")[0]
     box.send_keys(QUESTIONS[1], Keys.ENTER)
-    seen(browser, "#chat .message, #chat [data-testid=bot]", QUESTIONS[1])
+    seen(browser, "#chat .rag-asked", QUESTIONS[1])
+    hostile = "Seine <img src=x onerror=document.title=1> ${7*7} {{7*7}} <b>b</b>"
+    box.send_keys(hostile, Keys.ENTER)
+    seen(browser, "#chat .rag-asked", hostile)
+    assert not browser.find_elements("css selector", "#chat img, #chat b")
     seen(browser, "#read .rag-card")
     seen(browser, "#reset")[0].click()
     deadline = time.monotonic() + PATIENCE

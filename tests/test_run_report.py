@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from rag.metrics.record import BM25, Record, swapped
+from rag.reports.finished import complete_index, complete_run
 from rag.reports.run_report import _curves, answers, curves, write_run_report
 
 RUN = {
@@ -164,3 +165,21 @@ def test_nothing_is_drawn_when_a_script_starts():
     code = f"import sys, rag.reports.run_report, rag.reports.paper_tables; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_a_process_that_died_after_its_result_did_not_report_is_reported_later(tmp_path, index):
+    run = tmp_path / "run"
+    write(run, {"steps": 2, "training_seconds": 1.0, "metrics": {}}, "name: mine\nseed: 7\n")
+    (run / "metrics.csv").write_text("dev/em,step,train/loss\n,1,2.0\n.5,3,\n,3,1.0\n")
+    (run / "parts").mkdir()
+    complete_run(run)
+    assert (run / "report.png").read_bytes()[:4] == PNG and not (run / "parts").exists()
+    page = run / "report.md"
+    assert page.read_text().startswith("# mine\n")
+    before = page.stat().st_mtime_ns
+    complete_run(run)
+    assert page.stat().st_mtime_ns == before
+    folder = tmp_path / "index"
+    shutil.copytree(index.folder, folder)
+    complete_index(folder)
+    assert "7 passages of" in (folder / "report.md").read_text()

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from rag import fingerprints, runs
 from rag.errors import UserError
-from rag.files import hash_file, write_aside, write_json
+from rag.files import hash_file, replace_folder, write_aside, write_json
 from rag.fingerprints import described, fingerprint, hash_of
-from rag.runs import Run, differences, portable
+from rag.runs import Run, differences, is_reported, portable, tidy
 
 
 def open_run(
@@ -285,3 +285,50 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
             aside.mkdir()
             (aside / content).touch()
     assert os.listdir(tmp_path) == ["model"] and os.listdir(tmp_path / "model") == ["new"]
+
+
+def test_a_finished_run_is_tidied_unless_another_process_is_at_work_there(tmp_path):
+    run = open_run(tmp_path / "run")
+    run.begin()
+    left = ["parts", ".parts.old", ".report.png.12.partial", "last-before.ckpt"]
+    for name in left[:2]:
+        (run.folder / name).mkdir()
+    for name in left[2:]:
+        (run.folder / name).touch()
+    run.finish({})
+    code = f"from rag.runs import tidy; from pathlib import Path; print(tidy(Path({str(run.folder)!r})))"
+    other = subprocess.run([sys.executable, "-c", code], cwd=runs.PROJECT, capture_output=True, text=True)
+    assert other.stdout == "False\n" and set(left) <= set(os.listdir(run.folder))
+    assert tidy(run.folder)
+    assert sorted(os.listdir(run.folder)) == [".lock", "config.yaml", "result.json", "run.json"]
+
+
+def test_a_report_is_one_if_it_is_newer_than_what_it_tells_of_and_has_its_picture(tmp_path):
+    page, picture = tmp_path / "report.md", tmp_path / "report.png"
+    for number, file in enumerate((tmp_path / "result.json", page)):
+        file.write_text("no picture")
+        os.utime(file, (number, number))
+    assert is_reported(tmp_path)
+    page.write_text("![curves](report.png)")
+    assert not is_reported(tmp_path)
+    picture.touch()
+    assert is_reported(tmp_path)
+    os.utime(page, (0, 0))
+    os.utime(tmp_path / "result.json", (1, 1))
+    assert not is_reported(tmp_path)
+    page.unlink()
+    assert not is_reported(tmp_path)
+
+
+def test_what_an_earlier_process_of_the_same_number_left_is_no_hindrance(tmp_path):
+    """In a container every command may have the number 7."""
+    for aside in (tmp_path / f".model.{os.getpid()}.partial", tmp_path / f".model.{os.getpid()}.old"):
+        (aside / "deep").mkdir(parents=True)
+    for content in ("old", "new"):
+        with write_aside(tmp_path / "model") as aside:
+            aside.mkdir()
+            (aside / content).touch()
+    (tmp_path / f".model.{os.getpid()}.old" / "deep").mkdir(parents=True)
+    (tmp_path / "next").mkdir()
+    replace_folder(tmp_path / "next", tmp_path / "model")
+    assert os.listdir(tmp_path) == ["model"] and not os.listdir(tmp_path / "model")

@@ -75,7 +75,8 @@ def test_a_finished_run_is_found_without_torch(tmp_path):
     # the run as it begins, in a process of its own, finished by hand
     make = (
         "import sys; from rag.compose import compose_config; from rag.training import plan; from rag.files import *\n"
-        "run = plan.open_run(compose_config('train', sys.argv[1:])); run.begin(); run.finish({})"
+        "run = plan.open_run(compose_config('train', sys.argv[1:])); run.begin(); run.finish({})\n"
+        "(run.folder / 'report.md').touch()"
     )
     asked = ["experiment=miniwiki/denoising", *settings]
     subprocess.run([sys.executable, "-c", make, *asked], cwd=PROJECT, check=True)

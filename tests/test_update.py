@@ -214,3 +214,23 @@ update({str(folder)!r}, {str(tmp_path / "more.tsv")!r}, (), slow, ENCODER, batch
         "new 8",
     ]
     holds(index, corpus(50) + NEW)
+
+
+def test_an_update_that_had_finished_does_nothing_when_it_is_asked_for_again(tmp_path):
+    """Also of passages without ids, which would be numbered anew; and once the index was changed again, it is done."""
+    folder = make(tmp_path / "index", 50).folder
+    more = tmp_path / "more.tsv"
+    more.write_text("text\ttitle\nwithout an id\ttitle 3\n")
+    asked = (more, ["1", "7"], encode, ENCODER)
+    assert update_folder(folder, *asked, show_progress=False)
+    before = bytes_of(folder)
+    (folder / ".index.faiss.12.partial").touch()
+    assert not update_folder(folder, *asked, show_progress=False)
+    assert not update_folder(folder, more, ["7", "1"], show_progress=False)  # needs no encoder
+    assert bytes_of(folder) == before
+    assert update_folder(folder, removed=["51"], show_progress=False)
+    assert update_folder(folder, more, (), encode, ENCODER, show_progress=False)
+    assert len(Index.open(folder)) == 49
+    more.write_text("text\ttitle\nof another edition\ttitle 3\n")
+    assert update_folder(folder, more, (), encode, ENCODER, show_progress=False)
+    assert len(Index.open(folder)) == 50

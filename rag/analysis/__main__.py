@@ -10,6 +10,7 @@ from typing import Any
 from rag.cli import mistakes_in_one_sentence, quieten_logs, quieten_models
 from rag.compose import nearest
 from rag.errors import UserError
+from rag.safe_text import say
 
 USAGE = """
 python -m rag.analysis NAME run=FOLDER [run=FOLDER …] [key=value …]
@@ -74,20 +75,20 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{name} takes {'one or more runs' if several else 'one run'}: give run=FOLDER")
     quieten_models()
     folder = Path(output) if output else runs[0] / "analysis"
-    print(f"{name} of {', '.join(map(str, runs))}")
+    say(f"{name} of {', '.join(map(str, runs))}")
     result = analysis(runs if several else runs[0], **chosen)
-    from rich.console import Console
     from rich.table import Table
 
     from rag.reports.page import cell
+    from rag.terminal import Terminal
 
     page = result.write(folder, name, ["python", "-m", "rag.analysis", *arguments])
     frame = result.table if result.table.index.name is None else result.table.reset_index()
     table = Table(*map(str, frame.columns), title=result.title)
     for row in frame.head(30).itertuples(index=False):
         table.add_row(*map(cell, row))
-    Console().print(table)
-    print(f"written: {page} and {page.with_suffix('.png').name}")
+    Terminal().print(table)
+    say(f"written: {page} and {page.with_suffix('.png').name}")
 
 
 def check_folders(name: str, arguments: Sequence[str]) -> None:

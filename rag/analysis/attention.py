@@ -23,6 +23,7 @@ from rag.generators.seq2seq import Generator
 from rag.model import RagModel
 from rag.reports import plots
 from rag.reports.page import Analysis
+from rag.safe_text import markdown
 
 WIDEST = 24  # tokens of the context in a line of the picture
 MOST = 5  # tokens of the context in the table
@@ -44,7 +45,8 @@ def attention(run: Path, question: str = "", answer: str = "", passage: int = 1)
     weights, tokens = attended(model.generator, ids, mask, answer)
     words = [_word(model.generator, token) for token in ids[0].tolist()]
     text = (
-        f"Question: *{question}* Answer: *{answer}*. Each row is a token of the answer; its weights over the "
+        f"Question: *{markdown(question)}* Answer: *{markdown(answer)}*. "
+        "Each row is a token of the answer; its weights over the "
         f"{len(words)} tokens of the context, passage and question, sum to one. The table has the {MOST} tokens that "
         "each attends to most."
     )

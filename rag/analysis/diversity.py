@@ -12,6 +12,7 @@ from rag.errors import UserError
 from rag.metrics.generation import distinct_trigrams
 from rag.reports import plots
 from rag.reports.page import Analysis
+from rag.safe_text import markdown
 
 
 def diversity(runs: Sequence[Path]) -> Analysis:
@@ -59,9 +60,10 @@ def diversity(runs: Sequence[Path]) -> Analysis:
     only.set(xlim=(0, 108), xlabel="distinct trigrams in % of all trigrams")
     only.invert_yaxis()
     text = (
-        f"{len(texts['gold']):,} texts ({first.config.split}), words apart by white space, case counting; texts of "
-        "fewer than three words have no trigram. The ratio falls as texts are added: compare equal sets. The paper "
-        "(MS-MARCO / Jeopardy): gold 89.6 / 90.0, BART 70.7 / 32.4, RAG-Token 77.8 / 46.8, RAG-Sequence 83.5 / 53.8."
+        f"{len(texts['gold']):,} texts ({markdown(first.config.split)}), words apart by white space, case counting; "
+        "texts of fewer than three words have no trigram. The ratio falls as texts are added: compare equal sets. "
+        "The paper (MS-MARCO / Jeopardy): gold 89.6 / 90.0, BART 70.7 / 32.4, RAG-Token 77.8 / 46.8, RAG-Sequence "
+        "83.5 / 53.8."
         f"{warning}"
     )
     return Analysis("Diversity of what is generated", text, frame, figure)

@@ -24,6 +24,7 @@ from rag.metrics.retrieval import has_answer
 from rag.model import RagModel, RagToken
 from rag.reports import plots
 from rag.reports.page import Analysis, excerpt, shortened
+from rag.safe_text import markdown
 
 TITLE, EXCERPT = 24, 44  # characters shown of a passage
 
@@ -138,5 +139,6 @@ def document_posterior(run: Path, question: str = "", answer: str = "", n_docs: 
         else "Under RAG-Token each token may come from another passage: the column of a token is "
         "p(z_i|x,y_i,y_<i). Tokens that every passage predicts say little of where they come from."
     )
-    text = f"Question: *{result.question}* Answer: *{result.answer}*, K = {len(result.prior)}. {read}"
+    asked = f"Question: *{markdown(result.question)}* Answer: *{markdown(result.answer)}*"
+    text = f"{asked}, K = {len(result.prior)}. {read}"
     return Analysis("Document posterior", text, result.frame(), draw(result, cumulative))

@@ -17,6 +17,7 @@ from rag.metrics.qa import exact_match
 from rag.metrics.retrieval import answer_recall_at
 from rag.reports import plots
 from rag.reports.page import Analysis, shortened
+from rag.safe_text import markdown
 
 SHOWN = 90  # characters of a passage in the examples
 
@@ -82,7 +83,8 @@ def error_breakdown(run: Path, examples: int = 4) -> Analysis:
         )
     )
     text = (
-        f"{len(right):,} questions ({config.split}), K = {rows.shape[1]} passages, exact match.{blame} In the paper, "
-        "11.8 % of the questions of Natural Questions were answered right although no passage held the answer."
+        f"{len(right):,} questions ({markdown(config.split)}), K = {rows.shape[1]} passages, exact match.{blame} "
+        "In the paper, 11.8 % of the questions of Natural Questions were answered right although no passage held the "
+        "answer."
     )
     return Analysis("Where answers go wrong", text, frame, figure, pd.DataFrame(shown))

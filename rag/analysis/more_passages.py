@@ -11,6 +11,7 @@ from rag.metrics.record import BM25, Record, by_k
 from rag.reports import plots
 from rag.reports.page import Analysis
 from rag.reports.result_table import RETRIEVAL, label_of, sweeps_of
+from rag.safe_text import markdown
 
 
 def more_passages(runs: Sequence[Path]) -> Analysis:
@@ -54,10 +55,10 @@ def more_passages(runs: Sequence[Path]) -> Analysis:
     )
     trained = sorted({int(each.result["n_docs"]) for each in evaluations})
     text = (
-        f"{evaluations[0].result['questions']:,} questions ({evaluations[0].config.split}), n of them counting for a "
-        f"metric; every K beyond the {' or '.join(map(str, trained))} of this evaluation's own is the same model "
-        "reading more. In the paper RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, and recall "
-        "only rises."
+        f"{evaluations[0].result['questions']:,} questions ({markdown(evaluations[0].config.split)}), n of them "
+        f"counting for a metric; every K beyond the {' or '.join(map(str, trained))} of this evaluation's own is the "
+        "same model reading more. In the paper RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, and "
+        "recall only rises."
     )
     return Analysis("More passages at test time", text, frame, figure)
 

@@ -17,6 +17,7 @@ from rag.errors import UserError
 from rag.files import read_json
 from rag.metrics.record import Record, records_of
 from rag.model import RagModel
+from rag.safe_text import say
 from rag.saved_model import load_config
 from rag.tasks.example import Example
 from rag.training.datamodule import sample
@@ -65,7 +66,7 @@ def find_evaluation(run: Path) -> Path:
         latest = max(finished, key=lambda folder: (folder / "result.json").stat().st_mtime_ns)
         if len(finished) > 1:
             others = " or ".join(f"run={folder}" for folder in finished if folder != latest)
-            print(
+            say(
                 f"{run} has {len(finished)} evaluations: using {latest}, the latest; for another, give {others}"
             )
         return latest

@@ -22,6 +22,7 @@ from rag.metrics.retrieval import answer_recall_at, recall_at
 from rag.reports import plots
 from rag.reports.page import Analysis, shortened
 from rag.retrievers.dense import DenseRetriever
+from rag.safe_text import markdown
 from rag.tasks.example import Example
 
 SHOWN = 90  # characters of a passage in the examples
@@ -65,9 +66,10 @@ def retrieval_change(run: Path, before: str = "", depth: int = 20, examples: int
     ]
     what = "gold passage" if by_id else "first passage with an answer"
     text = (
-        f"Rank of the {what} among the best {depth} of {len(store):,}, {len(old):,} questions ({config.split}): "
-        f"nearer the top for {int((new < old).sum()):,}, farther for {int((new > old).sum()):,}, unchanged for "
-        f"{int((new == old).sum()):,}. The index was not touched: only the question encoder moved."
+        f"Rank of the {what} among the best {depth} of {len(store):,}, {len(old):,} questions "
+        f"({markdown(config.split)}): nearer the top for {int((new < old).sum()):,}, farther for "
+        f"{int((new > old).sum()):,}, unchanged for {int((new == old).sum()):,}. The index was not touched: "
+        "only the question encoder moved."
     )
     shown = pd.DataFrame([*moves[0], *moves[1]])
     return Analysis(

@@ -4,7 +4,6 @@ Without a question, asks for one after the other; a pipe's lines are questions t
 and the K passages with p(z|x), before, and p(z|x,y), after the answer is known (section 2.1).
 """
 
-import json
 import os
 import re
 import shutil
@@ -22,18 +21,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rag.ask.command import about_documents, check_documents, opening, with_folder_quoted
 from rag.ask.pipe import lines_at_hand
-from rag.ask.printed import printable, quoted, shortened, shown
+from rag.ask.printed import quoted, shortened, shown
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import one_sentence, run_script
 from rag.compose import choices, compose_config, key_of, nearest
 from rag.errors import UserError
 from rag.lazy import many_imports
+from rag.safe_text import json_text, printable, say
+from rag.terminal import Terminal
 
 if TYPE_CHECKING:  # torch and the models' code take seconds, which a mistake in the command need not wait for
     from rag.ask.session import Choice, Reply, Session
@@ -91,7 +91,7 @@ def check(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 def ask(cfg: DictConfig, overrides: list[str], question: str) -> None:
     saved = check(cfg, overrides)
     documents = about_documents(overrides)
-    print(opening(saved) if documents else f"opening {saved.checkpoint}", file=sys.stderr)
+    say(opening(saved) if documents else f"opening {saved.checkpoint}", file=sys.stderr)
     with many_imports():
         import torch
 
@@ -146,10 +146,10 @@ class Talk:
         self.turns: list[str] = []
         self.asked = self.unanswered = 0
         self.repeats = False  # whether the question is written above its answer
-        self.console = Console(highlight=False)
+        self.console = Terminal(highlight=False)
 
     def tell(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, file=sys.stderr, flush=True)
 
     def state(self) -> str:
         """One line: the model, its memory, how it answers."""
@@ -219,7 +219,7 @@ class Talk:
                 self.tell(f"error: {shortened(question)}: {reply}")
                 if self.as_json:
                     print(
-                        json.dumps({"question": question, "error": str(reply)}, ensure_ascii=False),
+                        json_text({"question": question, "error": str(reply)}),
                         flush=True,
                     )
                 continue
@@ -231,7 +231,7 @@ class Talk:
                     record = (
                         {"question": question, "context": reply.question} | record | {"question": question}
                     )
-                print(json.dumps(record, ensure_ascii=False), flush=True)
+                print(json_text(record), flush=True)
             else:
                 if self.repeats:
                     self.console.print(Text(printable(question), style="italic"), soft_wrap=True)

@@ -24,6 +24,7 @@ from rag.encoders.opening import open_passage_encoder
 from rag.encoders.protocol import describe_encoder
 from rag.index.documents import cache_of, index_documents
 from rag.index.passage import counted
+from rag.safe_text import say
 
 CONFIG = "documents"  # configs/documents.yaml
 
@@ -54,7 +55,7 @@ def open_documents(folder: str | Path, checkpoint: str | Path | None = None, *ov
         given.append(f"checkpoint={quoted(checkpoint)}")
     cfg = compose_config(CONFIG, given)
     check_documents(cfg.documents)
-    print(opening(cfg), file=sys.stderr, flush=True)
+    say(opening(cfg), file=sys.stderr, flush=True)
     session, choice, _ = session_of(cfg)
     return Documents(session, choice)
 
@@ -72,7 +73,7 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
         folder, encoder.encode, info, place, *reading, batch_size=cfg.passages_at_once
     )
     new = "unchanged since the last time" if not embedded else f"{embedded:,} of them embedded now"
-    print(f"{counted(len(index), 'passage')}, {new}", file=sys.stderr, flush=True)
+    say(f"{counted(len(index), 'passage')}, {new}", file=sys.stderr, flush=True)
     OmegaConf.update(cfg, "index.path", str(place))
     OmegaConf.update(cfg, "n_docs", min(cfg.n_docs, len(index)))
     model = instantiate(plain(cfg.model)).eval()

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rag.checkpoint_config import from_checkpoint
 from rag.cli import run_script
 from rag.compose import choices, compose_config
 from rag.errors import UserError
+from rag.safe_text import html, markdown, say
 
 USAGE = """
 python -m rag.ask.page documents=FOLDER [key=value …]
@@ -44,13 +45,9 @@ python -m pip install -e ".[demo]" -c constraints.txt
   python -m rag.ask.page checkpoint=… host=0.0.0.0                  listen on every network interface
 """
 
-OWN = ("checkpoint", "trust", "closed_book", "host", "port", "seed")
+OWN = ("checkpoint", "trust", "closed_book", "host", "port", "names", "seed")
 MOST_PASSAGES = 50  # that can be chosen on the page
 AS_TRAINED = "as trained"
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'"
-)
 
 
 def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
@@ -59,7 +56,7 @@ def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
     gradio = import_gradio()
     closed = None if documents else closed_book_run(saved.checkpoint, saved.closed_book)
     what = opening(saved) if documents else f"opening {saved.checkpoint}"
-    print(what + (f" and {closed}" if closed else ""), file=sys.stderr)
+    say(what + (f" and {closed}" if closed else ""), file=sys.stderr)
     import torch
 
     from rag.ask.documents import session_of
@@ -91,13 +88,13 @@ def demo_page(cfg: DictConfig, overrides: list[str]) -> None:
     examples = [] if documents else example_questions(saved.task)
     page = Page(session, choice, indexes, decoding, beside, examples)
     blocks = page.blocks(gradio)
-    address = serve(gradio, blocks, saved.host, saved.port)
+    address = serve(gradio, blocks, saved.host, saved.port, list(saved.names))
     of = saved.documents if documents else saved.checkpoint
-    print(f"{session.model.title} of {of} answers at {address} until Ctrl-C", flush=True)
+    say(f"{session.model.title} of {of} answers at {address} until Ctrl-C", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
-        print("closed", file=sys.stderr)
+        say("closed", file=sys.stderr)
     finally:
         blocks.close(verbose=False)
 
@@ -187,17 +184,15 @@ class Page:
 
     def say(
         self, text: str, turns: list[str], index: str, n_docs: int, decoding: str
-    ) -> tuple[str, list[str], list[dict[str, str]], str]:
-        """An emptied box, the conversation with one more question and answer, for the chat as well, and cards."""
+    ) -> tuple[str, list[str], str, str]:
+        """An emptied box, the conversation with one more question and answer, the same as HTML, and cards."""
         text = text.strip()
         if not text:
             raise UserError("there is nothing to answer: type something")
         context = self.session.in_context(turns, text)
         reply = self.session.answer([context], self.chosen(index, n_docs, decoding))[0]
         turns = [*turns, text, reply.answer]
-        roles = ("user", "assistant")
-        messages = [{"role": roles[place % 2], "content": each} for place, each in enumerate(turns)]
-        return "", turns, messages, self.html.cards_html(reply)
+        return "", turns, self.html.conversation_html(turns), self.html.cards_html(reply)
 
     def blocks(self, gr: Any) -> Any:
         """The page itself."""
@@ -209,15 +204,15 @@ class Page:
                 try:
                     return function(*given)
                 except UserError as error:
-                    raise gr.Error(
-                        str(error), title="This cannot be answered", print_exception=False
-                    ) from error
+                    told = html(str(error))  # the note is HTML
+                    raise gr.Error(told, title="This cannot be answered", print_exception=False) from error
 
             return call
 
         with gr.Blocks(title=f"Ask {self.name}", analytics_enabled=False) as blocks:
             gr.Markdown(
-                f"## Ask {self.name}\nRetrieval-augmented generation: the answer, and the passages it comes from."
+                f"## Ask {markdown(self.name)}\n"
+                "Retrieval-augmented generation: the answer, and the passages it comes from."
             )
             settings = self.settings(gr)
             with gr.Tab("Question"):
@@ -249,14 +244,8 @@ class Page:
                     "Earlier questions and answers are the context of the next, as many as the model can read."
                 )
                 turns = gr.State([])
-                chat = gr.Chatbot(
-                    elem_id="chat",
-                    height=320,
-                    render_markdown=False,
-                    show_label=False,
-                    buttons=[],
-                    layout="bubble",
-                )
+                nothing = self.html.conversation_html([])
+                chat = gr.HTML(nothing, elem_id="chat")
                 with gr.Row():
                     said = gr.Textbox(
                         show_label=False, placeholder="Ask a question", elem_id="say", scale=8, lines=1
@@ -270,8 +259,7 @@ class Page:
                     show_progress_on=chat,
                     api_visibility="private",
                 )
-                reset.click(lambda: ([], [], ""), None, [turns, chat, read], api_visibility="private")
-                chat.clear(lambda: ([], ""), None, [turns, read], api_visibility="private")
+                reset.click(lambda: ([], nothing, ""), None, [turns, chat, read], api_visibility="private")
         return blocks
 
     def settings(self, gr: Any) -> list[Any]:
@@ -299,25 +287,14 @@ class Page:
         return [index, n_docs, decoding]
 
 
-class Policy:
-    """ASGI middleware that adds the Content-Security-Policy to every answer."""
+def serve(gr: Any, blocks: Any, host: str, port: int | None, names: Sequence[str] = ()) -> str:
+    """Start serving in the background; the address. names: others that this machine is asked under.
 
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self.app(scope, receive, with_policy)
-
-
-def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
-    """Start serving in the background; the address. Raises UserError where host or port cannot be had."""
+    Raises UserError where host or port cannot be had.
+    """
     from starlette.middleware import Middleware  # type: ignore[import-not-found]
 
+    from rag.ask.middleware import OwnHosts, Policy, own_names
     from rag.ask.reply_html import CSS
 
     theme = gr.themes.Default(
@@ -341,7 +318,11 @@ def serve(gr: Any, blocks: Any, host: str, port: int | None) -> str:
             mcp_server=False,
             theme=theme,
             css=CSS,
-            app_kwargs={"middleware": [Middleware(Policy)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(OwnHosts, names=own_names(host, names)), Middleware(Policy)],
+                "docs_url": None,
+                "redoc_url": None,
+            },
         )
     except OSError as error:
         raise UserError(

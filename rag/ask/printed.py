@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from rag.ask.highlight import answer_spans, snippet
+from rag.safe_text import printable
 
 if TYPE_CHECKING:
     from rag.ask.session import Reply, Source
@@ -32,11 +33,6 @@ def shortened(question: str) -> str:
     """A question by its beginning, for a message about it."""
     text = printable(question)
     return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def printable(text: str) -> str:
-    """Without line ends and what would command the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def quoted(reply: "Reply") -> Text:

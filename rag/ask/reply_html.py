@@ -4,11 +4,12 @@ Whatever comes from a model, a passage or a user is escaped. Colours are one hue
 them stands beside its number.
 """
 
-from html import escape
+from collections.abc import Sequence
 
 from rag.ask.highlight import answer_spans
 from rag.ask.session import Reply, Source
 from rag.reports.contrast import text_on
+from rag.safe_text import html
 
 LIGHT, DARK = (239, 246, 252), (8, 48, 107)  # of the heat map, for 0 and 1
 CSS = """
@@ -17,6 +18,11 @@ CSS = """
 .rag-who {font-size: 0.85em; opacity: 0.75}
 .rag-text {font-size: 1.6em; font-weight: 600; line-height: 1.3; overflow-wrap: anywhere}
 .rag-note {font-size: 0.85em; opacity: 0.75}
+.rag-turns {display: flex; flex-direction: column; gap: 0.5em; min-height: 8em; max-height: 24em; overflow-y: auto;
+  border: 1px solid var(--border-color-primary, #ccc); border-radius: 8px; padding: 0.8em}
+.rag-turn {max-width: 80%; padding: 0.45em 0.8em; border-radius: 10px; overflow-wrap: anywhere; line-height: 1.4}
+.rag-asked {align-self: flex-end; background: rgba(0, 114, 178, 0.18)}
+.rag-answered {align-self: flex-start; background: rgba(128, 128, 128, 0.18)}
 .rag-title {font-weight: 600}
 .rag-scroll {overflow-x: auto}
 .rag-swipe {display: none}
@@ -47,25 +53,35 @@ CSS = """
 def answer_html(reply: Reply, who: str) -> str:
     """The answer, who gave it, and log p(y|x); further answers below. Of documents, also the sentence that holds it and
     where it stands, or that the answer is not believed."""
-    text = escape(reply.answer) or "<em>an empty answer</em>"
+    text = html(reply.answer) or "<em>an empty answer</em>"
     if reply.known is False:
         text = "I do not know: nothing that I read answers this."
     others = "".join(
-        f'<div class="rag-note">or: {escape(other)} ({logprob:.2f})</div>' for other, logprob in reply.others
+        f'<div class="rag-note">or: {html(other)} ({logprob:.2f})</div>' for other, logprob in reply.others
     )
     return (
-        f'<div class="rag-answer"><div class="rag-who">{escape(who)}</div><div class="rag-text">{text}</div>'
+        f'<div class="rag-answer"><div class="rag-who">{html(who)}</div><div class="rag-text">{text}</div>'
         f'{_from(reply)}<div class="rag-note">log p(y|x) = {_number(reply.logprob)}</div>{others}</div>'
     )
+
+
+def conversation_html(turns: Sequence[str]) -> str:
+    """Questions and answers in turn, the newest last; nothing before the first."""
+    who = ("asked", "answered")
+    said = "".join(
+        f'<div class="rag-turn rag-{who[place % 2]}">{html(text) or "<em>an empty answer</em>"}</div>'
+        for place, text in enumerate(turns)
+    )
+    return f'<div class="rag-turns" role="log" aria-live="polite">{said}</div>'
 
 
 def _from(reply: Reply) -> str:
     """The sentence that holds the answer, and its document."""
     if reply.known is None or (source := reply.source) is None:
         return ""
-    guess = "" if reply.known else f"best guess: {escape(reply.answer)}; "
+    guess = "" if reply.known else f"best guess: {html(reply.answer)}; "
     sentence = marked(reply.sentence, reply.answer)
-    return f'<div class="rag-sentence">{guess}<strong>{escape(source.file)}</strong>: {sentence}</div>'
+    return f'<div class="rag-sentence">{guess}<strong>{html(source.file)}</strong>: {sentence}</div>'
 
 
 def heat_map_html(reply: Reply) -> str:
@@ -78,9 +94,9 @@ def heat_map_html(reply: Reply) -> str:
             "The posterior of each token by itself is RAG-Token's (figure 2).</div>"
         )
     gap = '<td class="rag-gap"></td>'
-    head = "".join(f'<th class="rag-token">{escape(token) or "␣"}</th>' for token in reply.tokens)
+    head = "".join(f'<th class="rag-token">{html(token) or "␣"}</th>' for token in reply.tokens)
     rows = "".join(
-        f'<tr><th class="rag-passage" title="{escape(source.text)}">{rank}&ensp;{escape(_name(source))}</th>'
+        f'<tr><th class="rag-passage" title="{html(source.text)}">{rank}&ensp;{html(_name(source))}</th>'
         f"{_cell(source.prior, 'rag-prior')}{gap}"
         f"{''.join(_cell(value, 'rag-posterior') for value in source.by_token or ())}</tr>"
         for rank, source in enumerate(reply.sources, start=1)
@@ -103,7 +119,7 @@ def cards_html(reply: Reply) -> str:
 
 def _card(rank: int, source: Source, reply: Reply) -> str:
     answer = reply.answer
-    file = "" if reply.known is None else f'<span class="rag-note">{escape(source.file)}</span>&ensp;'
+    file = "" if reply.known is None else f'<span class="rag-note">{html(source.file)}</span>&ensp;'
     return (
         f'<div class="rag-card"><div class="rag-title">{rank}&ensp;{file}{marked(_name(source), answer)}</div>'
         f"<p>{marked(source.text, answer)}</p>"
@@ -119,14 +135,14 @@ def marked(text: str, answer: str) -> str:
     """Escaped, with <mark> around the answer's words."""
     pieces, last = [], 0
     for start, end in answer_spans(text, answer):
-        pieces += [escape(text[last:start]), f"<mark>{escape(text[start:end])}</mark>"]
+        pieces += [html(text[last:start]), f"<mark>{html(text[start:end])}</mark>"]
         last = end
-    return "".join([*pieces, escape(text[last:])])
+    return "".join([*pieces, html(text[last:])])
 
 
 def _bar(label: str, value: float, colour: str) -> str:
     return (
-        f'<div class="rag-bar"><span>{escape(label)}</span><div class="rag-track"><div class="rag-fill" '
+        f'<div class="rag-bar"><span>{html(label)}</span><div class="rag-track"><div class="rag-fill" '
         f'style="width: {100 * value:.1f}%; background: {colour}"></div></div>'
         f'<span class="rag-number">{value:.3f}</span></div>'
     )

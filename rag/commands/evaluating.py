@@ -1,7 +1,6 @@
 """What `rag.commands.evaluate` does once it is known what to evaluate: answer, judge, write the results."""
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from rag.checkpoint_config import in_transformers_format
 from rag.compose import CONFIGS, compose_config, key_of, plain
@@ -24,12 +22,14 @@ from rag.index.folder import Index
 from rag.processes import local_device, processes, wait_for_all
 from rag.reopen import open_model
 from rag.reports import result_table
+from rag.reports.finished import complete_run
 from rag.reports.paper_cells import Cell, cells_of
-from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
 from rag.runs import Run, git_commit, portable
+from rag.safe_text import say
 from rag.saved_model import verify_model
 from rag.tasks.qa import read_examples
+from rag.terminal import Terminal
 from rag.training.datamodule import check_questions, sample
 
 LEAST_INDEX_RECALL = 0.95  # below this, what the generator reads is noticeably not what the scores ask for
@@ -70,7 +70,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
             examples = sample(everything, cfg.limit)
             if number == 0:
                 k_of_run = None if closed_book else n_docs
-                print(first_line(cfg, len(examples), len(everything), k_of_run, count, run))
+                say(first_line(cfg, len(examples), len(everything), k_of_run, count, run))
             model = open_model(cfg.module).to(local_device())
             check_questions(model, examples, task.source(cfg.split))
             decoding = instantiate(cfg.decoding)
@@ -81,7 +81,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
             as_read = None if model.retriever is None else AsRead(model.generator, model.retriever.index)
             cut = None if as_read is None else as_read.describe_cut([one.question for one in examples])
             if number == 0 and cut:
-                print(cut)
+                say(cut)
             deepest = 0 if store is None else min(max(cfg.recall_at, default=0), len(store))
             indexes, asked = open_editions(swap, cfg.limit)
             for questions in asked.values():
@@ -109,14 +109,13 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                 for name, content in task.submission(texts, examples).items():
                     with write_aside(run.folder / name) as aside:
                         aside.write_text(content, encoding="utf-8")
-                    print(f"the answers are not public: {run.folder / name} is what is sent in")
+                    say(f"the answers are not public: {run.folder / name} is what is sent in")
                 of_run = described(cfg, overrides, examples, n_docs, model.retriever)
                 run.finish(of_run | {"metrics": [record.plain() for record in records]})
-                shutil.rmtree(parts, ignore_errors=True)
-                write_run_report(run.folder)
         if number == 0:
+            complete_run(run.folder)
             show_result(cfg, run)
-            print(f"predictions, metrics and report.md in {run.folder}")
+            say(f"predictions, metrics and report.md in {run.folder}")
         return run.folder
 
 
@@ -142,16 +141,16 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
                     f"recall_at={list(cfg.recall_at)} asks for no passage, or for more than the "
                     f"{len(retriever.index):,} of the index: give some, as in recall_at=[1,5,20,100]"
                 )
-            print(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
+            say(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
             run.begin()
             questions = [example.question for example in examples]
             rows = find_passages(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
             records = judge_passages(task, examples, rows, cfg.split, retriever.index.passages, ks, cfg.bm25)
             of_run = described(cfg, overrides, examples, ks[-1], retriever)
             run.finish(of_run | {"metrics": [record.plain() for record in records]})
-            write_run_report(run.folder)
+        complete_run(run.folder)
         show_result(cfg, run)
-        print(f"metrics and report.md in {run.folder}")
+        say(f"metrics and report.md in {run.folder}")
         return run.folder
 
 
@@ -191,7 +190,7 @@ def open_run(
         setting="results",
     )
     if run.finished and say:
-        print(f"{run.folder} already exists, made with these settings (overwrite=true evaluates again)")
+        say(f"{run.folder} already exists, made with these settings (overwrite=true evaluates again)")
     return run
 
 
@@ -318,9 +317,9 @@ def show(result: dict, checkpoint: str, cells: list[Cell]) -> None:
     if index_finds is not None:
         lines.append(("index against exact search", f"{index_finds:.3f}"))
     title = f"{checkpoint} on {result['split']}, {result_table.reads(result_table.own_k(result))}"
-    Console().print(result_table.terminal(title, result_table.sections(result, cells), lines))
+    Terminal().print(result_table.terminal(title, result_table.sections(result, cells), lines))
     if index_finds is not None and index_finds < LEAST_INDEX_RECALL:
-        print(
+        say(
             f"warning: the index finds {index_finds:.0%} of the passages that exact search finds, which costs exact "
             "match: rebuild it with index.type.target_recall=0.99 or as index=flat",
             file=sys.stderr,

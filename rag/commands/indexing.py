@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from rag.commands.corpus import check_corpus, makes_the_encoder
@@ -19,18 +18,21 @@ from rag.encoders.opening import open_passage_encoder, open_question_encoder
 from rag.encoders.protocol import AnyPassageEncoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
-from rag.files import put_back
+from rag.index.editions import put_back, tidy
 from rag.index.estimate import Estimate, estimate
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
 from rag.index.passage import counted
 from rag.index.ready_index import ReadyIndex
 from rag.index.ready_vectors import ReadyVectors
-from rag.index.update import read_ids
+from rag.index.update import is_made, read_ids
 from rag.processes import processes
+from rag.reports.finished import complete_index
 from rag.reports.run_report import write_run_report
 from rag.runs import check_place
+from rag.safe_text import say
 from rag.tasks.qa import read_examples
+from rag.terminal import Terminal
 from rag.training.datamodule import sample
 
 
@@ -85,6 +87,7 @@ def build_index(cfg: DictConfig) -> Path:
     if encoder is not None:
         say_cut(encoder)
     if number == 0 and last_change(folder) == before:
+        complete_index(folder)
         show(index, f"{folder} already exists")
     elif number == 0:
         write_run_report(folder)
@@ -114,7 +117,7 @@ def open_encoder(name: str, settings: EncoderSettings, optional: bool = False) -
 def say_cut(encoder: AnyPassageEncoder) -> None:
     """How many of the passages that were embedded were too long for the encoder."""
     if encoder.cut:
-        print(
+        say(
             f"{counted(encoder.cut, 'passage')} of those embedded here ran over the passage encoder's "
             f"{encoder.max_length} tokens and was truncated; corpus.split_words=100 splits them"
         )
@@ -138,6 +141,12 @@ def change(cfg: DictConfig, folder: Path) -> None:
     index = Index.open(folder)
     mine = index.manifest.encoder
     removed = [] if cfg.remove is None else read_ids(cfg.remove)
+    encoding, split_words = reading(cfg.corpus)
+    if is_made(index.passages, cfg.add, removed, (encoding, split_words)):
+        tidy(folder)
+        complete_index(folder)
+        show(index, f"{folder} already is what this update makes of it")
+        return
     encoder = None
     if cfg.add is not None:
         for name in dict.fromkeys([mine.name, cfg.passage_encoder]):
@@ -152,8 +161,7 @@ def change(cfg: DictConfig, folder: Path) -> None:
     parts = [f"adding {cfg.add}"] * (cfg.add is not None) + [f"removing {len(removed):,} passages"] * bool(
         removed
     )
-    print(f"{' and '.join(parts)}: {folder} stays in place until its new edition is complete")
-    encoding, split_words = reading(cfg.corpus)
+    say(f"{' and '.join(parts)}: {folder} stays in place until its new edition is complete")
     index = index.update(
         cfg.add,
         removed,
@@ -200,10 +208,10 @@ def show_estimate(costs: Estimate, corpus: str, folder: Path) -> None:
     table.add_row("memory: searching, vectors on disk", f"{costs.memory_least / 2**30:,.2f} GiB")
     table.add_row("hours: embedding", f"{costs.seconds_embedding / 3600:,.2f}")
     table.add_row("hours: index", f"{costs.seconds_index / 3600:,.2f}")
-    Console().print(table)
+    Terminal().print(table)
     existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     if (free := shutil.disk_usage(existing).free) < costs.disk:
-        print(
+        say(
             f"{existing} has {free / 1e9:,.1f} GB free, too little for the {costs.disk / 1e9:,.1f} GB of this index"
         )
 
@@ -224,4 +232,4 @@ def show(index: Index, title: str) -> None:
     for name, value in manifest.seconds.items():
         table.add_row(f"seconds to {name}", f"{value:,.1f}")
     table.add_row("size on disk", f"{sum(f['bytes'] for f in manifest.files.values()) / 1e6:,.1f} MB")
-    Console().print(table)
+    Terminal().print(table)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from rag.cli import compose_command, many_imports, quieten, run_command
+from rag.reports.finished import complete_run
 from rag.sweep import sweep_if_asked
 from rag.training import plan
 
@@ -35,7 +36,8 @@ def train(*overrides: str) -> Path:
     """
     cfg = compose_command("train", list(overrides))
     if plan.check(cfg, list(overrides)):
-        return Path(cfg.paths.run)
+        complete_run(folder := Path(cfg.paths.run))
+        return folder
     with many_imports():
         from rag.commands import training  # what takes seconds to import, after what is told at once
 

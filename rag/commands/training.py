@@ -10,7 +10,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from rag.compose import plain, reading
@@ -20,8 +19,11 @@ from rag.evaluation.as_read import AsRead
 from rag.files import write_aside
 from rag.index.passages import PassageStore
 from rag.model import RagModel
+from rag.reports.finished import complete_run
 from rag.reports.run_report import write_run_report
 from rag.retrievers.protocol import check_depth
+from rag.safe_text import say
+from rag.terminal import Terminal
 from rag.training import plan
 from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
 from rag.training.curves import join_curves
@@ -42,6 +44,7 @@ def train(cfg: DictConfig) -> Path:
     run = plan.open_run(cfg)
     if run.finished and not cfg.info:
         plan.say_finished(run)
+        complete_run(folder)
         return folder
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)
@@ -62,9 +65,9 @@ def train(cfg: DictConfig) -> Path:
     plugins = [*(cfg.trainer.get("plugins") or []), WholeCheckpoints()]
     trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins)
     if not cfg.info:
-        rank_zero_only(print)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
+        rank_zero_only(say)(first_line(cfg.name, trainer, datamodule, run.folder, run.resumable))
         if slow := slow_precision(trainer):
-            rank_zero_only(print)(slow)
+            rank_zero_only(say)(slow)
     # What is wrong with the data is told before anything is written.
     datamodule.setup("fit")
     module.check_data(datamodule, trainer.world_size)
@@ -87,7 +90,7 @@ def train(cfg: DictConfig) -> Path:
     if retriever is not None:
         cut = AsRead(module.model.generator, retriever.index).describe_cut()
         if trainer.is_global_zero and cut:
-            print(cut)
+            say(cut)
     if trainer.is_global_zero:
         run.begin()
         for logger in trainer.loggers:
@@ -104,7 +107,7 @@ def train(cfg: DictConfig) -> Path:
     module.check_weights(module.state_dict())
     if trainer.is_global_zero:
         if cfg.monitor and not best.exists() and cfg.monitor in trainer.callback_metrics:
-            print(
+            say(
                 f"{cfg.monitor} was NaN in every evaluation on dev, which has nothing to compute it from: model/ holds "
                 "the weights of the last step, not of the best"
             )
@@ -124,12 +127,12 @@ def train(cfg: DictConfig) -> Path:
         )
         for name, value in metrics.items():
             table.add_row(name, "–" if value is None else f"{value:.4f}")
-        Console().print(table)
+        Terminal().print(table)
         report = write_run_report(run.folder)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 send_report(logger, report)
-        print(f"model in {run.folder / 'model'}, report in {report}")
+        say(f"model in {run.folder / 'model'}, report in {report}")
     return folder
 
 

@@ -27,6 +27,7 @@ from rag.errors import UserError
 from rag.files import write_aside
 from rag.progress import progress_bar
 from rag.runs import PROJECT
+from rag.safe_text import say
 
 _COPIED = 1 << 20  # bytes of an archive's file that are copied at once
 
@@ -64,23 +65,21 @@ def download(names: Sequence[str], into: Path, wait: float = 1.0) -> None:
         check_room(into, sum(room(SOURCES[name], plans[name]) for name in names))
         for name in names:
             source = SOURCES[name]
-            print(f"{name}: {source.what}; licence: {source.licence}")
+            say(f"{name}: {source.what}; licence: {source.licence}")
             for path, remote in plans[name].items():
                 fetched = fetcher.fetch(remote, path)
-                print(
+                say(
                     f"  {path} ({path.stat().st_size / MB:,.1f} MB){'' if fetched else ' was there'}",
                     flush=True,
                 )
             if source.archive is not None:
                 for path in unpack(source.archive, into) if plans[name] else places(source, into):
-                    print(
-                        f"  {path} ({path.stat().st_size / MB:,.1f} MB){'' if plans[name] else ' was there'}"
-                    )
+                    say(f"  {path} ({path.stat().st_size / MB:,.1f} MB){'' if plans[name] else ' was there'}")
             if source.make is not None and source.hub is not None:
                 for path in source.make(into / source.hub.folder, into / source.made):
-                    print(f"  {path} ({path.stat().st_size / MB:,.1f} MB)")
+                    say(f"  {path} ({path.stat().st_size / MB:,.1f} MB)")
     if into.resolve() != (PROJECT / "data").resolve():
-        print(f"the scripts look for it there with paths.data={into}")
+        say(f"the scripts look for it there with paths.data={into}")
 
 
 def places(source: Source, into: Path) -> list[Path]:
@@ -211,7 +210,7 @@ def show_list() -> None:
         size = f", {known / MB:,.0f} MB" if files and all(sizes) else ""
         print(f"{name}{size}: {source.what}\n    licence: {source.licence}")
         hub = source.hub
-        print(
+        say(
             f"    from {os.environ.get('HF_ENDPOINT', 'the hub')}: {hub.repo}, {hub.begin}*"
             if hub
             else f"    from {', '.join(dict.fromkeys(remote.urls[0].split('/')[2] for remote in files))}"

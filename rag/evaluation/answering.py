@@ -1,6 +1,5 @@
 """Section 4: a whole set of questions answered, each batch kept as it comes."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rag.files import write_aside
 from rag.model import Batch, RagModel
 from rag.progress import progress_bar
 from rag.retrievers.protocol import Retrieved
+from rag.safe_text import json_text
 from rag.tasks.example import Example
 from rag.tasks.records import read_records
 
@@ -165,7 +165,7 @@ def answer_in_parts(
                 aside.open("w", encoding="utf-8") as file,
             ):
                 for each in part:
-                    file.write(json.dumps(asdict(each), ensure_ascii=False) + "\n")
+                    file.write(json_text(asdict(each)) + "\n")
             advance(len(numbers))
 
 

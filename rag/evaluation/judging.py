@@ -3,7 +3,6 @@
 `judge` gives records (rag/metrics/record.py); `write_predictions` writes what was answered, beside them.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from rag.index.passages import PassageStore
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.record import BM25, NOT_RETRIEVED, Record
 from rag.metrics.retrieval import where_not_retrieved
+from rag.safe_text import json_text
 from rag.tasks.example import Example
 from rag.tasks.task import Task
 
@@ -187,7 +187,7 @@ def write_predictions(
                 record["set"] = example.set
             if store is not None:
                 record["passages"] = list(_passages(task, store, example, each, n_docs, passages, as_read))
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json_text(record) + "\n")
 
 
 def _passages(

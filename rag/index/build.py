@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from rag.errors import UserError
 from rag.files import hash_file, write_aside
 from rag.index import lazy_faiss as faiss
+from rag.index.editions import remove_half_written
 from rag.index.embed import lock_folder, seconds_embedding
 from rag.index.faiss_types import IndexType, add_rest, fill, new_index, train
 from rag.index.manifest import DECODED, CorpusInfo, Manifest
@@ -59,7 +60,7 @@ def build(
     folder = Path(folder)
     kind = IndexType(kind) if isinstance(kind, str) else kind
     with lock_folder(folder):
-        _remove_leftovers(folder)
+        remove_half_written(folder)
         store = PassageStore.open(folder / "passages")
         took = seconds_embedding(folder)
         seconds: dict[str, float] = {} if took is None else {"embed": took}
@@ -162,14 +163,6 @@ def _is_cosine(encoder: EncoderInfo, vectors: Vectors | DecodedVectors) -> bool:
     if encoder.reading is not None:
         return bool(encoder.reading["normalize"])
     return encoder.weights == UNKNOWN and bool(have_unit_length(vectors))
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Files that builds which were killed left half-written; nobody else is writing while the lock is
-    held."""
-    for pattern in ("vectors/.*.partial", ".index.faiss.*.partial", ".manifest.json.*.partial"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
 
 
 @contextmanager

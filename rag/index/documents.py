@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from rag.errors import UserError
-from rag.files import hidden_beside, one_process, put_back, replace_folder
+from rag.files import hidden_beside, one_process, replace_folder
 from rag.index.build import build
+from rag.index.editions import next_edition, put_back, tidy
 from rag.index.embed import Encode, embed
 from rag.index.folder import Index
 from rag.index.passage import Passage, counted, has_half_pair, piece_id, without_half_pairs
@@ -93,8 +94,9 @@ def index_documents(
         now = describe_corpus(documents, encoding, words) | {"cut": _CUT}
         old = _usable(folder, encoder)
         if old is not None and _same_content(old.passages, now):
+            tidy(folder)
             return old, 0
-        work = folder.with_name(f".{folder.name}.new")
+        work = next_edition(folder)
         store = _store(work, documents, now)
         known = None if old is None else _StillThere(old, store)
         embed(store, encode, work, encoder, _SHARD, batch_size, show_progress=show_progress, known=known)

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from rag.errors import UserError
-from rag.files import hash_file, put_back, read_json, replace_folder
+from rag.files import hash_file, read_json, replace_folder
 from rag.index.build import build
-from rag.index.embed import PassageEncoder, embed, prepare
+from rag.index.editions import next_edition, put_back, tidy
+from rag.index.embed import PassageEncoder, embed, lock_folder, prepare
 from rag.index.faiss_types import IndexType, filled_factory
 from rag.index.manifest import Manifest
 from rag.index.opening import open_files
@@ -24,6 +25,7 @@ from rag.index.ready_index import ReadyIndex, adopt, factory_of
 from rag.index.ready_vectors import MatchedVectors, ReadyVectors
 from rag.index.vectors import UNKNOWN, EncoderInfo
 from rag.processes import wait_for_all
+from rag.safe_text import say
 
 Reading = tuple[str | None, int | None]  # encoding, words of a piece: as in `read_passages`
 
@@ -64,6 +66,8 @@ def build_from_corpus(
     work, damage = _where_to_work(folder, corpus, reading, info, index_type, overwrite)
     wait_for_all()
     if work is None:
+        if first:
+            tidy(folder)
         return
     if first and damage is not None:
         _drop_altered(folder)
@@ -99,7 +103,8 @@ def build_from_corpus(
         else:
             build(work, index_type, queries, show_progress=show_progress)
         if work != folder:
-            replace_folder(work, folder)
+            with lock_folder(folder):
+                replace_folder(work, folder)
     wait_for_all()
 
 
@@ -129,7 +134,7 @@ def _where_to_work(
         )
     if other_type is not None:  # its vectors are the right ones
         return folder, None
-    return folder.with_name(f".{folder.name}.new"), None  # the old index stays until the new one is complete
+    return next_edition(folder), None  # the old index stays until the new one is complete
 
 
 def _other_vectors(
@@ -205,7 +210,7 @@ def _announce(
     taken_over = isinstance(index_type, ReadyIndex)
     what = f"taking over {index_type.file}" if taken_over else f"building an index ({index_type.factory})"
     whose = encoder.name if vectors is None else f"vectors of {vectors.path}"
-    print(f"{what} of {corpus} by {whose} in {folder}")
+    say(f"{what} of {corpus} by {whose} in {folder}")
 
 
 def _matched(
@@ -229,11 +234,9 @@ def _matched(
         known.check_encoder(encoder.encode, info.name)
     if show_progress:
         if known.missing:
-            print(f"of {len(store):,} passages {known.describe_missing()}; these are embedded")
+            say(f"of {len(store):,} passages {known.describe_missing()}; these are embedded")
         if known.strangers:
-            print(
-                f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {corpus}: left out"
-            )
+            say(f"{known.strangers:,} of {len(vectors):,} vectors belong to no passage of {corpus}: left out")
         if encoder is None:
-            print(f"{info.name} is not available, so the vectors could not be checked against it")
+            say(f"{info.name} is not available, so the vectors could not be checked against it")
     return known

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float32, Int64
 from rag.errors import UserError
 from rag.files import replace_folder
 from rag.index.build import build
+from rag.index.editions import next_edition, put_back, tidy
 from rag.index.embed import Encode, embed, lock_folder
 from rag.index.faiss_types import IndexType
 from rag.index.opening import IndexFiles, open_files
@@ -45,8 +46,10 @@ def update(
     batch_size: int = 64,
     show_progress: bool = True,
     reading: tuple[str | None, int | None] = (None, None),
-) -> None:
+) -> bool:
     """Add the passages of a corpus to the index in `folder`, and remove those with the ids `removed`.
+
+    False where the index is what this very update made of it, and nothing is left to do.
 
     An id in both is a passage that is replaced. New passages come after the old ones. encode, encoder: the passage
     encoder of the index, needed to add. FAISS's index is edited where its type allows that and a fifth of the
@@ -58,7 +61,11 @@ def update(
     malformed corpus, another encoder than the index's, or where nothing would be left.
     """
     folder = Path(folder)
+    put_back(folder)
     old = open_files(folder)
+    if is_made(old.passages, added, removed, reading):
+        tidy(folder)
+        return False
     if not isinstance(old.vectors, Vectors):
         raise UserError(
             f"{folder} holds no true vectors, only what {old.manifest.factory} left of them: build an index with "
@@ -66,8 +73,6 @@ def update(
         )
     kept = _kept(old, removed)
     if added is not None:
-        if not Path(added).exists():
-            raise UserError(f"{added} does not exist: give the path of a corpus ({FORMATS})")
         if encode is None or encoder is None:
             raise UserError(
                 "passages cannot be added without the passage encoder that made the others' vectors"
@@ -75,7 +80,7 @@ def update(
         _check_encoder(old, encode, encoder)
     if not kept.any() and added is None:
         raise UserError(f"no passage of {folder} would be left: delete the folder instead")
-    work = folder.with_name(f".{folder.name}.new")
+    work = next_edition(folder)
     with lock_folder(folder):
         store = _new_store(old, kept, added, removed, work, show_progress, reading)
         rows = np.full(len(store), -1)
@@ -92,6 +97,37 @@ def update(
             kind = kind if begun is None else replace(kind, factory=old.manifest.factory)
         build(work, kind, queries, show_progress=show_progress, begun=begun)
         replace_folder(work, folder)
+    return True
+
+
+def is_made(
+    store: PassageStore,
+    added: Path | str | None,
+    removed: Sequence[str],
+    reading: tuple[str | None, int | None] = (None, None),
+) -> bool:
+    """Whether these passages are what this update made of the ones before: it had finished, and is asked for again.
+
+    Raises UserError where what was to be added is not there.
+    """
+    if added is not None and not Path(added).exists():
+        raise UserError(f"{added} does not exist: give the path of a corpus ({FORMATS})")
+    was = store.source or {}
+    if "of" not in was or "request" not in was:
+        return False
+    return was["request"] == _request(was["of"], added, removed, reading)
+
+
+def _request(
+    corpus_sha256: str,
+    added: Path | str | None,
+    removed: Sequence[str],
+    reading: tuple[str | None, int | None],
+) -> str:
+    """What an update is known by: a hash of the passages it changes, and how."""
+    corpus = None if added is None else describe_corpus(added, *reading)
+    asked = [corpus_sha256, sorted(removed), corpus and corpus["sha256"], *filter(None, reading)]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def read_ids(path: Path | str) -> list[str]:
@@ -157,9 +193,7 @@ def _new_store(
     reading: tuple[str | None, int | None],
 ) -> PassageStore:
     """The passages of the new edition in `work`; what an earlier update left there is used if it was the same one."""
-    corpus = None if added is None else describe_corpus(added, *reading)
-    asked = [old.passages.sha256, sorted(removed), corpus and corpus["sha256"], *filter(None, reading)]
-    request = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    request = _request(old.passages.sha256, added, removed, reading)
     try:
         store = PassageStore.open(work / "passages")
         if (store.source or {}).get("request") == request:
@@ -173,6 +207,7 @@ def _new_store(
     source: dict[str, Any] = {
         "path": was.get("path", ""),
         "request": request,
+        "of": old.passages.sha256,
         "changes": [
             *was.get("changes", []),
             {"removed": int((~kept).sum()), "added": None if added is None else str(added)},

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from rag.errors import UserError
 from rag.miniwiki.world import write_world
+from rag.safe_text import say
+from rag.terminal import Terminal
 
 DEFAULTS: dict[str, Any] = {"output": "data/miniwiki", "seed": 1, "people": 3000, "institutions": 700}
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     try:
         settings = parse(arguments)
         console.print(
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         summary = write_world(**settings)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return 2
     table = Table("what", "count", title=f"{settings['output']}")
     table.columns[1].justify = "right"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
-from rag.files import hash_file, write_aside, write_json
+from rag.files import hash_file, remove_leftovers, write_aside, write_json
 from rag.miniwiki import facts, names, sentences
 from rag.miniwiki.dice import Dice
 from rag.miniwiki.entries import (
@@ -109,6 +109,7 @@ def write_world(
             for question in questions
         ]
     for file, content in lines.items():
+        remove_leftovers(output, f"{file}.*")
         with write_aside(output / file) as aside:
             aside.write_text("\n".join(content) + "\n", encoding="utf-8", newline="\n")
     summary = {

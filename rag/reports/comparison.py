@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
 from rag.files import read_json
@@ -16,6 +15,7 @@ from rag.reports import plots
 from rag.reports.page import table
 from rag.reports.plots import COLOURS
 from rag.reports.result_table import NONE, count, interval, number
+from rag.terminal import Terminal
 
 Metrics = dict[str, list[Record]]  # of each model
 Target = tuple[str, str, float]  # metric, "≥" or "≤", bound
@@ -122,7 +122,7 @@ def show(title: str, rows: Sequence[Sequence[str]], targets: Sequence[Mapping[st
     )
     for row in rows:
         shown.add_row(*row[:3], *row[4:])
-    console = Console()
+    console = Terminal()
     console.print(shown)
     for target in targets:
         if not target["reached"]:

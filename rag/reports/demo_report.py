@@ -26,6 +26,7 @@ from rag.reports.plots import COLOURS, NAMES
 from rag.reports.result_table import number
 from rag.reports.run_report import answers
 from rag.runs import git_commit, versions
+from rag.safe_text import say
 
 MODELS = {name: NAMES[name] for name in ("closed_book", "bm25", "frozen", "rag_token", "rag_sequence")}
 RETRIEVES = ("rag_sequence", "rag_token", "frozen", "bm25")
@@ -191,5 +192,5 @@ def write_report(folder: Path, seed: int, seconds: dict[str, float]) -> dict[str
         rows_of(metrics_of(report), MODELS, RECALL_AT),
         report["targets"],
     )
-    print(f"{seconds['total']:,.0f} s; report in {folder / 'report.md'}")
+    say(f"{seconds['total']:,.0f} s; report in {folder / 'report.md'}")
     return report

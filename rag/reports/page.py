@@ -7,7 +7,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag.files import write_aside
+from rag.files import remove_leftovers, write_aside
+from rag.safe_text import fenced
+from rag.safe_text import markdown as escaped
 
 if TYPE_CHECKING:  # pandas and matplotlib are imported by what draws, not by what only writes a table
     import pandas as pd
@@ -43,6 +45,7 @@ class Analysis:
         """Write `name`.png and `name`.md into `folder` and return the path of the latter."""
         from rag.reports import plots
 
+        remove_leftovers(folder, f"{name}.*")
         plots.save(self.figure, folder / f"{name}.png")
         page = folder / f"{name}.md"
         with write_aside(page) as aside:
@@ -73,12 +76,8 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, Integral) else f"{value:.3f}"
 
 
-def escaped(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def of_command(command: Sequence[str]) -> list[str]:
-    return ["```", shlex.join(command), "```"]
+    return fenced(shlex.join(command))
 
 
 def shortened(text: str, length: int) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Column, Table
 
 from rag.errors import UserError
@@ -22,6 +21,9 @@ from rag.reports.page import table as markdown_table
 from rag.reports.paper_cells import Cell, cells_of
 from rag.reports.result_table import RETRIEVAL, label_of, own_k, percent, reads, signed, sweeps_of
 from rag.runs import CONFIGS
+from rag.safe_text import markdown as escaped
+from rag.safe_text import say
+from rag.terminal import Terminal
 
 EXPERIMENTS = CONFIGS / "experiment"
 NOT_RUN = "not run"
@@ -226,7 +228,9 @@ def markdown(layout: Layout, rows: list[list[str]], runs: list[str]) -> str:
     """The table in Markdown, each cell as paper / ours [95 %], n / difference, in percent."""
     lines = [f"# {layout.title}", "", "paper / ours [95 %], n / difference; other systems: paper alone.", ""]
     lines += markdown_table(["", *layout.columns], [[c.replace(" | ", " / ") for c in row] for row in rows])
-    lines += ["", "Runs:", *(f"- {run}" for run in runs)] if runs else ["", "No run is finished yet."]
+    lines += (
+        ["", "Runs:", *(f"- {escaped(run)}" for run in runs)] if runs else ["", "No run is finished yet."]
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -254,10 +258,10 @@ def sweep_lines(curves: Curves) -> list[str]:
     for experiment, metrics in curves.items():
         ks = sorted({k for of_one in metrics.values() for k in of_one})
         rows = [
-            [label_of(name), *(f"{of_one[k]:.1f}" if k in of_one else "–" for k in ks)]
+            [escaped(label_of(name)), *(f"{of_one[k]:.1f}" if k in of_one else "–" for k in ks)]
             for name, of_one in metrics.items()
         ]
-        lines += ["", *markdown_table([experiment, *(f"K = {k}" for k in ks)], rows)]
+        lines += ["", *markdown_table([escaped(experiment), *(f"K = {k}" for k in ks)], rows)]
     return lines
 
 
@@ -293,7 +297,7 @@ def write_table(table: str, outputs: Path, folder: Path) -> None:
         title = f"{layout.title}\npaper, ours [95 %] with n, difference, in percent"
         figure = plots.text_table(title, ["", *layout.columns], split, NOT_RUN)
     plots.save(figure, folder / f"{table}.png")
-    console = Console()
+    console = Terminal()
     for part in parts_that_fit(layout.columns, rows, console.width):
         columns = [Column("", no_wrap=True), *(layout.columns[number] for number in part)]
         shown = Table(*columns, title=f"{layout.title}: paper, ours, difference", show_lines=True)
@@ -302,4 +306,4 @@ def write_table(table: str, outputs: Path, folder: Path) -> None:
         console.print(shown)
     with write_aside(folder / f"{table}.md") as aside:
         aside.write_text(text, encoding="utf-8")
-    print(f"{len(runs)} finished runs under {outputs}; table in {folder / f'{table}.md'} and .png")
+    say(f"{len(runs)} finished runs under {outputs}; table in {folder / f'{table}.md'} and .png")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
@@ -19,6 +20,8 @@ from rag.files import write_aside
 from rag.metrics.record import Record
 from rag.reports.contrast import text_on
 from rag.reports.result_table import label_of as metric_label
+
+rcParams["text.parse_math"] = False  # a question about $5 is no formula
 
 PALETTE = ("#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#D55E00", "#F0E442", "#000000")
 GREY = "#999999"

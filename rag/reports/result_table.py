@@ -10,6 +10,7 @@ from typing import Any
 
 from rag.metrics.record import BM25, NOT_RETRIEVED, Record, best_k, by_k, find, records_of, swap_pair
 from rag.reports.paper_cells import Cell
+from rag.safe_text import markdown as escaped
 
 # How metrics are called in tables and pictures; any other goes by the name that its task gives it.
 LABELS = {
@@ -160,7 +161,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[int]:
 def markdown(section: Section) -> list[str]:
     """The lines of the section's table."""
     shown = columns(section.rows)
-    lines = [HEADER, ["---"] * len(HEADER), *section.rows]
+    rows = ([escaped(cell) for cell in row] for row in section.rows)
+    lines = [HEADER, ["---"] * len(HEADER), *rows]
     return [f"| {' | '.join(line[n] for n in shown)} |" for line in lines]
 
 

@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from rag.files import read_json, write_aside
 from rag.metrics.record import BM25, by_k, records_of, swap_cells, swap_pair, training_metrics
 from rag.reports import result_table
-from rag.reports.page import cell, escaped, table
+from rag.reports.page import cell, table
 from rag.reports.paper_cells import cells_of
 from rag.runs import PROJECT, provenance
+from rag.safe_text import fenced
+from rag.safe_text import markdown as escaped
 
 ANSWERS = 10  # questions shown of an evaluation
 PASSAGES = 3  # of each
@@ -53,10 +55,11 @@ def _training(folder: Path) -> tuple[list[str], Any]:
     run, result, config = read_json(folder / "run.json"), read_json(folder / "result.json"), _config(folder)
     steps, seconds = result["steps"], result["training_seconds"]
     speed = f", {steps / seconds:.2f} steps per second" if seconds else ""
-    lines = [f"# {config['name']}", "", f"{steps:,} steps in {seconds:,.0f} s{speed}; seed {config['seed']}."]
+    seed = escaped(str(config["seed"]))
+    lines = [f"# {escaped(config['name'])}", "", f"{steps:,} steps in {seconds:,.0f} s{speed}; seed {seed}."]
     if best := config.get("monitor"):
-        lines += ["", f"The weights are those of the best {best}; the metrics are the last step's."]
-    rows = [[name, cell(value)] for name, value in training_metrics(result).items()]
+        lines += ["", f"The weights are those of the best {escaped(best)}; the metrics are the last step's."]
+    rows = [[escaped(name), cell(value)] for name, value in training_metrics(result).items()]
     lines += ["", *table(["metric", "value"], rows)]
     figure, shown = _curves(folder)
     if figure is not None:
@@ -139,14 +142,14 @@ def curves(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
 def _evaluation(folder: Path) -> tuple[list[str], Any]:
     run, result, config = read_json(folder / "run.json"), read_json(folder / "result.json"), _config(folder)
     lines = [
-        f"# {config['name']} on {config['split']}",
+        f"# {escaped(config['name'])} on {escaped(config['split'])}",
         "",
         f"{result['questions']:,} questions, {result_table.reads(result_table.own_k(result))}, "
         f"checkpoint {_short(config['checkpoint'])}.",
     ]
     if "index" in result:
         index = result["index"]
-        lines += ["", f"Index: {index['type']}, {index['passages']:,} passages."]
+        lines += ["", f"Index: {escaped(index['type'])}, {index['passages']:,} passages."]
     cells = cells_of(config.get("paper") or [], config["name"])
     for section in result_table.sections(result, cells):
         lines += ["", f"## {section.title}", ""]
@@ -230,15 +233,16 @@ def answers(predictions: Path, questions: int, name: str) -> list[str]:
     step = max(1, questions // ANSWERS)
     with open(predictions, encoding="utf-8") as file:
         chosen = [json.loads(line) for line in islice(file, 0, ANSWERS * step, step)]
-    lines = ["", f"## {len(chosen)} questions, {name}", ""]
+    lines = ["", f"## {len(chosen)} questions, {escaped(name)}", ""]
     for record in chosen:
         right = exact_match([record["prediction"]], [record["answers"]])[0] == 1
         known = record["logprob"] is not None  # not where no passage was found
         certainty = f"log p = {record['logprob']:.2f}" if known else "no passage found"
         lines += [
-            f"**{record['question']}** {'✓' if right else '✗'}",
+            f"**{escaped(record['question'])}** {'✓' if right else '✗'}",
             "",
-            f"answered *{record['prediction']}* ({certainty}), expected *{' or '.join(record['answers'])}*",
+            f"answered *{escaped(record['prediction'])}* ({certainty}), "
+            f"expected *{escaped(' or '.join(record['answers']))}*",
             "",
         ]
         if "passages" in record:
@@ -247,7 +251,7 @@ def answers(predictions: Path, questions: int, name: str) -> list[str]:
                     f"{passage['prior']:.2f}",
                     f"{passage['posterior']:.2f}",
                     "gold" if passage["gold"] else "",
-                    escaped(f"**{passage['title']}** {passage['text']}"),
+                    f"**{escaped(passage['title'])}** {escaped(passage['text'])}",
                 ]
                 for passage in record["passages"][:PASSAGES]
             ]
@@ -272,7 +276,7 @@ def _index(folder: Path) -> tuple[list[str], Any]:
         *table(
             ["what", "value"],
             [
-                ["type", manifest["factory"]],
+                ["type", escaped(manifest["factory"])],
                 [
                     "searched with",
                     ", ".join(f"{name} = {value}" for name, value in manifest["search"].items()),
@@ -280,11 +284,14 @@ def _index(folder: Path) -> tuple[list[str], Any]:
                 *([f"recall@{k} against exact search", cell(float(value))] for k, value in recall.items()),
                 ["milliseconds per query", f"{manifest['ms_per_query']:.2f} ({manifest['threads']} threads)"],
                 ["size", f"{size / 1e6:,.1f} MB"],
-                *([f"seconds to {name}", f"{value:,.1f}"] for name, value in manifest["seconds"].items()),
+                *(
+                    [f"seconds to {escaped(name)}", f"{value:,.1f}"]
+                    for name, value in manifest["seconds"].items()
+                ),
             ],
         ),
         "",
-        f"Recall was measured with {manifest['recall_queries']}.",
+        f"Recall was measured with {escaped(manifest['recall_queries'])}.",
         "",
         f"![{'recall against exact search, ' if recall else ''}seconds of each step](report.png)",
     ]
@@ -308,17 +315,15 @@ def _made_by(run: Mapping[str, Any]) -> list[str]:
         "",
         "## Made by",
         "",
-        "```",
-        command,
-        "```",
+        *fenced(command),
         "",
-        f"Commit {run['commit']}; {run['machine']}; {versions}.",
+        escaped(f"Commit {run['commit']}; {run['machine']}; {versions}."),
     ]
 
 
 def _short(path: str) -> str:
-    """A path as it is typed in the project's folder."""
-    return path.replace(f"{PROJECT}/", "").replace("${project:}/", "")
+    """A path as it is typed in the project's folder, for Markdown."""
+    return escaped(path.replace(f"{PROJECT}/", "").replace("${project:}/", ""))
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rag.reports.plots import COLOURS, NAMES
 from rag.reports.result_table import number
 from rag.reports.run_report import answers
 from rag.runs import git_commit, versions
+from rag.safe_text import say
 
 RETRIEVES = ("hybrid", "rag_sequence", "rag_token", "frozen", "bm25")
 MODELS = {"closed_book": "closed-book reader"} | {name: NAMES[name] for name in (*RETRIEVES[::-1], "gold")}
@@ -139,5 +140,5 @@ def write_report(folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
         )
     write_json(folder / "report.json", report)
     show(f"{report['questions']:,} dev questions", rows_of(metrics, MODELS, RECALL_AT), report["targets"])
-    print(f"{report['seconds']['total']:,.0f} s; report in {folder / 'report.md'}")
+    say(f"{report['seconds']['total']:,.0f} s; report in {folder / 'report.md'}")
     return report

@@ -22,6 +22,7 @@ from rag.fingerprints import digest, fingerprint
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
 from rag.progress import progress_bar
+from rag.safe_text import json_text
 from rag.tasks.records import Record, kind, read_records, text_field
 
 log = logging.getLogger(__name__)
@@ -104,9 +105,7 @@ def _convert(path: Path, folder: Path) -> None:
                 advance(1)
                 if rows_of_question["positives"]:
                     usable += 1
-                    out.write(
-                        json.dumps({"question": question, **rows_of_question}, ensure_ascii=False) + "\n"
-                    )
+                    out.write(json_text({"question": question, **rows_of_question}) + "\n")
             if not usable:
                 raise UserError(f"{path} holds no question with a positive passage")
 

@@ -10,12 +10,12 @@ out, the hub's rows have `[]` for both `answers` and `wellFormedAnswers`. Its ex
 them are sent in, and the paper's test metrics can only be compared with dev's.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
+from rag.safe_text import json_text
 from rag.tasks.example import Example
 from rag.tasks.records import HUB, Record, field, kind, read_object, read_records, text_field, texts
 from rag.tasks.text_to_text import TextToText
@@ -48,7 +48,7 @@ class MsMarco(TextToText):
             {"query_id": int(one.id) if one.id.isdecimal() else one.id, "answers": [text]}
             for one, text in pairs
         ]
-        return {"submission.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)}
+        return {"submission.jsonl": "".join(json_text(row) + "\n" for row in rows)}
 
     def read(self, source: str) -> Iterator[Example]:
         for where, record in _rows(source):

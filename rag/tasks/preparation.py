@@ -12,19 +12,20 @@ for a whole training set takes a while, so that the result is kept as
 whose hash is of everything that decides the result: the examples, the task, the passages, the index, the retriever.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rag.errors import UserError
-from rag.files import lock_file, read_json, write_aside, write_json
+from rag.files import lock_file, read_json, remove_leftovers, write_aside, write_json
 from rag.fingerprints import digest
 from rag.progress import progress_bar
+from rag.safe_text import json_text, say
 from rag.tasks.example import Example
 from rag.tasks.records import read_records
 from rag.tasks.task import Task
@@ -64,7 +65,7 @@ def prepared(task: Task, retriever: Any, folder: Path | str) -> list[Example]:
         if not file.exists():
             _make(task, examples, retriever, made_from, file)
     said = read_json(file.with_suffix(".json"))
-    print(
+    say(
         f"training targets from the {said['depth']:,} best passages: found for {said['found']:,} of "
         f"{said['questions']:,} questions, {said['kept']:,} are trained on ({file})"
     )
@@ -109,7 +110,7 @@ def _make(task: Task, examples: list[Example], retriever: Any, made_from: dict[s
     )
     with write_aside(file) as aside, aside.open("w", encoding="utf-8") as out:
         for example in kept:
-            out.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+            out.write(json_text(asdict(example)) + "\n")
 
 
 def _read(file: Path) -> Iterator[Example]:
@@ -130,6 +131,7 @@ def _alone(file: Path) -> Iterator[None]:
             f"{file.parent} cannot be written ({error.strerror}): choose another with datamodule.prepared=…"
         ) from error
     try:
+        remove_leftovers(file.parent, f"{escape(file.stem)}.*.partial")
         yield
     finally:
         lock.release()

@@ -13,13 +13,13 @@ Preparation: an answer is a training target only if it occurs in one of the 1000
 question (`found_answers`).
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
 from rag.metrics.retrieval import answer_finder, tokenize
+from rag.safe_text import json_text
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
 from rag.tasks.records import (
@@ -77,7 +77,7 @@ class TriviaQA(QuestionAnswering):
         if all(example.answers for example in examples):
             return {}
         answers = {example.id: text for example, text in zip(examples, predictions, strict=True)}
-        return {"submission.json": json.dumps(answers, ensure_ascii=False, indent=1) + "\n"}
+        return {"submission.json": json_text(answers, indent=1) + "\n"}
 
     def targets(self, example: Example, texts: Iterable[str]) -> tuple[str, ...]:
         return found_answers(example.answers, texts)

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from rag.errors import UserError
+from rag.safe_text import say
 
 
 def wandb_logger(project: str, name: str, folder: str, **settings: Any) -> WandbLogger:
@@ -59,7 +60,7 @@ def send_report(logger: WandbLogger, page: Path) -> None:
     run.log_artifact(artifact)
     folder = Path(run.dir).parent
     run.finish()
-    print(f"Weights & Biases: {run.url}" if run.url else f"Weights & Biases, offline: wandb sync {folder}")
+    say(f"Weights & Biases: {run.url}" if run.url else f"Weights & Biases, offline: wandb sync {folder}")
 
 
 def logged_in() -> bool:

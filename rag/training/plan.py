@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rag.compose import CONFIGS, key_of, plain
 from rag.errors import UserError
 from rag.runs import Run, check_place
+from rag.safe_text import say
 
 # The settings that decide what is trained; with the content of the inputs they are the run's identity.
 DECISIVE = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
@@ -21,7 +22,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
     """
     run = look(cfg)
     if not cfg.info and not any(key_of(each) == "experiment" for each in overrides):
-        print(default_line(cfg), flush=True)
+        say(default_line(cfg), flush=True)
     if run is None or cfg.info or not run.finished:
         return False
     say_finished(run)
@@ -50,7 +51,7 @@ def look(cfg: DictConfig) -> Run | None:
 
 
 def say_finished(run: Run) -> None:
-    print(f"{run.folder} already exists, made with these settings (overwrite=true trains it again)")
+    say(f"{run.folder} already exists, made with these settings (overwrite=true trains it again)")
 
 
 def check_trainer(cfg: DictConfig) -> None:

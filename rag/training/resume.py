@@ -14,6 +14,7 @@ from lightning_fabric.plugins.io import TorchCheckpointIO
 from rag.errors import UserError
 from rag.files import write_aside
 from rag.finite import check_finite
+from rag.safe_text import say
 
 GIVE = "give the last.ckpt of a run of train.py of the same model"
 
@@ -54,7 +55,7 @@ def resume_from(folder: Path, check: Callable[[Path], None]) -> Path:
         if not before.exists():
             raise
         check(before)
-        print(f"{error}; resuming from the one before it, {before}")
+        say(f"{error}; resuming from the one before it, {before}")
         return before
     return last
 

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from rag.files import read_json
 from rag.model import RagModel
 from rag.processes import cpu_has_bfloat16
+from rag.terminal import Terminal
 
 # Bytes for each trained parameter in float32: itself, its gradient and AdamW's two moments; a frozen one has none.
 _TRAINED_BYTES, _FROZEN_BYTES = 16, 4
@@ -204,4 +204,4 @@ def show(rows: list[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for what, value in rows:
         table.add_row(what, value)
-    Console().print(table)
+    Terminal().print(table)
