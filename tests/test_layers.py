@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "lazy", "marginalize", "console"},
     {"files", "words", "processes", "progress", "objectives"},
     {"hub", "finite", "text_files", "metrics"},
-    {"runs"},
+    {"runs", "json_files", "text_tables"},
     {"trust"},
     {"parts", "saved_model", "index", "compose", "miniwiki"},
     {"tasks", "pretrained", "minilm", "cli", "stages"},
