@@ -228,7 +228,7 @@ def benchmark(
     unknown = set(types) - set(TYPES)
     if unknown:
         raise UserError(f"there is no type {', '.join(sorted(unknown))}: --types takes {','.join(TYPES)}")
-    rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
+    rows: list[dict[str, Any]] = read_json(file, list) if file.exists() else []
     sizes = {name: vectors if uncapped else min(vectors, AT_MOST.get(name, vectors)) for name in types}
     done = {(row["type"], row["vectors"], row["dim"]) for row in rows}
     missing = [name for name in types if (name, sizes[name], dim) not in done]

@@ -143,18 +143,33 @@ def hidden_beside(path: Path | str, ending: str) -> Path:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, aside and renamed."""
     with write_aside(path) as aside:
-        aside.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+        aside.write_text(
+            json_text(value, indent=2) + "\n", encoding="utf-8", errors="backslashreplace"
+        )  # of a file's name that is not UTF-8
 
 
-def read_json(path: Path | str) -> Any:
-    """Read a JSON file; UserError if it is missing or malformed."""
+def read_json(path: Path | str, kind: type = dict) -> Any:
+    """Read a JSON file that holds an object, or another `kind` of value.
+
+    UserError if it is missing, may not be read, is malformed or holds anything else.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): restore it or make it again") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # also bytes that are not UTF-8, and a number of 5,000 digits
         raise UserError(f"{path} is not valid JSON ({error}): restore it or make it again") from error
+    if not isinstance(value, kind):
+        expected = "an object" if kind is dict else "a list" if kind is list else f"of type {kind.__name__}"
+        found = "null" if value is None else f"of type {type(value).__name__}"
+        raise UserError(f"{path} is {found}, but {expected} was written there: restore it or make it again")
+    return value
 
 
 def hash_file(path: Path | str) -> str:

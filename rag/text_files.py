@@ -6,6 +6,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from rag.errors import UserError
 
 BROKEN_STREAM = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 LONGEST_LINE = 1 << 20  # bytes of a text file that are held at once
+LONGEST_RECORD = (
+    16 << 20
+)  # bytes of one line, row or JSON object; a packed file of 1 MB can unpack to one of 1 GB
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".7z", ".rar", ".bz2", ".zst")
-_UNICODE_MARKS = {
-    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}
+_MARKS = (  # UTF-32's begins with UTF-16's
+    ("utf-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
+    ("utf-16", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)),
+)
 
 
 def plain_name(path: Path) -> str:
@@ -25,14 +29,30 @@ def plain_name(path: Path) -> str:
     return path.name.lower().removesuffix(".gz").removesuffix(".xz")
 
 
+def unreadable(path: Path, error: OSError | ValueError) -> UserError:
+    """Why the system does not open or read a file, in a sentence."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path} does not exist")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path} is a folder, a file is expected")
+    if isinstance(error, PermissionError):
+        return UserError(f"{path} may not be read: its permissions forbid it")
+    shown = str(path) if len(str(path)) < 300 else f"{str(path)[:100]}…"
+    reason = getattr(error, "strerror", None) or str(error)  # a ValueError is a null character in the name
+    return UserError(f"{shown!r} cannot be read ({reason}): give a file that can be")
+
+
 def open_bytes(path: Path) -> Any:
-    """The bytes of a file, unpacked where its name ends in .gz or .xz. UserError for an archive."""
+    """The bytes of a file, unpacked where its name ends in .gz or .xz. UserError for an archive and what cannot be
+    read."""
     try:
         with open(path, "rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a file that can be") from error
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
     if zipped or path.name.lower().endswith(ARCHIVES):
+        if path.suffix.lower() in (".xlsx", ".ods"):
+            raise UserError(f"{path} is a spreadsheet, which is not read: save it as .csv, and give that")
         raise UserError(f"{path} is an archive: unpack it, and give the file or folder that was in it")
     suffix = path.suffix.lower()
     if suffix == ".gz":
@@ -42,6 +62,17 @@ def open_bytes(path: Path) -> Any:
     return open(path, "rb", buffering=1 << 20)
 
 
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of a file, unpacked; UserError where they cannot be read."""
+    try:
+        with open_bytes(path) as file:
+            return file.read(count)
+    except BROKEN_STREAM as error:
+        raise damaged(path, 0, error) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def damaged(path: Path, line: int, error: Exception) -> UserError:
     return UserError(f"{path} is damaged or was cut short after line {line} ({error}): download it again")
 
@@ -49,43 +80,62 @@ def damaged(path: Path, line: int, error: Exception) -> UserError:
 def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
     """The lines of a file with their numbers from 1, their ends included.
 
-    encoding: None is UTF-8. A byte order mark is left out. Lines end in \\n or \\r\\n, or in \\r where the file
-    begins so (old Mac files). A line that is longer than a megabyte is held at once all the same. Raises UserError,
-    with the line, for bytes that are not of the encoding, and for a file that is damaged.
+    encoding: None is UTF-8, or UTF-16 or UTF-32 where a byte order mark says so. A byte order mark is left out. Lines
+    end in \\n or \\r\\n, or in \\r where the file begins so (old Mac files). Raises UserError, with the line, for bytes
+    that are not of the encoding, for a line that is longer than LONGEST_RECORD, and for a file that is damaged.
     """
     number = 0
     try:
         with open_bytes(path) as file:
             head = file.peek(1 << 16)[: 1 << 16]
-            if encoding is None:
-                _check_no_utf_16(path, head)
-            if _is_wide(encoding, path):
-                lines: Any = io.TextIOWrapper(file, encoding, newline="\n")
+            codec = encoding or _marked(head) or "utf-8"
+            lines: Iterator[Any]
+            if _is_wide(codec, path):
+                text = io.TextIOWrapper(file, codec, newline="\n")
+                lines = iter(partial(text.readline, LONGEST_RECORD), "")
+            elif b"\r" in head and b"\n" not in head:
+                lines = (part.decode(codec) for part in _mac_lines(file))
             else:
-                codec = encoding or "utf-8"
-                ends = b"\r" if b"\r" in head and b"\n" not in head else b"\n"
-                parts = file if ends == b"\n" else _mac_lines(file)
-                lines = (part.decode(codec) for part in parts)
+                whole = iter(partial(file.readline, LONGEST_RECORD), b"")
+                lines = (part.decode(codec) for part in whole)
             for number, line in enumerate(lines, start=1):
+                if len(line) >= LONGEST_RECORD // 4 and not line.endswith(
+                    "\n"
+                ):  # four bytes a character at most
+                    check_length(len(line.encode(codec, "replace")), f"{path}, line {number}")
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
-        raise _not_of_encoding(path, number + 1, encoding, error) from error
+        raise EncodingError(path, number + 1, encoding, error) from error
     except BROKEN_STREAM as error:
         raise damaged(path, number, error) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def check_length(length: int, where: str) -> None:
+    """UserError for a line, row or object that is too long to be held in memory."""
+    if length >= LONGEST_RECORD:
+        raise UserError(
+            f"{where}: more than {LONGEST_RECORD >> 20} MB without an end, where one passage or question is expected: "
+            "is it a file of another kind? Running text is read from .txt files"
+        )
 
 
 def text_parts(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
     """As `text_lines`, for text of any length: a line that is longer than a megabyte comes in several parts."""
-    if _is_wide(encoding, path):
-        yield from text_lines(path, encoding)
-        return
-    decoder = codecs.getincrementaldecoder(encoding or "utf-8")()
     number = 1
     try:
         with open_bytes(path) as data:
-            if encoding is None:
-                _check_no_utf_16(path, data.peek(4)[:4])
+            codec = encoding or _marked(data.peek(4)[:4]) or "utf-8"
             first = True
+            if _is_wide(codec, path):
+                text = io.TextIOWrapper(data, codec, newline="\n")
+                while part := text.readline(LONGEST_LINE):
+                    yield number, part.removeprefix("\ufeff") if first else part
+                    first = False
+                    number += part.endswith("\n")
+                return
+            decoder = codecs.getincrementaldecoder(codec)()
             while part := data.readline(LONGEST_LINE):
                 if text := decoder.decode(part):
                     yield number, text.removeprefix("\ufeff") if first else text
@@ -93,9 +143,11 @@ def text_parts(path: Path, encoding: str | None = None) -> Iterator[tuple[int, s
                 number += part.endswith(b"\n")
             decoder.decode(b"", final=True)
     except UnicodeError as error:
-        raise _not_of_encoding(path, number, encoding, error) from error
+        raise EncodingError(path, number, encoding, error) from error
     except BROKEN_STREAM as error:
-        raise damaged(path, number, error) from error
+        raise damaged(path, number - 1, error) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _mac_lines(file: Any) -> Iterator[bytes]:
@@ -103,36 +155,52 @@ def _mac_lines(file: Any) -> Iterator[bytes]:
     while block := file.read(LONGEST_LINE):
         *whole, rest = (rest + block).split(b"\r")
         yield from (line + b"\n" for line in whole)
+        if len(rest) >= LONGEST_RECORD:
+            yield rest
+            rest = b""
     if rest:
         yield rest
 
 
-def _is_wide(encoding: str | None, path: Path) -> bool:
+def _marked(head: bytes) -> str | None:
+    """The encoding that a byte order mark names, but for UTF-8's."""
+    return next((name for name, marks in _MARKS if head.startswith(marks)), None)
+
+
+def _is_wide(encoding: str, path: Path) -> bool:
     """Whether a line end is more than a byte in this encoding."""
-    if encoding is None:
-        return False
     try:
+        codecs.getincrementaldecoder(encoding)  # a line is one byte after the other
         return len("\n".encode(encoding)) > 1
-    except LookupError:
+    except (LookupError, ValueError):  # also what encodes no line end, as idna
         raise UserError(
             f"{path} cannot be read with corpus.encoding={encoding}, which Python does not know: give utf-8, latin-1, "
             "cp1252, utf-16, …"
         ) from None
 
 
-def _check_no_utf_16(path: Path, head: bytes) -> None:
-    for name, marks in _UNICODE_MARKS.items():
-        if head.startswith(marks):
-            raise UserError(
-                f"{path}, line 1: not UTF-8 but {name.upper()}: give corpus.encoding={name}, or save it as UTF-8"
-            )
+class EncodingError(UserError):
+    """Bytes that are not of the encoding a file is read in; `setting` is what names another one."""
+
+    def __init__(self, path: Path, line: int, encoding: str | None, error: UnicodeError):
+        self.found = path, line, encoding, error
+        super().__init__(self.told("corpus.encoding"))
+
+    def told(self, setting: str | None) -> str:
+        """The sentence, where `setting` names the encoding; None where nothing does."""
+        path, line, encoding, error = self.found
+        reason = getattr(error, "reason", str(error))
+        if encoding is not None:
+            return f"{path}, line {line}: not {encoding} ({reason}): give {setting}= the encoding it was written in"
+        guess = _guess(getattr(error, "object", b""))
+        advice = (
+            f"give {setting}= the encoding it was written in, such as {setting}={guess}, or "
+            if setting
+            else ""
+        )
+        return f"{path}, line {line}: not UTF-8 ({reason}): {advice}save it as UTF-8"
 
 
-def _not_of_encoding(path: Path, line: int, encoding: str | None, error: UnicodeError) -> UserError:
-    reason = getattr(error, "reason", str(error))
-    if encoding is None:
-        advice = "give corpus.encoding= the encoding it was written in, such as corpus.encoding=latin-1"
-        return UserError(f"{path}, line {line}: not UTF-8 ({reason}): {advice}, or save it as UTF-8")
-    return UserError(
-        f"{path}, line {line}: not {encoding} ({reason}): give corpus.encoding= the encoding it was written in"
-    )
+def _guess(data: Any) -> str:
+    """latin-1, or cp1252 where the bytes hold what is a control character in latin-1."""
+    return "cp1252" if isinstance(data, bytes) and any(0x80 <= byte < 0xA0 for byte in data) else "latin-1"

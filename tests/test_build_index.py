@@ -217,7 +217,7 @@ CORPORA = {
     "empty.tsv": (b"", "is empty"),
     "head.tsv": (HEAD, "holds no passages"),
     "short.tsv.gz": (gzip.compress(HEAD + b"1\tx\ty\n")[:-12], "damaged or was cut short"),
-    "broken.jsonl": (b'{"id": 1, "text": "x"}\n{"id": 2\n', "line 2: not valid JSON"),
+    "broken.jsonl": (b'{"id": 1, "text": "x"}\n{"id": 2\n', "line 2: malformed JSON"),
     "none.tsv": (None, "does not exist"),
 }
 

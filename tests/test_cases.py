@@ -171,6 +171,28 @@ def written(path: Path, content: bytes) -> Path:
         ("a.tsv", b'id\ttext\n7\t"' + b"x " * 100_000 + b'"\n', [("7", "")]),  # more than csv's own limit
         ("A b.txt.gz", gzip.compress(b"A city.", mtime=0), [("1", "A b")]),
         ("f/a.tsv", b"id\ttext\n7\tx\n", [("7", "")]),  # a folder of tables
+        ("a.tsv", "id\ttext\n7\tx\n".encode("utf-16"), [("7", "")]),  # a byte order mark says so
+        ("a.txt", "A city.".encode("utf-32"), [("1", "a")]),
+        ("a.jsonl", b'{"id": null, "text": "x"}\n', [("1", "")]),  # null is none
+        ("a.jsonl", b'{"id": 7.5, "title": 1984, "text": 12}\n', [("7.5", "1984")]),
+        ("a.csv", b"id,text\n7,x\n,\n,,\n", [("7", "")]),  # a spreadsheet's empty rows
+        ("a.tsv", b'id\ttitle\ttext\n1\ta\t"Stop\n2\tb\tHe said "no"\n', [("1", "a"), ("2", "b")]),
+        (
+            "a.json",
+            b'{"version": 1,\n"data": [{"id": 1, "text": "x"},\n {"id": 2, "text": "y"}]}',
+            [("1", ""), ("2", "")],
+        ),
+        ("a.json", b'{\n "id": 1,\n "text": "x"\n}\n{\n "id": 2,\n "text": "y"\n}\n', [("1", ""), ("2", "")]),
+        (
+            "a.jsonl",
+            b'{"id": "7", "contents": "\\"Rome\\"\\nA city."}',
+            [("7", "Rome")],
+        ),  # pyserini, FlashRAG
+        (
+            "a.jsonl",
+            b'{"wikipedia_id": "7", "wikipedia_title": "Rome", "text": ["Rome\\n", "A city."]}',
+            [("7", "Rome")],
+        ),
     ],
 )
 def test_forms_in_small(tmp_path, name, content, expected):
@@ -188,20 +210,16 @@ def test_forms_in_small(tmp_path, name, content, expected):
             "line 2: no id: give all passages one, or none",
         ),
         ("a.jsonl", b'{"id": "", "text": "x"}\n', "line 1: the id '' is empty"),
-        ("a.jsonl", b'{"id": null, "text": "x"}\n', "line 1: id is None"),
-        ("a.json", b'[{"id": 1}]', "item 1: no text"),
-        ("a.jsonl", b'{"id": ' + b"1" * 5000 + b', "text": "x"}', "line 1: not valid JSON"),
-        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, "line 2: not valid JSON"),
-        ("a.json", b'[{"id": 1, "text": "x"},\n{"id": }]', "line 2: not valid JSON"),
-        (
-            "a.tsv",
-            "id\ttext\n1\tx\n".encode("utf-16"),
-            "line 1: not UTF-8 but UTF-16: give corpus.encoding=utf-16",
-        ),
+        ("a.jsonl", b'{"id": true, "text": "x"}\n', "line 1: id is True"),
+        ("a.jsonl", b'{"id": 1e999, "text": "x"}\n', "line 1: id is inf"),
+        ("a.json", b'[{"id": 1}]', "line 1: no text"),
+        ("a.jsonl", b'{"id": ' + b"1" * 5000 + b', "text": "x"}', "line 1: malformed JSON"),
+        ("a.jsonl", b'{"text": "x"}\n' + b"[" * 100_000, "line 2: malformed JSON"),
+        ("a.json", b'[{"id": 1, "text": "x"},\n{"id": }]', "line 2: malformed JSON"),
         ("a.tsv", b"PK\x03\x04 and so on", "is an archive: unpack it"),
         ("a.tar", b"x", "is an archive: unpack it"),
         ("f/a.pdf", b"%PDF", r"found 1 .pdf \(a.pdf\); expected"),
-        ("f/.hidden.txt", b"x", "it is empty"),
+        ("f/.hidden.txt", b"x", r"found 1 hidden \(.hidden.txt\)"),
     ],
 )
 def test_refusals_in_small(tmp_path, name, content, sentence):

@@ -131,7 +131,7 @@ def test_a_folder_is_read_with_names_as_ids(tmp_path, caplog):
         "maria-kestrel.md#1",
         "maria-kestrel.md#2",
     ]
-    assert "1 file left out: 1 .png (picture.png)" in caplog.text
+    assert "2 files left out: 1 .png (picture.png), 1 hidden (.hidden.md)" in caplog.text
     assert next(read_documents(notes / "lighthouse.md")).id == "lighthouse.md#1"
 
 

@@ -14,7 +14,7 @@ LAYERS = [
     {"terminal"},
     {"files", "words", "processes", "progress", "objectives"},
     {"hub", "finite", "text_files", "metrics"},
-    {"fingerprints"},
+    {"fingerprints", "json_files", "text_tables"},
     {"runs"},
     {"trust"},
     {"parts", "saved_model", "index", "compose", "miniwiki"},

@@ -220,7 +220,7 @@ def _dense(folder: Path) -> Dense:
 
 
 def _read(file: Path, kind: type) -> Any:
-    content = read_json(file) if file.is_file() else None
+    content = read_json(file, object) if file.is_file() else None
     if not isinstance(content, kind):
         state = "is missing" if content is None else "is damaged"
         raise UserError(f"{file} {state}: restore it from the model in sentence-transformers' format")

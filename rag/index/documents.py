@@ -25,7 +25,7 @@ from rag.index.embed import Encode, embed
 from rag.index.folder import Index
 from rag.index.passage import Passage, counted, has_half_pair, piece_id, without_half_pairs
 from rag.index.passages import PassageStore, describe_corpus
-from rag.index.readers import corpus_files, read_passages
+from rag.index.readers import corpus_files, existing, read_passages
 from rag.index.sections import read_sections
 from rag.index.splitting import WORDS_PER_PASSAGE
 from rag.index.text_folders import is_text, kinds_of
@@ -64,6 +64,9 @@ def read_documents(
         name = without_half_pairs(name) if has_half_pair(name) else name
         for number, (title, text) in enumerate(read_sections(file, encoding, words), start=1):
             has_text = True
+            title = (
+                without_half_pairs(title) if has_half_pair(title) else title
+            )  # a file's name that is no UTF-8
             yield Passage(piece_id(name, number), title, text)
     if not has_text:
         raise UserError(f"{documents} holds no text: all of its {counted(len(files), 'file')} are empty")
@@ -107,9 +110,7 @@ def index_documents(
 
 def _existing(documents: Path | str) -> Path:
     documents = Path(documents).expanduser()
-    if not documents.exists():
-        raise UserError(f"{documents} does not exist: give documents=FOLDER, a folder of .txt and .md files")
-    return documents.resolve()
+    return existing(documents, "give documents=FOLDER, a folder of .txt and .md files").resolve()
 
 
 def _usable(folder: Path, encoder: EncoderInfo) -> Index | None:

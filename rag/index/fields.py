@@ -1,14 +1,17 @@
 """Which fields of a record are a passage's id, title and text, under the names that are in use."""
 
-from collections.abc import Collection, Sequence
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rag.errors import UserError
 
-ID_NAMES = ("id", "_id", "passage_id", "psg_id", "doc_id", "docid", "pid")
-TITLE_NAMES = ("title",)
+ID_NAMES = ("id", "_id", "passage_id", "psg_id", "doc_id", "docid", "pid", "wikipedia_id")
+TITLE_NAMES = ("title", "wikipedia_title")
 TEXT_NAMES = ("text", "contents", "passage", "context", "content")
 Row = tuple[int, str | None, str, str]  # number of the line or row, id where there is one, title, text
+_TITLE_LINE = re.compile(r'"([^\n]+)"\n(?=\s*\S)')  # how pyserini and FlashRAG begin their `contents`
 
 
 def named(columns: Collection[str], names: Sequence[str]) -> str | None:
@@ -22,26 +25,53 @@ def named(columns: Collection[str], names: Sequence[str]) -> str | None:
 def fields(record: dict[str, Any], location: str) -> tuple[str | None, str, str]:
     """Id (None where the record has none), title ("" where it has none) and text of a record.
 
-    A whole number is an id, also in the form 7.0. Raises UserError, beginning with `place`, for anything else that is
-    not a string.
+    Numbers are taken as they are written, 7.0 as 7. A list of texts is joined (KILT's paragraphs). `contents` that
+    begins with a line in double quotes, as pyserini's and FlashRAG's do, begins with the title. Raises UserError,
+    beginning with `location`, for anything else than texts and numbers.
     """
     id, title, text = record.get("id"), record.get("title"), record.get("text")
     if isinstance(title, str) and isinstance(text, str) and type(id) in (str, int):  # as nearly all are
         return str(id), title, text
     at_id, at_title, at_text = (named(record, names) for names in (ID_NAMES, TITLE_NAMES, TEXT_NAMES))
-    id = None if at_id is None else record[at_id]
-    if isinstance(id, float) and id.is_integer():
-        id = int(id)
-    if isinstance(id, int | float) and not isinstance(id, bool) and id == id:
-        id = str(id)
-    title = record.get(at_title) if at_title else ""
-    title = "" if title is None else title
-    text = record[at_text] if at_text else None
+    id = None if at_id is None else written(record[at_id])
+    title = "" if at_title is None or record[at_title] is None else written(record[at_title])
+    text = None if at_text is None else written(joined(record[at_text]))
     for name, at, value in (("id", at_id, id), ("title", at_title, title), ("text", at_text, text)):
-        if not isinstance(value, str) and not (name == "id" and at is None):
-            problem = f"no {name}" if at is None else f"{at} is {value!r}"
+        if not isinstance(value, str) and not (name == "id" and value is None):
+            problem = f"no {name}" if at is None else f"{at} is {value!r:.80}"
             raise UserError(f"{location}: {problem}: expected a string each for id, title and text")
+    if at_text == "contents" and at_title is None and (match := _TITLE_LINE.match(text)):  # type: ignore[arg-type]
+        title, text = match[1], text[match.end() :]  # type: ignore[index]
     return id, title, text  # type: ignore[return-value]
+
+
+def written(value: Any) -> Any:
+    """A number as text; anything else, also NaN, infinity and a truth value, as it is."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return str(value) if is_number else value
+    except ValueError:  # one of thousands of digits
+        return value
+
+
+def joined(value: Any) -> Any:
+    """A list of texts, or of lists of them, as one text; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    parts = list(_texts(value))
+    if not all(isinstance(part, str) for part in parts):
+        return value
+    return " ".join(part.strip() for part in parts if part.strip())
+
+
+def _texts(value: list[Any]) -> Iterator[Any]:
+    for part in value:
+        if isinstance(part, list):
+            yield from _texts(part)
+        else:
+            yield part
 
 
 def unquoted_title(title: str) -> str:

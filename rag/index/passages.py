@@ -42,7 +42,7 @@ def describe_corpus(
     digest = hashlib.sha256()
     size = changed = 0
     for file in files:
-        digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode())
+        digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode(errors="surrogateescape"))
         stat = file.stat()
         size, changed = size + stat.st_size, max(changed, stat.st_mtime_ns)
     description = {

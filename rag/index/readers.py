@@ -16,7 +16,7 @@ from rag.index.passage import Passage, counted, has_half_pair, piece_id, without
 from rag.index.splitting import split_words
 from rag.index.tables import is_table, read_parquet, read_table
 from rag.index.text_folders import files_below, is_text, kinds_of, read_text
-from rag.text_files import ARCHIVES, open_bytes, plain_name
+from rag.text_files import ARCHIVES, open_bytes, plain_name, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,7 @@ def read_passages(
     too few or too many columns, an empty text, bytes that are not of the encoding, and an id that comes twice (found
     at once for ids that are small whole numbers, otherwise when the whole file has been read).
     """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give the path of a corpus ({FORMATS})")
+    path = existing(path, f"give the path of a corpus ({FORMATS})")
     if words is not None and words < 1:
         raise UserError(
             f"corpus.split_words={words}: give the number of words of a passage, such as 100, or null"
@@ -59,6 +57,18 @@ def read_passages(
     if left_out:
         log.warning("%s: %s left out: %s", path, counted(len(left_out), "file"), kinds_of(left_out))
     return _Reader(path, files, encoding, words, first_id).passages()
+
+
+def existing(path: Path | str, advice: str) -> Path:
+    """The path of something that exists. UserError, ending in the advice, where nothing does or may be seen there."""
+    path = Path(path)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {advice}") from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    return path
 
 
 def corpus_files(path: Path) -> tuple[list[Path], list[Path]]:
@@ -72,14 +82,16 @@ def corpus_files(path: Path) -> tuple[list[Path], list[Path]]:
     if files := sorted(path.glob("*.parquet")):
         check_shards(path, files)
         return files, []
-    everything = list(files_below(path))
+    skipped: list[Path] = []
+    everything = list(files_below(path, skipped))
     chosen = [file for file in everything if is_text(file)]
     chosen = chosen or [file for file in everything if plain_name(file).endswith(_TABLES)]
     if not chosen:
-        content = f"found {kinds_of(everything)}" if everything else "it is empty"
+        found = everything + skipped
+        content = f"found {kinds_of(found)}" if found else "it is empty"
         raise UserError(f"{path} has nothing to read: {content}; expected {FORMATS}")
     kept = set(chosen)
-    return chosen, [file for file in everything if file not in kept]
+    return chosen, [file for file in everything if file not in kept] + skipped
 
 
 class _Reader:
@@ -184,7 +196,7 @@ def _kind(file: Path) -> tuple[_Read, str] | None:
     """What reads a file and what it counts; None for text without columns."""
     name = plain_name(file)
     if name.endswith((".jsonl", ".json")):
-        return read_json_passages, "line" if name.endswith(".jsonl") else "item"
+        return read_json_passages, "line"
     if name.endswith(".parquet"):
         return read_parquet, "row"
     if name.endswith((".tsv", ".csv")) or is_text(Path(name)) and is_table(file):

@@ -1,13 +1,9 @@
 """Corpora in tables: tab- or comma-separated text and Parquet. Each reader yields rows of (number, id, title, text).
 
-Text tables are read as spreadsheets and DPR's psgs_w100 write them (RFC 4180 with any separator): a field in double
-quotes where it needs them, `""` for a quote. Many real files are not so strict: a row whose quotes make no sense by
-that rule is taken as it is written, and such rows are counted.
+rag/text_tables.py reads the rows of text tables; here it is told which column is which.
 """
 
-import csv
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,23 +13,19 @@ import pyarrow.parquet as pq
 
 from rag.errors import UserError
 from rag.index.fields import ID_NAMES, TEXT_NAMES, TITLE_NAMES, Row, fields, named, unquoted_title
-from rag.index.passage import counted
-from rag.text_files import open_bytes, plain_name, text_lines
+from rag.text_files import first_bytes, plain_name, text_lines
+from rag.text_tables import SEPARATORS, Fields, table_rows
 
 log = logging.getLogger(__name__)
 
-_SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
-_MOST_LINES = 1000  # of one row: a quote that is not closed by then was never opened
 _LOOKED_AT = 100  # rows that say which column is the text, where no header does
-_Record = tuple[int, list[str]]  # the line it begins at, its fields
 
 
 def is_table(path: Path) -> bool:
     """Whether a text file is a table, by its name or by a header that names a text column between tabs."""
     if plain_name(path).endswith((".tsv", ".csv")):
         return True
-    with open_bytes(path) as file:
-        first = file.readline(1 << 16).decode("utf-8-sig", "replace")
+    first = first_bytes(path, 1 << 16).split(b"\n")[0].decode("utf-8-sig", "replace")
     return "\t" in first and _position(_names(first.split("\t")), TEXT_NAMES) is not None
 
 
@@ -47,19 +39,19 @@ def read_table(path: Path, encoding: str | None = None) -> Iterator[Row]:
     if first is None:
         raise UserError(f"{path} is empty: expected a table with the columns id, text and title")
     separator = _separator(path, first)
-    records = _records(path, separator, encoding)
-    line, header = next((line, row) for line, row in records if row)
+    records = table_rows(path, separator, encoding)
+    line, header = next(records)
     columns = _names(header)
     at_text = _position(columns, TEXT_NAMES)
     at_id, at_title = _position(columns, ID_NAMES), _position(columns, TITLE_NAMES)
     if at_text is None and (at_id is not None or at_title is not None) and len(header) > 1:
         raise UserError(
             f"{path}, line {line}: the header has no column text: expected id, text and title, separated by "
-            f"{_SEPARATORS[separator]}"
+            f"{SEPARATORS[separator]}"
         )
     if at_text is None:
         looked_at = [(line, header), *islice(records, _LOOKED_AT)]
-        at_id, at_title, at_text = _guess(path, [row for _, row in looked_at if row], separator)
+        at_id, at_title, at_text = _guess(path, [row for _, row in looked_at], separator)
         log.warning(
             "%s has no header: column %d is read as the text%s%s",
             path,
@@ -73,7 +65,7 @@ def read_table(path: Path, encoding: str | None = None) -> Iterator[Row]:
 
 def _rows(
     path: Path,
-    records: Iterator[_Record],
+    records: Iterator[Fields],
     width: int,
     at_id: int | None,
     at_title: int | None,
@@ -83,11 +75,9 @@ def _rows(
 ) -> Iterator[Row]:
     for line, row in records:
         if len(row) != width:
-            if not row:  # an empty line, which the csv form ignores
-                continue
             raise UserError(
                 f"{path}, line {line}: {len(row)} columns where {measure} has {width}: separate them by "
-                f"{_SEPARATORS[separator]}, and put a text that has {_SEPARATORS[separator]} in double quotes"
+                f"{SEPARATORS[separator]}, and put a text that has {SEPARATORS[separator]} in double quotes"
             )
         yield (
             line,
@@ -119,7 +109,9 @@ def _separator(path: Path, first: str) -> str:
 def _guess(path: Path, rows: list[list[str]], separator: str) -> tuple[int | None, int | None, int]:
     """Which of one to three columns are id, title and text."""
     width = len(rows[0])
-    expected = f"give it a first line that names the columns (id, text, title), separated by {_SEPARATORS[separator]}"
+    expected = (
+        f"give it a first line that names the columns (id, text, title), separated by {SEPARATORS[separator]}"
+    )
     if width == 1 and not plain_name(path).endswith(".txt"):
         return None, None, 0
     if width > 3:
@@ -135,75 +127,6 @@ def _guess(path: Path, rows: list[list[str]], separator: str) -> tuple[int | Non
     if not has_ids:
         raise UserError(f"{path}, line 1: no header, and a first column that holds no ids: {expected}")
     return (0, 1, 2) if length[2] > length[1] else (0, 2, 1)
-
-
-def _records(path: Path, separator: str, encoding: str | None) -> Iterator[_Record]:
-    """The rows of a table as lists of fields, with the line each begins at."""
-    lines = _Lines(text_lines(path, encoding))
-    as_written = example = 0
-    for number, line in lines:
-        if '"' not in line:
-            yield number, _as_written(line, separator)
-            continue
-        row = _strict([line], separator)
-        if (
-            row is None and line.count('"') % 2
-        ):  # a field may go on in the next lines, until its quotes are even
-            block = [(number, line)]
-            quotes = line.count('"')
-            while quotes % 2 and len(block) < _MOST_LINES and (more := next(lines, None)):
-                block.append(more)
-                quotes += more[1].count('"')
-            row = _strict([text for _, text in block], separator)
-            if row is None:
-                lines.put_back(block[1:])
-        if row is None:
-            as_written, example = as_written + 1, example or number
-            row = _as_written(line, separator)
-        yield number, row
-    if as_written:
-        log.warning(
-            "%s: double quotes that enclose no field in %s, first in line %d: read as they are written",
-            path,
-            counted(as_written, "row"),
-            example,
-        )
-
-
-class _Lines:
-    """A stream of lines that some can be put back into."""
-
-    def __init__(self, lines: Iterator[tuple[int, str]]):
-        self._lines = lines
-        self._waiting: deque[tuple[int, str]] = deque()
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        return self
-
-    def __next__(self) -> tuple[int, str]:
-        return self._waiting.popleft() if self._waiting else next(self._lines)
-
-    def put_back(self, lines: list[tuple[int, str]]) -> None:
-        self._waiting.extendleft(reversed(lines))
-
-
-def _as_written(line: str, separator: str) -> list[str]:
-    line = line.removesuffix("\n").removesuffix("\r")
-    return line.split(separator) if line else []
-
-
-def _strict(lines: list[str], separator: str) -> list[str] | None:
-    """The fields of the one row that `lines` are by RFC 4180; None where they are none, or several."""
-    limit = csv.field_size_limit(
-        1 << 30
-    )  # the module's own 131,072 characters are fewer than a page can have
-    try:
-        rows = list(islice(csv.reader(lines, delimiter=separator, strict=True), 2))
-    except csv.Error:
-        return None
-    finally:
-        csv.field_size_limit(limit)  # which is everybody's
-    return rows[0] if len(rows) == 1 else None
 
 
 def read_parquet(path: Path, encoding: str | None = None) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import regex
 
 from rag.index.splitting import WORDS_PER_PASSAGE, pieces
-from rag.text_files import LONGEST_LINE, plain_name, text_parts
+from rag.text_files import LONGEST_LINE, plain_name, text_parts, unreadable
 
 LIGATURES = str.maketrans(
     {
@@ -30,28 +30,63 @@ def is_text(path: Path) -> bool:
     return path.suffix.lower() in (".txt", ".md")
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder and those in it, by name, without a list of them all; hidden ones are left out."""
-    with os.scandir(folder) as entries:
-        inside = sorted(
-            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_file())
-            for entry in entries
-            if not entry.name.startswith(".")
-        )
-    for name, is_folder, is_file in inside:
-        if is_folder:
-            yield from files_below(folder / name)
-        elif is_file:
-            yield folder / name
+def files_below(folder: Path, skipped: list[Path] | None = None) -> Iterator[Path]:
+    """All files of a folder and those in it, by name, without a list of them all.
+
+    skipped: is given what is passed over: hidden files and folders, links to folders (which may lead in a circle) and
+    to nothing, and what is no ordinary file. Raises UserError for a folder that may not be read.
+    """
+    waiting = [_inside(folder)]  # one for each folder that is open: however deep, no call inside a call
+    while waiting:
+        for path, is_folder, is_file in waiting[-1]:
+            if is_folder:
+                waiting.append(_inside(path))
+                break
+            if is_file:
+                yield path
+            elif skipped is not None:
+                skipped.append(path)
+        else:
+            waiting.pop()
+
+
+def _inside(folder: Path) -> Iterator[tuple[Path, bool, bool]]:
+    """(path, is it a folder to enter, is it a file to read) of what is in a folder, by name."""
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted((entry.name, *_looked_at(entry)) for entry in entries)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return ((folder / name, is_folder, is_file) for name, is_folder, is_file in inside)
+
+
+def _looked_at(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    if entry.name.startswith("."):
+        return False, False
+    try:
+        return entry.is_dir(follow_symlinks=False), entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False, False
 
 
 def kinds_of(files: list[Path]) -> str:
     """How many files of which kind, and the first of each: "2 .pdf (a.pdf, …), 1 .html (b.html)"."""
-    counts = Counter(file.suffix.lower() or "without an ending" for file in files)
-    first = {file.suffix.lower() or "without an ending": file.name for file in reversed(files)}
+    kinds = [_kind(file) for file in files]
+    counts = Counter(kinds)
+    first = {kind: file.name for kind, file in reversed([*zip(kinds, files, strict=True)])}
     return ", ".join(
         f"{count} {kind} ({first[kind]}{', …' if count > 1 else ''})" for kind, count in counts.most_common(8)
     )
+
+
+def _kind(file: Path) -> str:
+    if file.name.startswith("."):
+        return "hidden"
+    if os.path.islink(file) and not os.path.isfile(file):
+        return "link to a folder" if os.path.isdir(file) else "link to nothing"
+    if not os.path.isfile(file):
+        return "no ordinary file"
+    return file.suffix.lower() or "without an ending"
 
 
 def read_text(file: Path, encoding: str | None = None, words: int | None = None) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from rag.metrics.qbleu import q_bleu
 from rag.tasks.example import Example
 from rag.tasks.records import Record, not_empty, parse_object, read_object, read_records, text_field
 from rag.tasks.text_to_text import TextToText
+from rag.text_files import check_length
 
 _TAG = re.compile(r"<[^<>]*>")
 
@@ -78,6 +79,8 @@ def _zipped(path: Path) -> Iterator[tuple[str, Record]]:
         with ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".json") and "__MACOSX" not in name]
             for name in not_empty(path, sorted(names), None, "*.json files"):
-                yield f"{path}, {name}", parse_object(archive.read(name), f"{path}, {name}")
-    except (BadZipFile, EOFError, zlib.error) as error:
+                where = f"{path}, {name}"
+                check_length(archive.getinfo(name).file_size, where)
+                yield where, parse_object(archive.read(name), where)
+    except (BadZipFile, EOFError, zlib.error, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole .zip file ({error}): download it again") from None

@@ -1,16 +1,13 @@
-"""The lines of text files, packed or not, and what is mended in what they hold."""
+"""The lines of question files, and what is mended and passed over in them."""
 
-import gzip
-import io
 import logging
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
+from rag.text_files import text_lines
 
 log = logging.getLogger(__name__)
 
@@ -25,41 +22,9 @@ def plain_suffix(path: Path) -> str:
     return (Path(path.stem) if packed else path).suffix.lower()
 
 
-def read_lines(path: Path | str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text file, packed or not; UserError if it cannot be read.
-
-    They end as they do in the file: with \\n, \\r\\n or, as old Macs wrote them, \\r.
-    """
-    path = Path(path)
-    number = 0
-    try:
-        with _open(path) as file:
-            for data in file:
-                for line in data.splitlines(keepends=True):
-                    number += 1
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, a file is expected") from None
-    except PermissionError:
-        raise UserError(f"{path} may not be read: its permissions forbid it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}): save the file as UTF-8"
-        ) from None
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise UserError(
-            f"{path} is not a whole {path.suffix} file ({error}): fetch or recompress it"
-        ) from None
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix.lower() == ".xz":
-        return lzma.open(path, "rb")
-    return path.open("rb")
+def read_lines(path: Path | str, encoding: str | None = None) -> Iterator[str]:
+    """Yield the lines of a text file, packed or not, as `text_lines` does; UserError if it cannot be read."""
+    return (line for _, line in text_lines(Path(path), encoding))
 
 
 class Mender:
@@ -103,3 +68,38 @@ def _mend(value: Any) -> Any:
     if isinstance(value, dict):
         return {_mend(key): _mend(one) for key, one in value.items()}
     return value
+
+
+class BadRows:
+    """What becomes of rows that are wrong: the first one is the error, or all are left out and counted.
+
+    Either way the file is read to its end, so that it can be told how many rows are right.
+    """
+
+    def __init__(self, source: Path | str, skip: bool, setting: str):
+        self.source = source
+        self.skip = skip
+        self.setting = setting  # what leaves them out, as it is typed
+        self.count = self.right = 0
+        self.first: UserError | None = None
+
+    def __call__(self, error: UserError) -> None:
+        """Take note of a wrong row."""
+        self.count += 1
+        self.first = self.first or error
+
+    def report(self) -> None:
+        """Say how many rows were left out; the first error again where that was not asked for."""
+        if self.first is None:
+            return
+        rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
+        if self.skip and self.right:
+            log.warning("%s left out of %s; the first: %s", rows, f"{self.count + self.right:,}", self.first)
+            return
+        if not self.right:
+            raise self.first
+        others = "1 other row is" if self.right == 1 else f"{self.right:,} other rows are"
+        raise UserError(
+            f"{self.first} ({rows} like this, {others} right: mend the file, or leave such rows out with "
+            f"{self.setting})"
+        ) from self.first

@@ -15,12 +15,15 @@ import numpy as np
 
 from rag.errors import UserError
 from rag.index.passage import Passage
+from rag.json_files import not_too_deep
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match, token_f1
 from rag.metrics.retrieval import answer_matcher
 from rag.tasks.example import Example
-from rag.tasks.records import Record, field, not_empty, read_records, text_field, texts
+from rag.tasks.lines import BadRows
+from rag.tasks.records import Record, field, not_empty, read_records, said_form, text_field, texts
 from rag.tasks.task import Task
+from rag.text_files import EncodingError
 from rag.words import answer_tokens
 
 QUESTION = ("question", "Question", "query", "input")
@@ -36,12 +39,33 @@ def read_examples(path: Path | str, answers: str = "answers", limit: int | None 
     missing, empty, not UTF-8 or malformed, a key that is missing, an empty question, and answers that are not
     a list of strings.
     """
-    return not_empty(path, _examples(path, answers), limit)
+    with not_too_deep(path):
+        return not_empty(path, _examples(path, answers), limit)
 
 
-def _examples(path: Path | str, answers: str, setting: str = "") -> Iterator[Example]:
-    for number, (where, record) in enumerate(read_records(path), start=1):
-        yield example_of(record, where, str(number), answers, setting)
+def _examples(
+    path: Path | str,
+    answers: str,
+    setting: str = "",
+    form: str | None = None,
+    encoding: str | None = None,
+    skip: bool = False,
+) -> Iterator[Example]:
+    """skip: leave out rows that are wrong, and count them; the others as in `read_records` and `example_of`."""
+    bad = BadRows(path, skip, "task.on_bad_row=skip")
+    try:
+        for number, (where, record) in enumerate(read_records(path, form, encoding, bad), start=1):
+            try:
+                example = example_of(record, where, str(number), answers, setting)
+            except UserError as error:
+                bad(error)
+                continue
+            bad.right += 1
+            if skip or not bad.count:
+                yield example
+    except EncodingError as error:
+        raise UserError(error.told("task.encoding" if setting else None)) from error
+    bad.report()
 
 
 def example_of(
@@ -63,10 +87,13 @@ def example_of(
         hint = f": name the key of the answers, as in {setting}={named}"
     else:
         hint = f": rename the key that holds the answers to {answers!r}"
-    value = _answers(field(record, key, where, hint))
+    if key not in record and record.get("positive_ids"):  # BEIR's: what is asked for is a passage
+        value: Any = ()
+    else:
+        value = texts(_answers(field(record, key, where, hint)), f"{where}: {key}")
     return Example(
         question=question,
-        answers=texts(value, f"{where}: {key}"),
+        answers=value,
         positive_ids=_ids(record, "positive_ids", "positive_ctxs", where),
         hard_negative_ids=_ids(record, "hard_negative_ids", "hard_negative_ctxs", where),
         set=str(record.get("set") or ""),
@@ -115,6 +142,9 @@ class QuestionAnswering(Task):
         train_sets: train on the examples of these sets alone (the key `set` of the files); all by default.
         report_sets: count only the examples of these sets in `score`; all by default.
         limit: read only the first so many examples of every split.
+        format: the form of the files, a name of forms.py; None chooses it by looking at each.
+        encoding: of the files; None is UTF-8.
+        on_bad_row: "skip" leaves out what is wrong and counts it, "stop" reports the first row that is.
 
     `regular`: the answers are regular expressions. `answer_setting`: what sets `answers` on the command line. `tokens`:
     what an answer is looked for by in a passage; the paper's tasks take DPR's.
@@ -135,15 +165,29 @@ class QuestionAnswering(Task):
         report_sets: Sequence[str] | None = None,
         limit: int | None = None,
         passages: str | None = None,
+        format: str | None = None,
+        encoding: str | None = None,
+        on_bad_row: str = "stop",
     ):
         super().__init__(train, dev, test, limit)
+        if on_bad_row not in ("stop", "skip"):
+            raise UserError(f"task.on_bad_row={on_bad_row} does not exist: there is stop and skip")
+        self.format = format
+        self.encoding = encoding
+        self.on_bad_row = on_bad_row
+        self._told: set[str] = set()  # files whose form was said
         self.passages = passages
         self.answers = answers
         self.train_sets = train_sets
         self.report_sets = report_sets
 
     def read(self, source: str) -> Iterator[Example]:
-        return _examples(source, self.answers, self.answer_setting)
+        skip = self.on_bad_row == "skip"
+        if source not in self._told:
+            self._told.add(source)
+            if form := said_form(source, self.format, self.encoding):
+                print(f"{source}: read as {form}")
+        return _examples(source, self.answers, self.answer_setting, self.format, self.encoding, skip)
 
     def examples(self, split: str) -> list[Example]:
         """The examples of "train", "dev" or "test", read anew; UserError if the split has no source."""

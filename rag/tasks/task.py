@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rag.errors import UserError
 from rag.index.passage import Passage, whole_id
+from rag.json_files import not_too_deep
 from rag.metrics.bootstrap import Metric
 from rag.tasks.example import Example
 from rag.tasks.records import not_empty
@@ -64,7 +65,8 @@ class Task(ABC):
         Raises UserError if the split has no source, or there is nothing in it.
         """
         source = self.source(split)
-        return not_empty(source, self.read(source), self.limit)
+        with not_too_deep(source):
+            return not_empty(source, self.read(source), self.limit)
 
     def source(self, split: str) -> str:
         """Where a split is read from; UserError if the task has no source for it."""

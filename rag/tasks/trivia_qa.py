@@ -14,7 +14,6 @@ question (`found_answers`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rag.errors import UserError
@@ -23,12 +22,8 @@ from rag.safe_text import json_text
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, example_of
 from rag.tasks.records import (
-    HUB,
     Record,
-    field,
-    first_character,
     kind,
-    read_object,
     read_records,
     text_field,
     texts,
@@ -64,7 +59,7 @@ class TriviaQA(QuestionAnswering):
         self.sources |= {"wikipedia_dev": wikipedia_dev, "wikipedia_test": wikipedia_test}
 
     def read(self, source: str) -> Iterator[Example]:
-        for number, (where, record) in enumerate(_records(source), start=1):
+        for number, (where, record) in enumerate(read_records(source), start=1):
             if "Question" in record:
                 yield _original(record, where)
             elif isinstance(record.get("answer"), dict):
@@ -92,21 +87,6 @@ def found_answers(answers: Sequence[str], passages: Iterable[str]) -> tuple[str,
         if len(numbers) == len(answers):
             break
     return tuple(answer for number, answer in enumerate(answers) if number in numbers)
-
-
-def _records(source: str) -> Iterator[tuple[str, Record]]:
-    name = Path(source).name.removesuffix(".gz").removesuffix(".xz")
-    if source.startswith(HUB) or not name.endswith(".json") or first_character(source) == "[":
-        yield from read_records(source)
-        return
-    questions = field(read_object(source), "Data", source)
-    if not isinstance(questions, list):
-        raise UserError(f"{source}: Data is {kind(questions)}, a list of questions is expected")
-    for number, record in enumerate(questions, start=1):
-        where = f"{source}, question {number}"
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: a JSON object is expected, found {kind(record)}")
-        yield where, record
 
 
 def _original(record: Record, where: str) -> Example:

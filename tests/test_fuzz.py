@@ -1,0 +1,59 @@
+"""Mutated files and random overrides give passages, questions and configurations, or one sentence; nothing else."""
+
+import logging
+import sys
+
+import pytest
+
+from benchmarks import fuzz
+
+
+@pytest.fixture(autouse=True)
+def no_warnings(capsys):
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def nothing_broken(counts: dict[str, fuzz.Counts]) -> None:
+    assert not [problem for each in counts.values() for problem in each.broken]
+    for name, each in counts.items():
+        assert each.inputs == each.read + each.refused, name
+
+
+def test_a_second_of_mutated_files():
+    counts = fuzz.fuzz_readers(5_000, seed=sys.hexversion, seconds=1)
+    nothing_broken(counts)
+    assert counts["read_passages"].read and counts["QuestionAnswering"].read
+    assert counts["read_passages"].refused and counts["QuestionAnswering"].refused
+
+
+def test_a_few_random_overrides():
+    counts = fuzz.fuzz_overrides(20, seconds=2)
+    nothing_broken(counts)
+    assert any(each.refused for each in counts.values())
+
+
+@pytest.mark.slow
+def test_twenty_thousand_mutated_files():
+    nothing_broken(fuzz.fuzz_readers(20_000, seed=1))
+
+
+@pytest.mark.slow
+def test_two_hundred_random_overrides():
+    nothing_broken(fuzz.fuzz_overrides(200, seed=1))
+
+
+def test_what_is_broken_is_told():
+    """The check itself: an exception, a sentence over two lines and an empty text are all found."""
+    counts = fuzz.Counts()
+
+    def two_lines():
+        raise fuzz.UserError("one\ntwo")
+
+    fuzz._count(counts, lambda: [fuzz.Passage("1", "", " ")], "a")
+    fuzz._count(counts, lambda: [fuzz.Passage("1", "", "\ud83d")], "b")
+    fuzz._count(counts, lambda: [fuzz.Passage("1", "", "x"), fuzz.Passage("1", "", "y")], "c")
+    fuzz._count(counts, lambda: [1 // 0], "d")
+    fuzz._count(counts, two_lines, "e")
+    assert [problem[0] for problem in counts.broken] == list("abcde")
