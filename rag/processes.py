@@ -13,6 +13,10 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 
 from rag.errors import UserError
 
+MEETING = timedelta(minutes=10)  # until all have come: one that died before would be waited for all the same
+WORKING = timedelta(days=30)  # embedding Wikipedia takes days on few cores; one that dies is noticed at once
+_patient: Any = None  # the group of processes that wait for each other's work
+
 
 @contextmanager
 def processes() -> Iterator[tuple[int, int]]:
@@ -34,18 +38,20 @@ def processes() -> Iterator[tuple[int, int]]:
             f"WORLD_SIZE={count} but MASTER_ADDR is not set, so the processes cannot meet: start them with "
             f"torchrun --nproc-per-node={count}, or unset WORLD_SIZE"
         )
-    waits = timedelta(days=30)  # embedding Wikipedia takes days on few cores
-    dist.init_process_group("gloo", init_method=where, rank=number, world_size=count, timeout=waits)
+    global _patient
+    dist.init_process_group("gloo", init_method=where, rank=number, world_size=count, timeout=MEETING)
+    _patient = dist.new_group(timeout=WORKING)
     try:
         yield number, count
     finally:
+        _patient = None
         dist.destroy_process_group()
 
 
 def wait_for_all() -> None:
     """Wait until every process has come here."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_patient)
 
 
 def lost_another(error: RuntimeError) -> bool:

@@ -15,9 +15,7 @@ import unicodedata
 from typing import Any, TextIO
 
 JOINERS = "\u200c\u200d"  # which some scripts, and emoji, are not written without
-# In JSON what its strings may hold and a terminal would obey: DEL and C1, line ends, what turns text around or is not
-# seen, and halves of surrogate pairs, which no file can hold.
-_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")  # json.dumps has seen to the others
 _IN_MARKDOWN = re.compile(r"[\\`*_\[\]|]")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "~": "&#126;", "$": "&#36;"}
 _ADDRESS = re.compile(r"://|\bwww\.", re.IGNORECASE)  # which GitHub makes links of
@@ -67,4 +65,11 @@ def html(text: str) -> str:
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON that reads back as the same value."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return _IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _BEYOND_ASCII.sub(_in_json, text)
+
+
+def _in_json(found: re.Match[str]) -> str:
+    """By its number: a control character, what turns text around or is not seen, a line end, or half of a surrogate
+    pair, which no file can hold."""
+    unseen = unicodedata.category(found[0]) in ("Cc", "Cf", "Cs", "Zl", "Zp") and found[0] not in JOINERS
+    return json.dumps(found[0])[1:-1] if unseen else found[0]

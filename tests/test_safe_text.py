@@ -74,7 +74,7 @@ def test_rich_shows_text_and_no_markup(text):
     console.print(text)
     commands_nothing(out.getvalue())
     if text.isprintable():  # nothing of it is taken for markup
-        assert out.getvalue().count(text.split()[-1]) == 5
+        assert out.getvalue().count(text) == 5
 
 
 @each_string
@@ -175,13 +175,24 @@ def test_nothing_ends_a_block_of_code(text):
         commands_nothing("\n".join(lines))
 
 
-@each_string
-def test_reports(text, tmp_path):
+@pytest.mark.filterwarnings(
+    "ignore:constrained_layout not applied"
+)  # a metric's name is longer than its axes
+def test_reports(tmp_path):
     """Of a training and of an evaluation whose names, questions, passages and metrics are somebody else's."""
+    text = "\n".join(HOSTILE.values())
     run = {"command": text, "commit": text, "machine": text, "versions": {text: text}}
-    metric = {"metric": text, "k": None, "split": text, "value": 0.5, "low": 0.0, "high": 1.0, "n": 2}
-    trained = {"steps": 1, "training_seconds": 0.0, "metrics": {text: 0.5}}
-    evaluated = {"split": text, "questions": 1, "n_docs": None, "metrics": [metric | {"condition": text}]}
+    measured = {
+        "metric": "c\x9b1 \ud800",
+        "k": None,
+        "split": text,
+        "value": 0.5,
+        "low": 0.0,
+        "high": 1.0,
+        "n": 2,
+    }
+    trained = {"steps": 1, "training_seconds": 0.0, "metrics": dict.fromkeys(HOSTILE.values(), 0.5)}
+    evaluated = {"split": text, "questions": 1, "n_docs": None, "metrics": [measured | {"condition": text}]}
     passage = {"prior": 0.25, "posterior": 0.75, "gold": True, "title": text, "text": text}
     answered = {
         "question": text,
@@ -224,7 +235,9 @@ def test_reports(text, tmp_path):
 @each_string
 def test_a_data_frame(text):
     pd = pytest.importorskip("pandas")
-    page = "\n".join(of_frame(pd.DataFrame({text: [text]}, index=pd.Index([text], name=text))))
+    if any("\ud800" <= each <= "\udfff" for each in text):
+        pytest.skip("pandas has no columns of such names")
+    page = "\n".join(of_frame(pd.DataFrame({text: [text]}, index=pd.Index([text], name=f"{text} "))))
     seen = Seen(commonmark(page))
     assert seen.tags <= {"table", "thead", "tbody", "tr", "th", "td"}
     assert " ".join(seen.text.split()).count(one_line(text)) == 4

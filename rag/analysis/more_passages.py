@@ -57,8 +57,8 @@ def more_passages(runs: Sequence[Path]) -> Analysis:
     text = (
         f"{evaluations[0].result['questions']:,} questions ({markdown(evaluations[0].config.split)}), n of them "
         f"counting for a metric; every K beyond the {' or '.join(map(str, trained))} of this evaluation's own is the "
-        "same model reading more. In the paper RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, and "
-        "recall only rises."
+        "same model reading more. In the paper RAG-Sequence gains all the way to K = 50, RAG-Token is best at K = 10, "
+        "and recall only rises."
     )
     return Analysis("More passages at test time", text, frame, figure)
 

@@ -63,7 +63,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
     n_docs = 1 if closed_book else cfg.n_docs
     swap = None if closed_book else cfg.hot_swap
     with processes() as (number, count):
-        run = open_run(cfg, settings, closed_book, swap, say=number == 0)
+        run = open_run(cfg, settings, closed_book, swap, first=number == 0)
         if not run.finished:
             task = instantiate(cfg.task)
             everything = task.examples(cfg.split)
@@ -127,7 +127,7 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
     settings = {key: plain(cfg[key]) for key in ("task", "index", "split", "limit", "recall_at", "bm25")}
     settings["model"] = plain(cfg.module.model)
     with processes() as (number, _):
-        run = open_run(cfg, settings, say=number == 0)
+        run = open_run(cfg, settings, first=number == 0)
         if number > 0:
             return run.folder
         if not run.finished:
@@ -178,9 +178,9 @@ def open_run(
     settings: dict[str, Any],
     closed_book: bool = False,
     swap: DictConfig | None = None,
-    say: bool = True,
+    first: bool = True,
 ) -> Run:
-    """The folder of the results; says so where they are there already."""
+    """The folder of the results; the first process says so where they are there already."""
     run = Run.open(
         cfg.results or place(cfg, settings),
         settings,
@@ -189,7 +189,7 @@ def open_run(
         cfg.overwrite,
         setting="results",
     )
-    if run.finished and say:
+    if run.finished and first:
         say(f"{run.folder} already exists, made with these settings (overwrite=true evaluates again)")
     return run
 

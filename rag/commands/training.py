@@ -1,5 +1,6 @@
 """What `rag.commands.train` does once its configuration is composed: train, keep the best, write the run folder."""
 
+import math
 import re
 import time
 from pathlib import Path
@@ -25,7 +26,13 @@ from rag.retrievers.protocol import check_depth
 from rag.safe_text import say
 from rag.terminal import Terminal
 from rag.training import plan
-from rag.training.callbacks import StopsBetweenSteps, TrainingProgress, checkpoints, stops_at_loss
+from rag.training.callbacks import (
+    KnownMetrics,
+    StopsBetweenSteps,
+    TrainingProgress,
+    checkpoints,
+    stops_at_loss,
+)
 from rag.training.curves import join_curves
 from rag.training.loggers import WandbPredictions, send_report
 from rag.training.resume import BEFORE, WholeCheckpoints, check_checkpoint, resume_from
@@ -52,8 +59,10 @@ def train(cfg: DictConfig) -> Path:
     datamodule = instantiate(cfg.datamodule, model=module.model)
     measures = () if datamodule.task is None else datamodule.task.measures
     check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_metrics))
+    known = KnownMetrics()
     callbacks = [
         TrainingProgress(cfg.name),
+        known,
         WandbPredictions(),
         *(instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()),
         *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
@@ -106,7 +115,7 @@ def train(cfg: DictConfig) -> Path:
         module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
     module.check_weights(module.state_dict())
     if trainer.is_global_zero:
-        if cfg.monitor and not best.exists() and cfg.monitor in trainer.callback_metrics:
+        if cfg.monitor and not best.exists() and cfg.monitor in known.all():
             say(
                 f"{cfg.monitor} was NaN in every evaluation on dev, which has nothing to compute it from: model/ holds "
                 "the weights of the last step, not of the best"
@@ -115,8 +124,8 @@ def train(cfg: DictConfig) -> Path:
             aside.mkdir()
             module.save(aside, run.folder)
         metrics = {
-            name: round(float(value), 4) if value.isfinite() else None  # JSON has no NaN
-            for name, value in sorted(trainer.callback_metrics.items())
+            name: round(value, 4) if math.isfinite(value) else None  # JSON has no NaN
+            for name, value in sorted(known.all().items())
         }
         training = round(time.perf_counter() - start, 1)
         join_curves(run.folder)

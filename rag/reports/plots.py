@@ -14,12 +14,14 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from rag.files import write_aside
 from rag.metrics.record import Record
 from rag.reports.contrast import text_on
 from rag.reports.result_table import label_of as metric_label
+from rag.safe_text import printable
 
 rcParams["text.parse_math"] = False  # a question about $5 is no formula
 
@@ -57,8 +59,19 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, aside and renamed."""
+    for axis in (each for axes in figure.axes for each in (axes.xaxis, axes.yaxis)):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        if (drawn := list(map(_drawn, labels))) != labels:
+            axis.set_ticks(axis.get_ticklocs(), drawn)
+    for text in figure.findobj(Text):
+        text.set_text(_drawn(text.get_text()))
     with write_aside(path) as aside:
         figure.savefig(aside, dpi=DPI, format="png")
+
+
+def _drawn(text: str) -> str:
+    """Without what no font has, and half surrogate pairs, at which drawing fails."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def label_of(name: str) -> str:

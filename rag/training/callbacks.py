@@ -113,6 +113,27 @@ class StopsBetweenSteps(Checkpoint):
         self.restore()
 
 
+class KnownMetrics(Callback):
+    """What was logged last under each name. A resumed run knows it too, which may have nothing left to do."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.trainer: pl.Trainer | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.trainer = trainer
+
+    def all(self) -> dict[str, float]:
+        now = {} if self.trainer is None else self.trainer.callback_metrics
+        return self.before | {name: float(value) for name, value in now.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": self.all()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = dict(state_dict["metrics"])
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keeps what training goes on from, as it is after a whole step and the look at dev that is due after it, never
     amid the batches that one accumulates."""
