@@ -23,11 +23,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 
-from rag.errors import UserError
+from rag.errors import LONGEST_SENTENCE, UserError
 from rag.index.documents import read_documents
 from rag.index.passage import Passage
 from rag.index.readers import read_passages
@@ -36,7 +39,6 @@ from rag.tasks.example import Example
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 LARGEST_SEED = 5_000  # bytes
 MOST = 2_000  # passages or questions that are taken of one input
-LONGEST_SENTENCE = 2_000
 
 _ROWS = [
     ("1", "Opening hours", "The shop in Cork opens at nine."),
@@ -76,7 +78,7 @@ CORPORA = {
     "pyserini.jsonl": _lines({"id": "1", "contents": '"T"\nA text.'}),
 }
 TEXTS = {
-    "a.md": "---\ntitle: 'Shop'\n---\n# Shop\n\nOpens **at nine**. See [it](http://x).\n\n## Returns\n\n```\n# no\n```\n",
+    "a.md": "---\ntitle: 'Shop'\n---\n# Shop\n\nOpens **at nine**. See [it](http://x).\n\n## Returns\n\n```\n# no\n```",
     "a.txt": "The guaran-\ntee is valid.\n\nSecond ﬁeld. 猫が好き。\n",
 }
 QUESTIONS = {
@@ -86,7 +88,17 @@ QUESTIONS = {
     "mrqa.jsonl": _lines(
         {"header": {}}, {"context": "c", "qas": [{"qid": "1", "question": "q", "answers": ["a"]}]}
     ),
-    "trivia.json": json.dumps({"Data": [{"Question": "q", "Answer": {"Value": "a", "Aliases": ["b"]}}]}),
+    "trivia.json": json.dumps(
+        {
+            "Data": [
+                {
+                    "Question": "who sells the can?",
+                    "QuestionId": "1",
+                    "Answer": {"Value": "a", "Aliases": ["b"]},
+                }
+            ]
+        }
+    ),
     "kilt.jsonl": _lines({"id": "1", "input": "q", "output": [{"answer": "a"}, {"provenance": []}]}),
     "dpr.json": json.dumps([_DPR], indent=4),
     "q.csv": "question,answers\nwho?,\"['a', 'b']\"\nwhat?,a|b\n",
@@ -94,12 +106,26 @@ QUESTIONS = {
     "q.tsv": "who?\ta\nwhat?\tb\n",
     "q.source": "who?\nwhat?\n",
     "q.target": "a\nb\n",
-    "text.jsonl": _lines({"input": "in", "target": ["out"]}),
-    "fever.jsonl": _lines({"id": 1, "claim": "c", "label": "SUPPORTS", "evidence": [[[1, 2, "Page", 0]]]}),
+    "text.jsonl": _lines(
+        {"input": "who sells the milk can in Parma?", "target": ["it is Pia Roth who sells it"]}
+    ),
+    "fever.jsonl": _lines(
+        {
+            "id": 1,
+            "claim": "the shop in Cork opens at nine",
+            "label": "SUPPORTS",
+            "evidence": [[[1, 2, "Page", 0]]],
+        }
+    ),
     "trec.jsonl": _lines({"question": "q", "answer": ["Jan(uary)? \\d+"]}),
-    "web.json": json.dumps([{"utterance": "q", "targetValue": "(list (description Fauvism))"}]),
-    "marco.json": json.dumps({"query": {"0": "q"}, "query_id": {"0": 1}, "wellFormedAnswers": {"0": ["a"]}}),
-    "dialogue.jsonl": _lines({"history": ["a", "b"], "reply": "c"}),
+    "web.json": json.dumps(
+        [{"utterance": "who painted like that?", "targetValue": "(list (description Fauvism))"}]
+    ),
+    "marco.json": json.dumps(
+        {"query": {"0": "who sells the milk can?"}, "query_id": {"0": 1}, "wellFormedAnswers": {"0": ["a"]}}
+    ),
+    "jeopardy.jsonl": _lines({"answer": "'a'", "clue": "It\\'s <i>a</i> &amp; b"}),
+    "dialogue.jsonl": _lines({"history": ["when does it open?", "at nine"], "reply": "thank you very much"}),
 }
 TOKENS = [
     *(
@@ -173,9 +199,9 @@ TOKENS = [
         '"is_impossible": true',
         '"Data": [{',
     ),
-    *('"paragraphs": [', '"positive_ctxs": [', "[" * 600 + "1" + "]" * 600, "x" * 70_000),
+    *('"paragraphs": [', '"positive_ctxs": [', "[" * 600 + "1" + "]" * 600, "x" * 20_000),
 ]
-ENCODINGS = [None] * 20 + [
+ENCODINGS = [None] * 60 + [
     "latin-1",
     "utf-16",
     "utf-32",
@@ -214,7 +240,7 @@ class Counts:
 
 def mutated(name: str, content: bytes, seeds: list[bytes], dice: random.Random) -> tuple[str, bytes]:
     """A file's name and content after one to four random changes."""
-    for _ in range(dice.choice((1, 1, 1, 2, 2, 3, 4))):
+    for _ in range(dice.choice((1, 1, 1, 1, 1, 2, 3))):
         at = dice.randrange(len(content) + 1)
         length = dice.choice((1, 1, 2, 8, 64))
         match dice.randrange(9):
@@ -304,18 +330,28 @@ def readers() -> dict[str, tuple[dict[str, str], Reader]]:
     def task(kind: Callable) -> Reader:
         return lambda path, dice: kind(train=None, dev=str(path), limit=MOST).examples("dev")
 
-    others = (TextToText, Fever, CuratedTREC, WebQuestions, MsMarco, Dialogue, TriviaQA, JeopardyQuestions)
+    others = {
+        TextToText: "text.jsonl",
+        Fever: "fever.jsonl",
+        CuratedTREC: "trec.jsonl",
+        WebQuestions: "web.json",
+        MsMarco: "marco.json",
+        Dialogue: "dialogue.jsonl",
+        TriviaQA: "trivia.json",
+        JeopardyQuestions: "jeopardy.jsonl",
+    }
     return {
         "read_passages": (CORPORA | TEXTS, passages),
         "read_documents": (TEXTS, documents),
         "QuestionAnswering": (QUESTIONS, questions),
-        **{kind.__name__: (QUESTIONS, task(kind)) for kind in others},
+        **{kind.__name__: ({name: QUESTIONS[name]}, task(kind)) for kind, name in others.items()},
     }
 
 
-def seeds_of(own: dict[str, str], folder: str) -> list[tuple[str, bytes]]:
+def seeds_of(own: dict[str, str], folder: str | None) -> list[tuple[str, bytes]]:
     """A reader's own seeds, and the small files of ../shared/cases."""
-    there = sorted(file for file in (CASES / folder).rglob("*") if file.is_file()) if CASES.is_dir() else []
+    place = CASES / folder if folder else None
+    there = sorted(file for file in place.rglob("*") if file.is_file()) if place and place.is_dir() else []
     small = [(file.name, file.read_bytes()) for file in there if file.stat().st_size <= LARGEST_SEED]
     return [*((name, text.encode()) for name, text in own.items()), *small]
 
@@ -324,8 +360,8 @@ def fuzz_readers(inputs: int, seed: int = 0, seconds: float = float("inf")) -> d
     """Give the readers so many inputs between them, at most for so long: {reader: what became of its inputs}."""
     every = readers()
     counts = {name: Counts() for name in every}
-    folders = {name: "questions" if own is QUESTIONS else "corpus" for name, (own, _) in every.items()}
-    seeds = {name: seeds_of(own, folders[name]) for name, (own, _) in every.items()}
+    folders = {"QuestionAnswering": "questions", "read_passages": "corpus", "read_documents": "folder"}
+    seeds = {name: seeds_of(own, folders.get(name)) for name, (own, _) in every.items()}
     names = ["read_passages"] * 3 + ["QuestionAnswering"] * 3 + list(every)
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
@@ -340,11 +376,9 @@ def fuzz_readers(inputs: int, seed: int = 0, seconds: float = float("inf")) -> d
             path.write_bytes(content)
             if name.endswith(".source"):
                 path.with_suffix(".target").write_text("a\nb\n")
-            _count(
-                counts[reader],
-                lambda: every[reader][1](path, dice),
-                f"--seed {seed}, input {number} ({name})",
-            )  # noqa: B023
+            read = partial(every[reader][1], path, dice)
+            with redirect_stdout(StringIO()):
+                _count(counts[reader], read, f"--seed {seed}, input {number} ({name})")
             path.unlink(missing_ok=True)
             path.with_suffix(".target").unlink(missing_ok=True)
     return counts
@@ -357,7 +391,7 @@ def _count(counts: Counts, read: Callable[[], list], where: str) -> None:
     except UserError as error:
         counts.refused += 1
         sentence = str(error)
-        if "\n" in sentence or len(sentence) > LONGEST_SENTENCE:
+        if "\n" in sentence or len(sentence) > LONGEST_SENTENCE + 3:
             counts.broken.append(f"{where}: a sentence of {len(sentence)} characters: {sentence[:200]!r}")
     except Exception:
         counts.broken.append(f"{where}: {traceback.format_exc(limit=-3)}")
@@ -437,6 +471,8 @@ PREFIXES = ["", "", "", "", "", "+", "++", "~", "-", "--", "+++", "@", "$", " "]
 def overrides_of(keys: list[str], groups: list[str], dice: random.Random) -> list[str]:
     """One to four random overrides of settings and groups that exist, and of some that do not."""
     made = []
+    if dice.random() < 0.4:  # nothing but a setting and a value
+        return [f"{dice.choice(keys)}={dice.choice(('3', '0.5', 'true', 'null', 'x', '[]'))}"]
     for _ in range(dice.choice((1, 1, 1, 2, 3, 4))):
         key = dice.choice((dice.choice(keys), dice.choice(keys), dice.choice(groups), dice.choice(VALUES)))
         if dice.random() < 0.1:
@@ -462,6 +498,8 @@ def fuzz_overrides(sets: int, seed: int = 0, seconds: float = float("inf")) -> d
         dice = random.Random(f"{seed}/{number}")
         script = scripts[number % len(scripts)]
         overrides = overrides_of(keys[script], sorted(GROUPS), dice)
+        if script == "documents":
+            overrides.insert(0, "documents=notes")
 
         def compose() -> list:
             cfg = compose_command(script, overrides)  # noqa: B023

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from rag.errors import UserError, one_line
+from rag.errors import UserError, listed, one_line, shortened
 from rag.runs import CONFIGS, know_project
 
 know_project()
@@ -28,6 +29,7 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
                 f"{shortened(override)} is not an override: write key=value, or --help for examples"
             )
         check_choice(override)
+        check_readable(override)
     # Hydra's way of choosing nothing from a group is ~group; group=null is what one would type.
     nothing = {f"{group}=null": f"~{group}" for group in GROUPS}
     overrides = [nothing.get(override, override) for override in overrides]
@@ -38,6 +40,9 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
             default = compose(name, [*_searched(), *groups]) if len(groups) < len(overrides) else cfg
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name, overrides)) from error
+    except (ValueError, RecursionError) as error:
+        shown = shortened(" ".join(overrides))
+        raise UserError(f"{shown} cannot be composed ({shortened(one_line(str(error)))})") from error
     except MarkedYAMLError as error:
         mark = error.problem_mark
         location = f"{mark.name}, line {mark.line + 1}" if mark else "a config"
@@ -52,14 +57,30 @@ def check_choice(override: str) -> None:
     group, equals, choice = override.lstrip("+~").partition("=")
     if equals and group in GROUPS and not re.fullmatch(r"""(['"]?)[A-Za-z_][\w./-]*\1|""", choice):
         raise UserError(
-            f"{shortened(override)}: {group} is chosen by name, one of {', '.join(choices(group))}; single "
+            f"{shortened(override)}: {group} is chosen by name, one of {listed(choices(group))}; single "
             f"settings are {group}.NAME=…"
         )
 
 
-def shortened(text: str, length: int = 80) -> str:
-    """Of what was typed by mistake, so much that it is recognised."""
-    return text if len(text) <= length else f"{text[:length]}…"
+def check_readable(override: str) -> None:
+    """UserError for what Hydra's grammar has no value for, also where its parser gives up in other ways."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        raise UserError(unreadable(override)) from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets inside brackets
+        raise UserError(
+            f"{shortened(override)} cannot be read ({shortened(one_line(str(error)))})"
+        ) from error
+
+
+def unreadable(override: str) -> str:
+    key, value = shortened(key_of(override), 40), shortened(override.partition("=")[2], 40)
+    return (
+        f"{shortened(override)} cannot be read: a value with =, commas, brackets or spaces needs quotes, as in "
+        f"""'{key}="{value}"', and a list brackets, as in {key}=[1,2]; train.py -m """
+        "takes several values with commas and trains with each"
+    )
 
 
 def folders() -> list[Path]:
@@ -93,7 +114,9 @@ def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
         and value is not None
         and (not isinstance(value, allowed) or isinstance(value, bool) is not (type(before) is bool))
     ):
-        raise UserError(f"{override}: {kinds[type(before)]} is expected, as in {key}={str(before).lower()}")
+        raise UserError(
+            f"{shortened(override)}: {kinds[type(before)]} is expected, as in {key}={str(before).lower()}"
+        )
 
 
 def key_of(override: str) -> str:
@@ -103,21 +126,14 @@ def key_of(override: str) -> str:
 def explain(error: Exception, name: str, overrides: list[str]) -> str:
     """One sentence for what Hydra found wrong, with the names that exist."""
     text = one_line(str(error))
-    if isinstance(error, OverrideParseException) or "Ambiguous value" in text:
-        given = error.override if isinstance(error, OverrideParseException) else None
-        wrong = given or next(each for each in overrides if each in text)
-        value = wrong.partition("=")[2]
-        return (
-            f"{wrong} cannot be read: a value with =, commas, brackets or spaces needs quotes, as in "
-            f"""'{key_of(wrong)}="{value}"', and a list brackets, as in {key_of(wrong)}=[1,2]; train.py -m """
-            "takes several values with commas and trains with each"
-        )
+    if "Ambiguous value" in text and (several := next((each for each in overrides if each in text), None)):
+        return unreadable(several)
     missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
     if missing:
         for override in overrides:
             group, _, choice = override.lstrip("+").partition("=")
             if f"{group}/{choice}" == missing[1]:
-                return f"{override} does not exist: {nearest(choice, choices(group))}"
+                return f"{shortened(override)} does not exist: {nearest(choice, choices(group))}"
         group, _, choice = missing[1].partition("/")
         hint = f": {nearest(choice, choices(group))}" if group in GROUPS else ""
         return f"a config names {missing[1]}, which does not exist under {' or '.join(map(str, folders()))}{hint}"
@@ -129,8 +145,8 @@ def explain(error: Exception, name: str, overrides: list[str]) -> str:
                 name, [each for each in overrides if each != override and key_of(each) in GROUPS]
             )
             if path not in known and not override.startswith("+"):
-                return f"the setting {path} does not exist: {nearest_setting(path, known)}"
-    return text
+                return f"the setting {shortened(path)} does not exist: {nearest_setting(path, known)}"
+    return shortened(text, 500)
 
 
 def choices(group: str) -> list[str]:
@@ -177,8 +193,7 @@ def nearest(name: str, known: list[str], prefix: str = "") -> str:
         return f"did you mean {' or '.join(prefix + each for each in close)}?"
     if not known:
         return f"there is nothing under {prefix.removesuffix('.')}"
-    shown = [prefix + each for each in sorted(known) if not each.startswith("_")]
-    return f"there is {', '.join(shown[:20])}{', …' if len(shown) > 20 else ''}"
+    return f"there is {listed(prefix + each for each in sorted(known) if not each.startswith('_'))}"
 
 
 def reading(corpus: DictConfig) -> tuple[str | None, int | None]:
@@ -200,7 +215,7 @@ def explain_value(error: OmegaConfBaseException) -> str:
     """One sentence for a value that cannot be resolved; one that has to be given is named as it is typed."""
     missing = re.search(r"Missing mandatory value: (\S+)", str(error))
     if missing is None:
-        return one_line(str(error).split("\n")[0])
+        return shortened(one_line(str(error).split("\n")[0]), 500)
     key = re.search(r"full_key: (\S+)", str(error))
     name = key[1] if key and key[1].endswith(f".{missing[1]}") else missing[1]
     return f"{name} has no value and this run needs it: give {name}=…"

@@ -6,12 +6,36 @@ message and exit with code 2; any other exception is a bug and keeps its traceba
 """
 
 import re
+from collections.abc import Iterable
+
+LONGEST_SENTENCE = 1_500  # characters
 
 
 class UserError(Exception):
-    """A mistake of the user's: `str(error)` is the one sentence to show."""
+    """A mistake of the user's: `str(error)` is the one sentence to show.
+
+    It stays one line whatever it quotes; of a page, the middle is left out, since what to do comes last.
+    """
+
+    def __init__(self, sentence: str):
+        sentence = " ".join(sentence.splitlines())
+        if len(sentence) > LONGEST_SENTENCE:
+            sentence = f"{sentence[: LONGEST_SENTENCE // 2]} … {sentence[-LONGEST_SENTENCE // 2 :]}"
+        super().__init__(sentence)
 
 
 def one_line(text: str) -> str:
     """Text with every run of white space as one space, for a message."""
     return re.sub(r"\s+", " ", text).strip()
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Of what was typed or written by mistake, so much that it is recognised."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """The first of some names, separated by commas; "none" where there are none."""
+    names = list(names)
+    shown = ", ".join(shortened(name, 40) for name in names[:most])
+    return f"{shown}, …" if len(names) > most else shown or "none"

@@ -103,6 +103,10 @@ def text_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, s
                     "\n"
                 ):  # four bytes a character at most
                     check_length(len(line.encode(codec, "replace")), f"{path}, line {number}")
+                if encoding is not None and not line.isascii():
+                    line.encode(
+                        "utf-8"
+                    )  # some encodings have halves of surrogate pairs, which no file can hold
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
         raise EncodingError(path, number + 1, encoding, error) from error
@@ -138,6 +142,8 @@ def text_parts(path: Path, encoding: str | None = None) -> Iterator[tuple[int, s
             decoder = codecs.getincrementaldecoder(codec)()
             while part := data.readline(LONGEST_LINE):
                 if text := decoder.decode(part):
+                    if encoding is not None and not text.isascii():
+                        text.encode("utf-8")  # as in text_lines
                     yield number, text.removeprefix("\ufeff") if first else text
                     first = False
                 number += part.endswith(b"\n")

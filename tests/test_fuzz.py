@@ -45,15 +45,17 @@ def test_two_hundred_random_overrides():
 
 
 def test_what_is_broken_is_told():
-    """The check itself: an exception, a sentence over two lines and an empty text are all found."""
+    """The check itself finds an exception, half a character, an empty text and an id that comes twice."""
     counts = fuzz.Counts()
-
-    def two_lines():
-        raise fuzz.UserError("one\ntwo")
-
     fuzz._count(counts, lambda: [fuzz.Passage("1", "", " ")], "a")
     fuzz._count(counts, lambda: [fuzz.Passage("1", "", "\ud83d")], "b")
     fuzz._count(counts, lambda: [fuzz.Passage("1", "", "x"), fuzz.Passage("1", "", "y")], "c")
     fuzz._count(counts, lambda: [1 // 0], "d")
-    fuzz._count(counts, two_lines, "e")
-    assert [problem[0] for problem in counts.broken] == list("abcde")
+    assert [problem[0] for problem in counts.broken] == list("abcd")
+
+
+def test_a_sentence_is_one_line_whatever_it_quotes():
+    assert str(fuzz.UserError("one\ntwo\u2028three\r\n")) == "one two three"
+    sentence = str(fuzz.UserError("found " + "x" * 100_000 + ": do this"))
+    assert len(sentence) == fuzz.LONGEST_SENTENCE + 3
+    assert sentence.startswith("found x") and sentence.endswith("x: do this")

@@ -173,7 +173,7 @@ def test_json_lines_under_the_name_json(tmp_path):
             "{path}, line 2: answers is an object, a list of strings is expected",
         ),
         (
-            {**MOON, "answers": ["a", 1990]},
+            {**MOON, "answers": ["a", True]},
             "{path}, line 2: answers holds true or false, a list of strings is expected",
         ),
         (

@@ -26,6 +26,7 @@ from rag.files import hash_file, read_json, write_aside, write_json
 from rag.index.passage import Passage, has_half_pair
 from rag.index.readers import FORMATS, SeenIds, corpus_files, read_passages
 from rag.progress import progress_bar
+from rag.text_files import unreadable
 
 _STORE_FORMAT = 1
 _ROWS_PER_BATCH = 4096
@@ -162,7 +163,11 @@ class PassageStore:
         """Map a store that `write` made. Raises UserError if it is missing, cut short or of another
         format."""
         folder = Path(folder)
-        if not (folder / "store.json").is_file():
+        try:
+            there = (folder / "store.json").is_file()
+        except OSError as error:
+            raise unreadable(folder / "store.json", error) from error
+        if not there:
             raise UserError(
                 f"{folder} holds no passages (store.json is missing): build them with build_index.py"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rag.errors import UserError
+from rag.errors import UserError, shortened
 from rag.index.fields import Row
 from rag.index.json_reader import read_json_passages
 from rag.index.passage import Passage, counted, has_half_pair, piece_id, without_half_pairs
@@ -153,13 +153,15 @@ class _Reader:
                 passage_id = str(next(numbers)) if id is None else id
                 if not text or text.isspace():
                     raise UserError(
-                        f"{location}: the text of passage {passage_id!r} is empty: give it one or drop it"
+                        f"{location}: the text of passage {shortened(passage_id)!r} is empty: give it one or drop it"
                     )
                 if not passage_id or has_half_pair(passage_id):
                     what = (
                         "holds half a surrogate pair (a character that was cut)" if passage_id else "is empty"
                     )
-                    raise UserError(f"{location}: the id {passage_id!r} {what}: give the passage another")
+                    raise UserError(
+                        f"{location}: the id {shortened(passage_id)!r} {what}: give the passage another"
+                    )
                 if has_half_pair(title) or has_half_pair(text):
                     self.replaced += 1
                     title, text = without_half_pairs(title), without_half_pairs(text)
@@ -209,7 +211,7 @@ def _kind(file: Path) -> tuple[_Read, str] | None:
 
 
 def _twice(location: str, id: str) -> UserError:
-    return UserError(f"{location}: the id {id!r} occurs twice: ids must be unique")
+    return UserError(f"{location}: the id {shortened(id)!r} occurs twice: ids must be unique")
 
 
 class SeenIds:

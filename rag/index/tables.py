@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rag.errors import UserError
+from rag.errors import UserError, listed
 from rag.index.fields import ID_NAMES, TEXT_NAMES, TITLE_NAMES, Row, fields, named, unquoted_title
 from rag.text_files import first_bytes, plain_name, text_lines
 from rag.text_tables import SEPARATORS, Fields, table_rows
@@ -35,12 +35,12 @@ def read_table(path: Path, encoding: str | None = None) -> Iterator[Row]:
     A header names the columns, in any order and in any case; those beyond id, title and text are left out. Without
     one, two or three columns are told apart by the first rows: ids hold no spaces, and texts are longer than titles.
     """
-    first = next((text for _, text in text_lines(path, encoding) if text.strip()), None)
-    if first is None:
-        raise UserError(f"{path} is empty: expected a table with the columns id, text and title")
+    first = next((text for _, text in text_lines(path, encoding) if text.strip()), "")
     separator = _separator(path, first)
     records = table_rows(path, separator, encoding)
-    line, header = next(records)
+    if (begin := next(records, None)) is None:
+        raise UserError(f"{path} is empty: expected a table with the columns id, text and title")
+    line, header = begin
     columns = _names(header)
     at_text = _position(columns, TEXT_NAMES)
     at_id, at_title = _position(columns, ID_NAMES), _position(columns, TITLE_NAMES)
@@ -140,7 +140,7 @@ def read_parquet(path: Path, encoding: str | None = None) -> Iterator[Row]:
         present = {name for names in (ID_NAMES, TITLE_NAMES, TEXT_NAMES) if (name := named(columns, names))}
         if not named(columns, TEXT_NAMES):
             raise UserError(
-                f"{path} has no column text: expected id, text and title, found {', '.join(columns)}"
+                f"{path} has no column text: expected id, text and title, found {listed(columns)}"
             )
         row = 0
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import regex
 
 from rag.index.splitting import WORDS_PER_PASSAGE, pieces
-from rag.text_files import LONGEST_LINE, plain_name, text_parts, unreadable
+from rag.text_files import plain_name, text_parts, unreadable
 
 LIGATURES = str.maketrans(
     {
@@ -24,6 +24,9 @@ LIGATURES = str.maketrans(
 _BROKEN_WORD = regex.compile(r"\p{L}-\r?\n$")
 _FRONT_MATTER_TITLE = regex.compile(r"title:\s*(.+?)\s*$")
 _LONGEST_FRONT_MATTER = 200  # lines
+_LONGEST_WORD = (
+    1 << 16
+)  # characters without a space, as of an encoded picture or of Chinese, that are held at once
 
 
 def is_text(path: Path) -> bool:
@@ -103,6 +106,12 @@ def read_text(file: Path, encoding: str | None = None, words: int | None = None)
 
 def _words(file: Path, encoding: str | None, left_out: set[int]) -> Iterator[str]:
     """The words of a file, without those of the lines `left_out`."""
+    for word in _whole_words(file, encoding, left_out):
+        for start in range(0, len(word), _LONGEST_WORD):
+            yield word[start : start + _LONGEST_WORD]
+
+
+def _whole_words(file: Path, encoding: str | None, left_out: set[int]) -> Iterator[str]:
     cut = ""  # what may be the first half of a word
     for line, text in text_parts(file, encoding):
         if line in left_out:
@@ -112,7 +121,7 @@ def _words(file: Path, encoding: str | None, left_out: set[int]) -> Iterator[str
         text = cut + text
         if plain_name(file).endswith(".txt") and _BROKEN_WORD.search(text):
             *words, cut = text.rstrip().split()
-            if len(cut) < LONGEST_LINE:
+            if len(cut) < _LONGEST_WORD:
                 cut += "\n"  # its second half is on the next line
                 yield from words
                 continue
@@ -121,7 +130,7 @@ def _words(file: Path, encoding: str | None, left_out: set[int]) -> Iterator[str
         else:
             text = _joined(text)
             words = text.split()
-            cut = "" if text[-1].isspace() or not words or len(words[-1]) > LONGEST_LINE else words.pop()
+            cut = "" if text[-1].isspace() or not words or len(words[-1]) > _LONGEST_WORD else words.pop()
         yield from words
     yield from _joined(cut).split()
 

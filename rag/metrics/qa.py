@@ -12,6 +12,7 @@ written; one in plain ASCII sees the text as DrQA and DPR show it.
 import re
 import string
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -69,8 +70,12 @@ def compile_answer(pattern: str, where: str = "") -> re.Pattern[str]:
     Raises UserError if it does not compile.
     """
     try:
-        return re.compile(unicodedata.normalize("NFC", pattern), re.IGNORECASE | re.UNICODE | re.MULTILINE)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a later Python may read otherwise
+            return re.compile(
+                unicodedata.normalize("NFC", pattern), re.IGNORECASE | re.UNICODE | re.MULTILINE
+            )
+    except (re.error, OverflowError, RecursionError) as error:  # {99999999999}, brackets inside brackets
         location = f"{where}: " if where else ""
         raise UserError(f"{location}the answer {pattern!r} is not a regular expression ({error})") from None
 

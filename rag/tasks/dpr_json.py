@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from rag.errors import UserError
+from rag.errors import UserError, listed
 from rag.files import one_process, read_json, write_aside, write_json
 from rag.fingerprints import digest, fingerprint
 from rag.index.passage import Passage
@@ -120,7 +120,7 @@ def _contexts(record: Record, key: str, where: str) -> Iterator[Passage]:
     """The passages of one of the lists; its id is a hash, since DPR's own ids are missing here and there."""
     if key == "positive_ctxs" and key not in record:
         raise UserError(
-            f"{where}: no key 'positive_ctxs', found {', '.join(record) or 'none'}: DPR's training format has "
+            f"{where}: no key 'positive_ctxs', found {listed(record)}: DPR's training format has "
             "question, answers, positive_ctxs, negative_ctxs and hard_negative_ctxs"
         )
     contexts = record.get(key, [])

@@ -22,7 +22,7 @@ from rag.tasks.tables import (
     parquet_records,
     table_records,
 )
-from rag.text_files import first_bytes
+from rag.text_files import first_bytes, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,10 @@ NATIVE = "json"  # ours, of which nothing has to be said
 
 def form_of(file: File, name: str | None = None) -> Form:
     """The form of a file: the first that takes it for its own, or the one of that name. UserError where none does."""
+    try:
+        file.path.stat()
+    except (OSError, ValueError) as error:
+        raise unreadable(file.path, error) from error
     if name is not None:
         chosen = next((form for form in FORMS if form.name == name), None)
         if chosen is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rag.errors import UserError
+from rag.errors import UserError, listed
 from rag.index.passage import Passage
 from rag.json_files import not_too_deep
 from rag.metrics.bootstrap import Metric, mean_with_interval
@@ -196,7 +196,7 @@ class QuestionAnswering(Task):
             return examples
         chosen = [example for example in examples if example.set in self.train_sets]
         if not chosen:
-            sets = ", ".join(sorted({repr(example.set) for example in examples}))
+            sets = listed(sorted({repr(example.set) for example in examples}))
             wanted = ", ".join(self.train_sets)
             raise UserError(f"{self.source(split)}: no question of the sets {wanted}, found {sets}")
         return chosen

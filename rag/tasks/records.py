@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rag.errors import UserError
+from rag.errors import UserError, listed
 from rag.index.fields import written
 from rag.json_files import Record, check_object, kind, parse_json
 from rag.tasks.forms import NATIVE, SUPPORTED, File, form_of
@@ -89,7 +89,7 @@ def not_empty(source: Path | str, records: Iterable[Any], limit: int | None, wha
 def field(record: Record, key: str, where: str, hint: str = "") -> Any:
     """record[key]; if it is missing, a UserError that says which keys there are."""
     if key not in record:
-        raise UserError(f"{where}: no key {key!r}, found {', '.join(record) or 'none'}{hint}")
+        raise UserError(f"{where}: no key {key!r}, found {listed(record)}{hint}")
     return record[key]
 
 

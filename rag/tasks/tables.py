@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rag.errors import UserError
+from rag.errors import UserError, listed
 from rag.json_files import json_records
 from rag.tasks.lines import Mender, plain_suffix, read_lines
 from rag.text_files import unreadable
@@ -71,7 +71,7 @@ def _wrong_width(where: str, row: list[str], header: list[str] | None, separator
     expected = (
         "expected a question and a list of answers"
         if header is None
-        else f"the header has {len(header)} ({', '.join(header)})"
+        else f"the header has {len(header)} ({listed(header)})"
     )
     problem = f"{where}: {len(row)} {called}-separated columns, {expected}"
     return f"{problem}; a field that holds a {called} belongs in double quotes" if len(row) > 2 else problem
