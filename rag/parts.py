@@ -6,6 +6,7 @@ that is written elsewhere is trained, saved and reopened like the project's own.
 """
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rag.errors import UserError
-from rag.files import write_aside, write_json
+from rag.files import read_json, write_aside, write_json
 from rag.fingerprints import described, digest
 from rag.finite import check_finite
 from rag.runs import MODEL_FILE
@@ -171,3 +172,19 @@ def save_model(
         "files": described(folder),
     }
     write_json(folder / MODEL_FILE, saved | {"checksum": digest(saved)})
+
+
+def read_settings(of: type, file: Path, more: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that were saved beside a model, where that file is there: parameters of the class `of`, and `more`.
+
+    Raises UserError where it is damaged.
+    """
+    if not file.is_file():
+        return {}
+    saved = read_json(file)
+    if strange := saved.keys() - inspect.signature(of).parameters.keys() - {*more}:
+        raise UserError(
+            f"{file} holds {sorted(strange)[0]!r}, which is no setting of a {of.__name__}: restore it, or remove it to "
+            "take the usual settings"
+        )
+    return saved

@@ -195,8 +195,8 @@ def test_wrong_files_are_told_before_anything_is_written(command, tmp_path, caps
     files = {
         "empty.jsonl": ("", "holds no questions"),
         "list.jsonl": (
-            '{"question": "q", "answers": 5}\n',
-            "line 1: answers is a number, a list of strings is expected",
+            '{"question": "q", "answers": {"a": 5}}\n',
+            "line 1: answers is an object, a list of strings is expected",
         ),
         "form.qa.csv": (
             "no tab\n",

@@ -146,7 +146,7 @@ def test_no_run_and_no_description(tmp_path):
     write_json(tmp_path / "result.json", {})
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "model.json", {"something": "else"})
-    with pytest.raises(UserError, match="is not a model description"):
+    with pytest.raises(UserError, match="is no model description, or was edited"):
         reopen(tmp_path)
 
 

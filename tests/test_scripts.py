@@ -791,7 +791,7 @@ def test_an_index_of_another_encoder_or_corpus(demo, tmp_path, capsys):
     assert Index.open(tmp_path / "index").passages.sha256 == Index.open(demo.run("index_b")).passages.sha256
 
 
-def test_a_damaged_index_is_told_and_replaced(demo, tmp_path, capsys):
+def test_a_damaged_index_is_told_and_made_whole(demo, tmp_path, capsys):
     folder = tmp_path / "index"
     shutil.copytree(demo.run("index_a"), folder)
     os.truncate(folder / "index.faiss", 100)
@@ -799,9 +799,10 @@ def test_a_damaged_index_is_told_and_replaced(demo, tmp_path, capsys):
     assert demo("train", *rag) == 2
     assert "has 100 bytes instead of" in refusal(capsys)
     build = ["experiment=miniwiki/index_a", f"index.path={folder}"]
-    assert demo("build_index", *build) == 2
-    assert "overwrite=true" in refusal(capsys)
-    assert demo("build_index", *build, "overwrite=true") == 0
+    vectors = (folder / "vectors" / "00000.npy").stat().st_mtime_ns
+    assert demo("build_index", *build) == 0
+    assert "has 100 bytes instead of" in (said := capsys.readouterr().out) and "what is whole is kept" in said
+    assert (folder / "vectors" / "00000.npy").stat().st_mtime_ns == vectors
     assert contents(folder)["index.faiss"] == contents(demo.run("index_a"))["index.faiss"]
 
 

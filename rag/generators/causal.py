@@ -30,9 +30,9 @@ from rag.generators.seq2seq import (
     ENCODED_AT_ONCE_ON_CPU,
     SETTINGS,
     Generator,
-    saved_settings,
 )
 from rag.generators.shared_prompts import SharedPrompts
+from rag.parts import read_settings
 from rag.pretrained import FLOAT32
 
 
@@ -115,7 +115,7 @@ class CausalGenerator(Generator):
         they are. pad_token, eos_token: where the tokenizer has none. `settings` are the constructor's; those not given
         are as they were when the folder was written here.
         """
-        saved = saved_settings(cls, path, ["origin"])
+        saved = read_settings(cls, Path(path) / SETTINGS, ["origin"])
         origin = saved.pop("origin", {})
         own = {"path": _absolute(path), "dtype": dtype or FLOAT32, "quantize": quantize}
         reopened = (Path(path) / ADAPTER).is_file()

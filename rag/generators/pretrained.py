@@ -17,10 +17,11 @@ from rag import hub
 from rag.errors import UserError
 from rag.files import write_aside, write_json
 from rag.finite import check_finite
-from rag.generators.seq2seq import SETTINGS, Generator, saved_settings
+from rag.generators.seq2seq import SETTINGS, Generator
 from rag.generators.warm_start import WarmStartConfig, WarmStartForConditionalGeneration
 from rag.minilm import NAME, WEIGHTS, at_hand, check_sha256
 from rag.minilm import SHA256 as MINILM
+from rag.parts import read_settings
 from rag.runs import SHIPPED
 
 FOLDER = SHIPPED / "reader"
@@ -56,7 +57,7 @@ def pretrained_reader(
     model.tie_weights()
     tokenizer = AutoTokenizer.from_pretrained(at)
     tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
-    return Generator(model.eval(), tokenizer, **(saved_settings(Generator, folder) | settings))
+    return Generator(model.eval(), tokenizer, **(read_settings(Generator, folder / SETTINGS) | settings))
 
 
 def save_reader(generator: Generator, folder: str | Path, words: str | Path = NAME) -> None:

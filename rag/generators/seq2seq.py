@@ -5,7 +5,6 @@ question's part when the batch was made, so a context is put together from array
 too long the passage is cut, never the question.
 """
 
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +21,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 import rag.generators.lstm  # noqa: F401  so that folders that hold such a model are known to transformers
 import rag.generators.warm_start  # noqa: F401  the same
 from rag.errors import UserError
-from rag.files import read_json, write_json
+from rag.files import write_json
 from rag.generators.attention import cross_attention_scores
 from rag.generators.context import Ragged, positions, special_tokens, token_rows
 from rag.generators.encoder_decoder import AutoSeq2Seq, EncoderDecoderModel, complete
 from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
-from rag.parts import TrainedPart, describe
+from rag.parts import TrainedPart, describe, read_settings
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
 from rag.runs import FOLDER
 
@@ -53,22 +52,6 @@ class LearnsUnevenly(Protocol):
     def learning_rates(self) -> Sequence[tuple[nn.Module, float]]:
         """Modules and multiples; the first that holds a weight counts."""
         ...
-
-
-def saved_settings(of: type, folder: str | Path, more: Sequence[str] = ()) -> dict[str, Any]:
-    """What SETTINGS in a folder says, where there is such a file: parameters of the class `of`, and `more`.
-
-    Raises UserError where it is damaged.
-    """
-    if not (file := Path(folder) / SETTINGS).is_file():
-        return {}
-    saved = read_json(file)
-    if strange := saved.keys() - inspect.signature(of).parameters.keys() - {*more}:
-        raise UserError(
-            f"{file} holds {sorted(strange)[0]!r}, which is no setting of a {of.__name__}: restore it, or remove "
-            "it to take the usual settings"
-        )
-    return saved
 
 
 class Generator(nn.Module):
@@ -131,7 +114,7 @@ class Generator(nn.Module):
         model, tokenizer = load_pretrained(AutoSeq2Seq, path, "sequence-to-sequence model", dtype)
         if isinstance(model, EncoderDecoderModel):
             complete(model, tokenizer)
-        generator = cls(model, tokenizer, **(saved_settings(cls, path) | settings))
+        generator = cls(model, tokenizer, **(read_settings(cls, Path(path) / SETTINGS) | settings))
         check_output_layer(model, generator.start_token)
         return generator
 
