@@ -503,7 +503,8 @@ def fuzz_overrides(sets: int, seed: int = 0, seconds: float = float("inf")) -> d
 
         def compose() -> list:
             cfg = compose_command(script, overrides)  # noqa: B023
-            for key in ("task", "corpus", "decoding", "generator"):
+            parts = ("corpus", "decoding", "generator")
+            for key in parts if script == "documents" else ("task", *parts):  # noqa: B023
                 plain(cfg.get(key))
             return []
 

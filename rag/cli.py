@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rag.compose import CONFIGS, compose_config, explain_value, key_of
+from rag.compose import CONFIGS, compose_config, explain_value, key_of, plain
 from rag.errors import UserError, one_line
 from rag.lazy import many_imports
 from rag.safe_text import printable, say
@@ -150,7 +150,10 @@ def compose_command(name: str, overrides: list[str]) -> DictConfig:
 
 def check_script(cfg: DictConfig, name: str, arguments: list[str]) -> None:
     """UserError where the experiment is one of other scripts alone."""
-    if name not in SCRIPTS or name in (scripts := cfg.get("scripts", SCRIPTS)):
+    scripts = plain(cfg.get("scripts", SCRIPTS))
+    if not isinstance(scripts, list | tuple):
+        raise UserError(f"scripts={scripts}: a list of scripts is expected, as in scripts=[train]")
+    if name not in SCRIPTS or name in scripts:
         return
     chosen = next((each for each in arguments if key_of(each) == "experiment"), f"the experiment {cfg.name}")
     raise UserError(

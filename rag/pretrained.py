@@ -13,6 +13,7 @@ from huggingface_hub.utils import (
     disable_progress_bars,
     enable_progress_bars,
 )
+from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
@@ -25,9 +26,12 @@ from transformers.utils import logging as transformers_logging
 
 from rag import hub
 from rag.errors import UserError
+from rag.files import read_json
 from rag.finite import check_finite
 
 log = logging.getLogger(__name__)
+
+_OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 FLOAT32 = "float32"  # what weights are, whatever they were saved as: see `load_weights`
 
@@ -70,14 +74,31 @@ def load_pretrained(
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # of files that are damaged transformers and tokenizers raise any, plain ones too
+    except Exception as error:  # transformers and tokenizers raise any of damaged files, plain ones too
         raise hub.refusal(error, path) or UserError(
             f"{path} holds no {what} with its tokenizer ({hub.reason(error)}): give a folder written by "
             "save_pretrained or the name of a model on the hub"
         ) from error
     return model, tokenizer
+
+
+def check_files(path: str | Path) -> None:
+    """UserError for a file of a local folder that transformers would fail on: JSON that is no object, and weights that
+    are empty or cut short. Headers alone are read of the weights."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    for name in _OBJECTS:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file} is damaged or was cut short ({hub.reason(error)}): restore it"
+            ) from error
 
 
 def load_weights(
@@ -104,6 +125,7 @@ def load_weights(
     if hub.is_name(str(path)):
         hub.commit(str(path))  # before anything else is asked of a hub that may be out of reach
     of_file = {name: settings[name] for name in ("gguf_file",) if name in settings}
+    check_files(path)
     config_dict = PreTrainedConfig.get_config_dict(str(path), **of_file)[0]
     check_model_kind(config_dict.get("model_type"), model_class, path)
     before = transformers_logging.get_verbosity()

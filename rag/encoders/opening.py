@@ -27,6 +27,7 @@ from rag.encoders.sentence_transformer import (
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.minilm import at_hand
+from rag.pretrained import check_files
 
 _AS_THEY_ARE = EncoderSettings()
 
@@ -75,6 +76,7 @@ def _embedder(path: str | Path, settings: EncoderSettings) -> Embedder | None:
         folder = local_copy(path)
         form, transformer = read_format(folder, settings)
         return Embedder.from_pretrained(transformer, form)
+    check_files(path)
     try:
         kind = PreTrainedConfig.get_config_dict(str(path))[0].get("model_type")
     except (OSError, ValueError):

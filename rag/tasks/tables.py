@@ -149,7 +149,7 @@ def dataset_records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise UserError(f"{folder} is not a whole folder of `datasets` ({error}): save it again") from None
     if isinstance(rows, dict):
-        splits = ", ".join(str(folder / name) for name in rows)
+        splits = ", ".join(str(folder / str(name)) for name in rows)
         raise UserError(f"{folder} holds several splits: give one of them: {splits}")
     for number, row in enumerate(rows, start=1):
         yield f"{folder}, row {number}", dict(row)
