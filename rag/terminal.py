@@ -17,7 +17,8 @@ class Terminal(Console):
     """A console that shows square brackets and colons as they are, and lets nothing through but its own commands."""
 
     def __init__(self, **settings: Any):
-        super().__init__(**({"markup": False, "emoji": False, "highlight": False} | settings))
+        plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+        super().__init__(**(plain | settings))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Rich's segments, in which no text has a control character but line ends."""

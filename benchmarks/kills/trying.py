@@ -97,6 +97,7 @@ def start(
     code = BROKEN
     try:
         os.setpgid(0, 0)  # with its children, which are ended with it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
