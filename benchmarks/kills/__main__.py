@@ -105,7 +105,8 @@ class Trials:
             of_rank = settings if rank == victim else {}
             log = self.log.with_name(f"log-{rank}")
             started.append((start(self.scenario.command, log, environment=environment, **of_rank), log))
-        ended = [wait(*started[victim], began)]
+        number, log = started[victim]
+        ended = [wait(number, log, began)]
         for rank, (number, log) in enumerate(started):
             if rank != victim:
                 ended.append(self.survivor(number, log, ended[0].code < 0))
