@@ -4,6 +4,7 @@ Hydra's own entry point prints several lines and exits with code 1 on a mistake;
 included, is one sentence and exit code 2, and a name that does not exist comes with the nearest ones that do.
 """
 
+import errno
 import logging
 import os
 import re
@@ -45,6 +46,15 @@ def mistakes_in_one_sentence() -> Iterator[None]:
         sys.exit(128 + 13)  # as what is ended by SIGPIPE
     except (UserError, InstantiationException, OmegaConfBaseException) as error:
         say(f"error: {one_sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        print(
+            "error: this process may open no more files: raise the limit, as with `ulimit -n 1024`, and rerun the same "
+            "command to resume",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: rerun the same command to resume", file=sys.stderr)

@@ -207,3 +207,20 @@ def test_exchanged_files_and_vectors_that_are_not_finite(whole, tmp_path):
         Index.open(folder).verify()
     with pytest.raises(UserError, match=r"00002.npy holds a vector that is not finite \(row 83\)"):
         Index.open(folder).vectors(np.array([1, 83]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the files that are open")
+def test_more_shards_than_files_may_be_open(passage_encoder, tmp_path):
+    """As of 150 shards where a process may open 64 files: some are mapped again, and the vectors are the same."""
+    resource = pytest.importorskip("resource")
+    index = build_tiny_index(tmp_path, passage_encoder, PEOPLE, shard_size=1)
+    everything = np.arange(len(index))
+    expected = index.vectors(everything)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
+    try:
+        again = Index.open(tmp_path)
+        for rows in (everything, everything[::-1], everything):
+            np.testing.assert_array_equal(again.vectors(rows), expected[rows])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

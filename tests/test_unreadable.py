@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rag.cli import mistakes_in_one_sentence
 from rag.errors import UserError
 from rag.files import read_json, write_json
 from rag.index.documents import read_documents
@@ -252,3 +253,19 @@ def test_too_few_file_descriptors(tmp_path):
         assert len(passages(tmp_path)) == 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_many_open_files_are_one_sentence(capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    held = []
+    try:
+        with pytest.raises(SystemExit) as ended, mistakes_in_one_sentence():
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert ended.value.code == 2
+    assert "may open no more files: raise the limit" in capsys.readouterr().err

@@ -22,8 +22,14 @@ from rag.files import read_json
 from rag.index import lazy_faiss as faiss
 from rag.index.passages import PassageStore
 
+try:
+    import resource
+except ImportError:  # Windows, which has no such bound
+    resource = None
+
 UNKNOWN = "unknown"
 PLAN_FORMAT = 1
+SHARDS_OPEN = 4_096  # mapped at a time, where the system sets no bound
 BLOCK_ROWS = 16_384  # rows held in memory at a time
 LOOKED_AT = 256  # vectors, for whether they have unit length
 # What to do about a shard that was altered.
@@ -65,20 +71,20 @@ class Vectors:
         self.dim = dim
         self.shard_size = shard_size
         self._length = passages
-        self._shards: dict[int, np.ndarray] = {}
-        self._maps: list[mmap.mmap] = []
+        self._shards: dict[int, tuple[np.ndarray, mmap.mmap]] = {}
 
     def __len__(self) -> int:
         return self._length
 
     def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
+            if len(self._shards) >= _open_at_once():  # each holds a descriptor; mapping it again costs little
+                self._shards.pop(next(iter(self._shards)))
             # "copy on write": torch warns of arrays that cannot be written; nobody writes
             mapped: Any = np.load(shard_file(self.folder, number), mmap_mode="c")
             mapped._mmap.madvise(mmap.MADV_RANDOM)  # from a disk, read a vector for a vector
-            self._maps.append(mapped._mmap)
-            self._shards[number] = np.asarray(mapped)
-        return self._shards[number]
+            self._shards[number] = np.asarray(mapped), mapped._mmap
+        return self._shards[number][0]
 
     def blocks(self, rows: int = 4_096) -> Iterator[tuple[int, Float32[np.ndarray, "rows D"]]]:
         """All vectors in order, as (first row, views of at most `rows` rows).
@@ -95,8 +101,8 @@ class Vectors:
 
     def release(self) -> None:
         """Give back the pages that were read into this process; the system's cache of the files keeps them."""
-        for each in self._maps:
-            each.madvise(mmap.MADV_DONTNEED)
+        for _, mapped in self._shards.values():
+            mapped.madvise(mmap.MADV_DONTNEED)
 
     def gather(self, rows: Int64[np.ndarray, " *shape"]) -> Float32[np.ndarray, "*shape D"]:
         """The vectors of `rows`; zeros where a row is -1 (nothing found)."""
@@ -181,6 +187,14 @@ def have_unit_length(vectors: Vectors | DecodedVectors) -> bool | None:
         return None
     norms = np.linalg.norm(vectors.gather(np.arange(min(len(vectors), LOOKED_AT))), axis=1)
     return bool((np.abs(norms - 1.0) < 1e-2).all())
+
+
+def _open_at_once() -> int:
+    """How many shards may be mapped at a time: a quarter of the files that this process may open."""
+    if resource is None:
+        return SHARDS_OPEN
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return SHARDS_OPEN if soft == resource.RLIM_INFINITY else max(1, soft // 4)
 
 
 def shard_file(folder: Path, number: int) -> Path:
