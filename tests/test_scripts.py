@@ -604,6 +604,22 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(demo, steps, number, cap
     assert results[0] == results[1]
 
 
+def test_no_row_of_a_step_is_lost_or_doubled_by_an_interruption(demo):
+    """Each step is logged here, and the checkpoint is taken before Lightning logs the step it ends with."""
+    command = ["experiment=miniwiki/rag_sequence", *RAG, "trainer.log_every_n_steps=1"]
+    every_step = [*command, "checkpoint_minutes=0", f"paths.run={demo.root / 'logged'}"]
+    assert demo("train", *every_step) == 0
+    stopped = [*command, f"paths.run={demo.root / 'logged_stopped'}"]
+    for steps in (1, 3):
+        stop = ["+logger.stop._target_=test_scripts.StopAfter", f"+logger.stop.steps={steps}"]
+        assert demo("train", *stopped, *stop) == 130
+    assert demo("train", *stopped) == 0
+    rows = curves_of(demo.root / "logged")
+    assert curves_of(demo.root / "logged_stopped") == rows
+    trained = [row["step"] for row in rows if "train/nll_per_token" in row]
+    assert trained == [str(step) for step in range(6)]
+
+
 def curves_of(run: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv, without what is empty in them."""
     with (run / "metrics.csv").open(newline="") as lines:

@@ -61,6 +61,14 @@ def look_is_due(trainer: pl.Trainer) -> bool:
     return (trainer.fit_loop.total_batch_idx + 1) % every == 0
 
 
+def log_step(trainer: pl.Trainer) -> None:
+    """Log what Lightning logs of a step once its callbacks are done: a checkpoint that is taken among these says that
+    the step is done, and nobody would do it, and log it, again."""
+    trainer._logger_connector.update_train_step_metrics()
+    for logger in trainer.loggers:
+        logger.save()
+
+
 class StopsBetweenSteps(Checkpoint):
     """Ctrl-C, or a scheduler's SIGTERM, ends training after the step at hand, with a checkpoint to go on from.
 
@@ -94,6 +102,7 @@ class StopsBetweenSteps(Checkpoint):
         # After some of a step's accumulated batches there is nothing to go on from: their gradients are not kept.
         whole, self.done = trainer.global_step > self.done, trainer.global_step
         if self.asked and whole and not look_is_due(trainer):
+            log_step(trainer)
             self.stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -142,6 +151,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self.done = trainer.global_step
         self.put_off: tuple[Any, Any, int] | None = None
+        self.logged = True  # of the step at hand
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -151,7 +161,9 @@ class LastCheckpoint(ModelCheckpoint):
             if look_is_due(trainer):
                 self.put_off = outputs, batch, batch_idx
             else:
+                self.logged = False
                 super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+                self.logged = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.put_off is not None:
@@ -159,6 +171,8 @@ class LastCheckpoint(ModelCheckpoint):
             self.put_off = None
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        if not self.logged:
+            log_step(trainer)
         for logger in trainer.loggers:  # the rows of the steps that nobody will do again
             logger.save()
         super()._save_checkpoint(trainer, filepath)

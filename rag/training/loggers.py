@@ -1,4 +1,4 @@
-"""Where training curves go beside the CSV file."""
+"""Where training curves go: a CSV file, and what may be beside it."""
 
 import netrc
 import os
@@ -9,10 +9,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from rag.errors import UserError
 from rag.safe_text import say
+
+
+class Curves(CSVLogger):
+    """metrics.csv. A row that was written before the checkpoint of its step (callbacks.py) is not written again."""
+
+    _last = ""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        row = repr((step, {name: float(value) for name, value in metrics.items()}))  # NaN is equal to none
+        if row != self._last:
+            super().log_metrics(metrics, step)
+        self._last = row
 
 
 def wandb_logger(project: str, name: str, folder: str, **settings: Any) -> WandbLogger:

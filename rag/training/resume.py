@@ -41,6 +41,7 @@ class WholeCheckpoints(TorchCheckpointIO):
                 except OSError:  # a file system without links
                     shutil.copyfile(path, link)
                 link.replace(path.with_name(BEFORE))
+                link.unlink(missing_ok=True)  # a link to the same file: renaming it did nothing
 
 
 def resume_from(folder: Path, check: Callable[[Path], None]) -> Path:
