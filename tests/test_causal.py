@@ -20,6 +20,7 @@ import rag.generators.causal
 import rag.generators.output_layer
 from rag.decoding.generation import generate, generate_for_each
 from rag.decoding.settings import Decoding
+from rag.errors import UserError
 from rag.generators.causal import CausalGenerator
 from rag.generators.causal_loading import KINDS, check_reads
 from rag.model import ClosedBook, RagModel, RagSequence, RagToken
@@ -399,3 +400,11 @@ def test_closed_book_reads_the_question_alone():
     rows = torch.tensor([[*start, tiny.C, tiny.A, tiny.EOS]])
     logits = made.generator.model(input_ids=rows).logits[0, len(start) - 1 : -1].log_softmax(-1)
     assert_close(likelihood, logits.gather(-1, rows[0, len(start) :].unsqueeze(-1)).sum().detach())
+
+
+def test_an_encoder_that_fills_masks_is_of_a_kind_that_is_not_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(
+        UserError, match="holds a model of type bert, which is not read as a causal language model"
+    ):
+        CausalGenerator.from_pretrained(tmp_path)

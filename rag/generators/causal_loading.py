@@ -8,6 +8,7 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -110,6 +111,9 @@ def _check_kind(config: dict[str, Any], path: str | Path) -> None:
     kind: Any = config.get("model_type")
     known = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None
     if config.get("is_encoder_decoder") or (known is not None and known not in MODEL_FOR_CAUSAL_LM_MAPPING):
+        raise _not_read(kind, path)
+    # transformers gives an encoder such as BERT a causal head as well, which none that fills masks was trained with.
+    if known in MODEL_FOR_MASKED_LM_MAPPING and not config.get("is_decoder"):
         raise _not_read(kind, path)
 
 
