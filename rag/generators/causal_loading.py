@@ -109,11 +109,14 @@ def _four_bits(quantize: str, dtype: str) -> BitsAndBytesConfig:
 
 def _check_kind(config: dict[str, Any], path: str | Path) -> None:
     kind: Any = config.get("model_type")
-    known = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None
-    if config.get("is_encoder_decoder") or (known is not None and known not in MODEL_FOR_CAUSAL_LM_MAPPING):
+    if config.get("is_encoder_decoder"):
         raise _not_read(kind, path)
+    if kind not in CONFIG_MAPPING:
+        return  # transformers says what it knows of it
+    known = CONFIG_MAPPING[kind]
     # transformers gives an encoder such as BERT a causal head as well, which none that fills masks was trained with.
-    if known in MODEL_FOR_MASKED_LM_MAPPING and not config.get("is_decoder"):
+    fills_masks = known in MODEL_FOR_MASKED_LM_MAPPING and not config.get("is_decoder")
+    if known not in MODEL_FOR_CAUSAL_LM_MAPPING or fills_masks:
         raise _not_read(kind, path)
 
 
