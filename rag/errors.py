@@ -5,10 +5,12 @@ Everything a user can get wrong (a missing file, a malformed line, an index of a
 message and exit with code 2; any other exception is a bug and keeps its traceback.
 """
 
+import errno
 import re
 from collections.abc import Iterable
 
 LONGEST_SENTENCE = 1_500  # characters
+_NO_MEMORY = re.compile(r"allocate memory|out of memory|bad_alloc|failed to map segment", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -22,6 +24,18 @@ class UserError(Exception):
         if len(sentence) > LONGEST_SENTENCE:
             sentence = f"{sentence[: LONGEST_SENTENCE // 2]} … {sentence[-LONGEST_SENTENCE // 2 :]}"
         super().__init__(sentence)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether this error, or one that it came from, says that memory ran out: the machine's, what a limit leaves of it,
+    or a GPU's. torch, FAISS and the loader of shared libraries have no type in common for it."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, RuntimeError | ImportError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def one_line(text: str) -> str:
