@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rag.compose import CONFIGS, compose_config, explain_value, key_of, plain
-from rag.errors import UserError, one_line, out_of_memory
+from rag.errors import UserError, causes, one_line, out_of_memory
 from rag.lazy import many_imports
 from rag.safe_text import printable, say
 
@@ -102,11 +102,11 @@ def one_sentence(error: Exception) -> str:
         return f"the configuration is wrong: {one_line(str(error))}"
     if isinstance(error, UserError):
         return str(error)
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__
-    if isinstance(cause, UserError):
-        return str(cause)
+    chain = list(causes(error))
+    mistake = next((each for each in chain if isinstance(each, UserError)), None)
+    if mistake is not None:
+        return str(mistake)
+    cause = chain[-1]
     key = re.search(r"full_key: (\S+)", str(error))
     where = f"the setting {key[1]} is wrong: " if key else "a setting is wrong: "
     called = re.search(r"'([\w.]+)'", str(error))

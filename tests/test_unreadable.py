@@ -297,3 +297,10 @@ def test_no_memory_is_one_sentence_that_names_what_to_lower(exhaust, wrapped, ca
     said = capsys.readouterr().err
     assert "memory ran out: end other programs" in said and "or lower datamodule.batch_size or n_docs" in said
     assert said.count("\n") == 1
+
+
+def test_an_error_that_is_raised_from_itself_ends(capsys):
+    with pytest.raises(SystemExit), mistakes_in_one_sentence():
+        error = InstantiationException("Error in call to target 'x'")
+        raise error from error
+    assert "a setting is wrong" in capsys.readouterr().err
