@@ -25,7 +25,7 @@ from rag.reports import result_table
 from rag.reports.finished import complete_run
 from rag.reports.paper_cells import Cell, cells_of
 from rag.retrievers.protocol import check_depth
-from rag.runs import Run, git_commit, portable
+from rag.runs import Run, git_commit, mentions, portable
 from rag.safe_text import say
 from rag.saved_model import verify_model
 from rag.tasks.qa import read_examples
@@ -164,7 +164,7 @@ def verify(cfg: DictConfig) -> None:
             )
             editions = cfg.hot_swap.editions.values() if cfg.module.reads and cfg.hot_swap else ()
             indexes = [each.index for each in editions]
-            if cfg.module.reads:
+            if over_index(cfg):
                 indexes.append(cfg.index.path)
             for folder in dict.fromkeys(indexes):
                 index = Index.open(Path(folder))
@@ -246,11 +246,16 @@ def inputs(
     if in_transformers_format(cfg.checkpoint):
         model = cfg.checkpoint if Path(cfg.checkpoint).exists() else f"hub://{cfg.checkpoint}"
     files = [model, settings["task"].get(cfg.split)]
-    if not closed_book:
+    if not closed_book and over_index(cfg):
         files.append(cfg.index.path)
     if swap is not None:
         files += [swap.questions, *(each.index for each in swap.editions.values())]
     return [each for each in files if each]
+
+
+def over_index(cfg: DictConfig) -> bool:
+    """Whether passages of the configuration's index are read."""
+    return cfg.module.reads and mentions(plain(cfg.module.model), cfg.index.path)
 
 
 def open_editions(swap: DictConfig | None, limit: int | None) -> tuple[dict[str, Index], dict[str, list]]:
@@ -301,7 +306,7 @@ def described(
     if retriever is not None:
         manifest = retriever.index.manifest
         other_way = retriever.kind  # than the index's FAISS file
-        result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
+        result["index"] = {"type": other_way or manifest.factory, "passages": len(retriever.index)}
         if other_way is None:
             result["index"]["recall"] = manifest.recall
     return result

@@ -83,7 +83,7 @@ def train(cfg: DictConfig) -> Path:
     retriever = module.model.retriever if isinstance(module.model, RagModel) else None
     if retriever is not None:
         check_depth(retriever.index, module.model.n_docs)
-        if Path(cfg.corpus.path).exists():
+        if plan.over_index(cfg) and Path(cfg.corpus.path).exists():
             PassageStore.prepare(  # refuses another corpus
                 cfg.corpus.path, retriever.index.folder / "passages", False, *reading(cfg.corpus)
             )

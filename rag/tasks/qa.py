@@ -19,6 +19,7 @@ from rag.json_files import not_too_deep
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match, token_f1
 from rag.metrics.retrieval import answer_matcher
+from rag.tasks.contexts import contexts_of
 from rag.tasks.example import Example
 from rag.tasks.lines import BadRows
 from rag.tasks.records import Record, field, not_empty, read_records, said_form, text_field, texts
@@ -40,7 +41,7 @@ def read_examples(path: Path | str, answers: str = "answers", limit: int | None 
     a list of strings.
     """
     with not_too_deep(path):
-        return not_empty(path, _examples(path, answers), limit)
+        return not_empty(path, (each.without_contexts() for each in _examples(path, answers)), limit)
 
 
 def _examples(
@@ -98,6 +99,7 @@ def example_of(
         hard_negative_ids=_ids(record, "hard_negative_ids", "hard_negative_ctxs", where),
         set=str(record.get("set") or ""),
         id=str(record.get("id", default_id)),
+        contexts=contexts_of(record, where),
     )
 
 
@@ -188,6 +190,9 @@ class QuestionAnswering(Task):
             if form := said_form(source, self.format, self.encoding):
                 print(f"{source}: read as {form}")
         return _examples(source, self.answers, self.answer_setting, self.format, self.encoding, skip)
+
+    def reading(self) -> list[Any]:
+        return [*super().reading(), self.answers, self.format, self.encoding, self.on_bad_row]
 
     def examples(self, split: str) -> list[Example]:
         """The examples of "train", "dev" or "test", read anew; UserError if the split has no source."""
