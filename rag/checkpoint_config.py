@@ -12,7 +12,20 @@ from rag.saved_model import questions_of, saved_config, saved_model
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
 CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "bm25", "hot_swap")
-OWN = ("checkpoint", "trust", "verify", "split", "limit", "batch_size", "results", "overwrite", "report")
+OWN = (
+    "checkpoint",
+    "trust",
+    "verify",
+    "split",
+    "limit",
+    "batch_size",
+    "reader",
+    "export",
+    "trec",
+    "results",
+    "overwrite",
+    "report",
+)
 # What it may change where the checkpoint is a bi-encoder, which finds passages and answers nothing.
 FINDS_WITH = ("corpus", "task", "index", "recall_at", "bm25")
 # Groups of settings that an experiment gives beside the model; they belong to the composed config in any case.
@@ -83,7 +96,11 @@ def from_checkpoint(
             saved.retriever = OmegaConf.to_container(search, resolve=False)
             search = saved.retriever
         described = described.searched_by(plain(search))
-    asked = {key: OmegaConf.to_container(saved[key], resolve=True) for key in ("task", "asked", "paths") if key in saved}
+    asked = {
+        key: OmegaConf.to_container(saved[key], resolve=True)
+        for key in ("task", "asked", "paths")
+        if key in saved
+    }
     saved.module = {
         "model": described.node(folder, saved.index.path, saved.n_docs, questions_of(asked)),
         "folder": str(folder / "model"),

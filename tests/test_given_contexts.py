@@ -19,6 +19,7 @@ from rag.files import read_json
 from rag.generators.context import Ragged, token_rows
 from rag.metrics.record import find, records_of
 from rag.model import RagSequence, RagToken
+from rag.reopen import reopen
 from rag.retrievers import GivenPassages, LearnedScale, Questions
 from rag.runs import ASKED, DATA, TASK
 from rag.tasks.contexts import read_contexts
@@ -76,7 +77,7 @@ def test_the_marginal_over_fewer_passages_than_k_is_that_of_those_alone(tmp_path
     batch = model.prepare([FRANCE, TIBER], ["Paris", "the Tiber"])
     got = model(batch).logprob
     expected = []
-    for number, record in enumerate(ASKED_FOR):
+    for record in ASKED_FOR:
         contexts = sorted(record["ctxs"], key=lambda each: -float(each["score"]))
         prior = torch.log_softmax(scale() * torch.tensor([float(each["score"]) for each in contexts]), 0)
         passages = Ragged.of(token_rows(bart.tokenizer, [f"{c['title']} / {c['text']}" for c in contexts]))
@@ -90,7 +91,8 @@ def test_the_marginal_over_fewer_passages_than_k_is_that_of_those_alone(tmp_path
             expected.append((prior[:, None] + tokens).logsumexp(0).sum())
     assert_close(got, torch.stack(expected))
     of_got, of_expected = (
-        torch.autograd.grad(each.sum(), scale.log, retain_graph=True)[0] for each in (got, torch.stack(expected))
+        torch.autograd.grad(each.sum(), scale.log, retain_graph=True)[0]
+        for each in (got, torch.stack(expected))
     )
     assert of_got.abs() > 1e-4
     assert_close(of_got, of_expected, rtol=1e-3, atol=1e-5)
@@ -131,7 +133,10 @@ def test_the_forms_of_passages(written, read):
         ([{"text": "a", "score": math.nan}], "here, passage 1: score is nan, a finite number is expected"),
         ([{"text": "a", "score": "best"}], "passage 1: score is 'best', a finite number is expected"),
         ([{"text": "a", "score": True}], "passage 1: score is True, a finite number is expected"),
-        ([{"text": "a", "score": 1}, {"text": "b"}], "here: 1 of the 2 passages have a score and the others none"),
+        (
+            [{"text": "a", "score": 1}, {"text": "b"}],
+            "here: 1 of the 2 passages have a score and the others none",
+        ),
         ([7], "here, passage 1 is a number, an object with text, or a text, is expected"),
     ],
 )
@@ -142,8 +147,13 @@ def test_a_wrong_passage_is_named(written, problem):
 
 
 def test_a_question_without_passages_is_named_with_its_line_and_nothing_is_left(tmp_path):
-    with pytest.raises(UserError, match=r"dev.jsonl, question 2 \(and 1 others\): no passages beside the question"):
-        given(tmp_path, [ASKED_FOR[0], {"question": "who?", "answers": ["x"]}, {"question": "why?", "answers": ["x"]}])
+    with pytest.raises(
+        UserError, match=r"dev.jsonl, question 2 \(and 1 others\): no passages beside the question"
+    ):
+        given(
+            tmp_path,
+            [ASKED_FOR[0], {"question": "who?", "answers": ["x"]}, {"question": "why?", "answers": ["x"]}],
+        )
     with pytest.raises(UserError, match="no question has passages of its own"):
         given(tmp_path, [{"question": "who?", "answers": ["x"]}])
     with pytest.raises(UserError, match=r"dev.jsonl, line 1: ctxs, passage 1: score is 'nan'"):
@@ -166,7 +176,11 @@ def test_ids_that_count_within_a_question_stay_findable(tmp_path):
     records = [
         {"question": "a", "answers": ["x"], "ctxs": [{"id": 0, "text": "one"}, {"id": 1, "text": "two"}]},
         {"question": "b", "answers": ["x"], "ctxs": [{"id": 0, "text": "three"}, {"id": 1, "text": "two"}]},
-        {"question": "c", "answers": ["x"], "ctxs": [{"id": 0, "text": "four"}, {"id": "0#2", "text": "five"}]},
+        {
+            "question": "c",
+            "answers": ["x"],
+            "ctxs": [{"id": 0, "text": "four"}, {"id": "0#2", "text": "five"}],
+        },
     ]
     retriever = given(tmp_path, records)
     rows = retriever(Questions(["a", "b", "c"], {}), 2).rows
@@ -178,7 +192,9 @@ def test_ids_that_count_within_a_question_stay_findable(tmp_path):
 def test_of_a_question_that_comes_twice_the_first_counts_and_it_is_said(tmp_path, caplog):
     again = [ASKED_FOR[0], ASKED_FOR[0] | {"ctxs": [context(4, 1)]}, ASKED_FOR[0]]
     retriever = given(tmp_path, again)
-    assert "1 questions come again with other passages, such as 'what is the capital of France?'" in caplog.text
+    assert (
+        "1 questions come again with other passages, such as 'what is the capital of France?'" in caplog.text
+    )
     assert retriever.index.passages.ids(retriever(Questions([FRANCE], {}), 3).rows[0]) == ["1", "2", "6"]
 
 
@@ -231,10 +247,63 @@ def test_a_trained_model_is_evaluated_with_given_passages(tmp_path, index, quest
     assert result["index"] == {"type": "given passages", "passages": 5}
     records = records_of(result)
     recall = find(records, "recall", 1)
-    assert recall is not None and (recall.value, recall.n) == (1.0, 1)  # one of the two names its gold passage
+    assert recall is not None and (recall.value, recall.n) == (
+        1.0,
+        1,
+    )  # one of the two names its gold passage
     found = find(records, "answer_recall", 3)
     assert found is not None and found.value == 1.0
     assert {each.k for each in records if each.metric == "em"} == {1, 2, 3, 4}
     lines = (results / "predictions.jsonl").read_text().splitlines()
     prior = [passage["prior"] for passage in json.loads(lines[1])["passages"]]
     assert prior == pytest.approx([1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.5))], abs=1e-4)
+
+
+def test_a_model_is_trained_over_given_passages_without_an_index(tmp_path, bart, questions, capsys):
+    """train.py and evaluate.py, with the scale of the scores learned; the run says how it is made again."""
+    bart.save_pretrained(tmp_path / "bart")
+    settings = [
+        "experiment=null",
+        "name=given",
+        "model=rag_token",
+        "retriever=given",
+        "+retriever.scale._target_=rag.retrievers.LearnedScale",
+        "+retriever.scale.start=0.5",
+        "generator=bart_base",
+        f"generator.path={tmp_path / 'bart'}",
+        "task=qa",
+        f"task.train={questions}",
+        f"task.dev={questions}",
+        f"task.passages={tmp_path / 'none.tsv'}",
+        "corpus=local",
+        "inputs=['${task.train}','${task.dev}','${index.path}']",
+        f"paths.outputs={tmp_path / 'outputs'}",
+        f"paths.indexes={tmp_path / 'indexes'}",
+        f"paths.data={tmp_path}",
+        "n_docs=3",
+        "decoding.max_new_tokens=4",
+        "datamodule.batch_size=2",
+        "optimization.question_encoder_lr=0.1",
+        "optimization.warmup_steps=0",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+        "trainer.accelerator=cpu",
+        "monitor=dev/nll_per_example",
+        "monitor_mode=min",
+    ]
+    assert run("train", *settings) == 0, capsys.readouterr().err
+    run_folder = tmp_path / "outputs" / "given"
+    saved = read_json(run_folder / "model" / "model.json")
+    assert saved["index"] is None and saved["model"]["retriever"]["task"] == "${task}"
+    assert "dev/recall@3" in read_json(run_folder / "result.json")["metrics"]
+    assert run("train", *settings) == 0
+    assert "already exists, made with these settings" in capsys.readouterr().out
+    model = reopen(run_folder)
+    assert model.retriever.scale().item() != pytest.approx(
+        0.5, abs=1e-3
+    )  # it was trained, and its weight read again
+    test = write(tmp_path / "test.jsonl", [ASKED_FOR[1] | {"ctxs": [context(5, 3), context(4, 3.5)]}])
+    again = [f"checkpoint={run_folder}", f"task.test={test}", f"results={tmp_path / 'results'}"]
+    assert run("evaluate", *again) == 0, capsys.readouterr().err
+    (line,) = (tmp_path / "results" / "predictions.jsonl").read_text().splitlines()
+    assert [passage["id"] for passage in json.loads(line)["passages"]] == ["4", "5"]

@@ -7,16 +7,18 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
+from rag.files import one_process
+from rag.fingerprints import digest
 from rag.index.folder import Index
 from rag.index.manifest import CorpusInfo, Manifest
-from rag.index.passages import PassageStore
+from rag.index.passages import PassageStore, corpus_state
 from rag.index.vectors import EncoderInfo
 
 NO_VECTORS = "no vectors"
 
 
 class UnembeddedIndex(Index):
-    """A folder with passages/ and, once a generator reads them, their tokens: an index that only search by vector lacks.
+    """A folder with passages/ and, once a generator reads them, their tokens: an index but for its vectors.
 
     Its manifest is of this process alone; nothing but the passages says what they are.
     """
@@ -68,3 +70,28 @@ class UnembeddedIndex(Index):
             f"{self.folder} holds passages without vectors, which dense search needs: build an index of them with "
             "build_index.py, or use retriever=bm25"
         )
+
+
+def open_passages(folder: Path | str) -> Index:
+    """An index, or what has passages alone; UserError where a folder is neither, as `Index.open` has it."""
+    folder = Path(folder)
+    if not (folder / "manifest.json").exists() and (folder / "passages" / "store.json").is_file():
+        return UnembeddedIndex.open(folder)
+    return Index.open(folder)
+
+
+def prepare_passages(
+    corpus: Path | str, cache: Path | str, encoding: str | None = None, split_words: int | None = None
+) -> UnembeddedIndex:
+    """The passages of a corpus, in any form of `read_passages`, kept in a folder of `cache` until the corpus changes.
+
+    Raises UserError for a corpus that is missing or malformed.
+    """
+    corpus = Path(corpus).expanduser()
+    if not corpus.exists():
+        raise UserError(f"{corpus} does not exist: give the path of a corpus, or of an index")
+    known_by = digest([str(corpus.resolve()), corpus_state(corpus), encoding, split_words])
+    folder = Path(cache) / f"{corpus.resolve().name}-{known_by}"
+    with one_process(folder):
+        PassageStore.prepare(corpus, folder / "passages", False, encoding, split_words)
+    return UnembeddedIndex.open(folder)

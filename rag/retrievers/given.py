@@ -1,9 +1,9 @@
 """Passages that come with their questions, by their text: none is searched for.
 
-    retriever=given   the passages that a file gives each question, whoever found them:
-                      p(z|x) = softmax of s · score(x, z) over the K best of them, uniform where there are no scores
-    retriever=gold    the gold passages, to measure a reader apart from its retriever:
-                      p(z|x) = uniform over the gold passages of x, of which the first K are read
+retriever=given   the passages that a file gives each question, whoever found them:
+                  p(z|x) = softmax of s · score(x, z) over the K best of them, uniform where there are no scores
+retriever=gold    the gold passages, to measure a reader apart from its retriever:
+                  p(z|x) = uniform over the gold passages of x, of which the first K are read
 """
 
 import logging
@@ -19,6 +19,7 @@ from torch import nn
 from rag.errors import UserError
 from rag.fingerprints import digest
 from rag.index.folder import Index
+from rag.index.unembedded import open_passages
 from rag.parts import TrainedPart, describe
 from rag.retrievers.given_contexts import GivenContexts
 from rag.retrievers.protocol import Questions, Retrieved, Retriever
@@ -74,7 +75,9 @@ class GivenPassages(nn.Module, Retriever):
         unscored = int(np.isnan(contexts.scores[firsts]).sum())
         if unscored:
             which = "the" if unscored == len(firsts) else f"{unscored:,} of {len(firsts):,}"
-            log.warning("%s: the passages of %s questions have no scores, and count as equally likely", source, which)
+            log.warning(
+                "%s: the passages of %s questions have no scores, and count as equally likely", source, which
+            )
         again = [
             question
             for number, question in enumerate(contexts.questions)
@@ -93,13 +96,27 @@ class GivenPassages(nn.Module, Retriever):
 
     def description(self) -> dict[str, Any]:
         if not self.cache:
-            raise UserError("these passages were given as they are: make the retriever with `over` to save it")
-        return describe(type(self).over, task=TASK, splits=ASKED, cache=f"{DATA}/given", scale=described(self.scale))
+            raise UserError(
+                "these passages were given as they are: make the retriever with `over` to save it"
+            )
+        return describe(
+            type(self).over, task=TASK, splits=ASKED, cache=f"{DATA}/given", scale=described(self.scale)
+        )
 
     def identity(self) -> Any:
         contexts = self.contexts
         held = [array.tolist() for array in (contexts.ends, contexts.rows, contexts.scores)]
-        return [self.kind, self.index.passages.sha256, digest([contexts.questions, *held]), number_of(self.scale)]
+        return [
+            self.kind,
+            self.index.passages.sha256,
+            digest([contexts.questions, *held]),
+            number_of(self.scale),
+        ]
+
+    def check_depth(self, n_docs: int, setting: str = "n_docs") -> None:
+        """Any K from 1: a question with fewer passages is read with those."""
+        if n_docs < 1:
+            raise UserError(f"{setting} is {n_docs}: give 1 or more")
 
     def check_fit(self, index: Index) -> None:
         raise UserError(
@@ -119,8 +136,14 @@ class GivenPassages(nn.Module, Retriever):
             rows[number, : len(held)] = held
             scores[number, : len(held)] = np.nan_to_num(of_held)
         scale = value_of(self.scale)
-        logits = torch.from_numpy(scores).float() if isinstance(scale, float) else torch.from_numpy(scores).to(scale)
-        return Retrieved(rows, (logits * scale).masked_fill(torch.from_numpy(rows < 0).to(logits.device), -torch.inf))
+        logits = (
+            torch.from_numpy(scores).float()
+            if isinstance(scale, float)
+            else torch.from_numpy(scores).to(scale)
+        )
+        return Retrieved(
+            rows, (logits * scale).masked_fill(torch.from_numpy(rows < 0).to(logits.device), -torch.inf)
+        )
 
 
 class GoldRetriever(nn.Module, Retriever):
@@ -169,7 +192,7 @@ class GoldRetriever(nn.Module, Retriever):
             raise UserError(
                 f"{' and '.join(files)}: no question has positive_ids, the gold passages that retriever=gold reads"
             )
-        return cls(Index.open(Path(index)), positive_ids, files, of_task=task is not None)
+        return cls(open_passages(index), positive_ids, files, of_task=task is not None)
 
     def description(self) -> dict[str, Any]:
         if not self.files:

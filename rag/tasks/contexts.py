@@ -40,8 +40,8 @@ def read_contexts(where: str, written: Any) -> list[Context]:
     scored = [each for each in contexts if each[3] is not None]
     if scored and len(scored) < len(contexts):
         raise UserError(
-            f"{where}: {len(scored)} of the {len(contexts)} passages have a score and the others none: give each one, or "
-            "none"
+            f"{where}: {len(scored)} of the {len(contexts)} passages have a score and the others none: give each one, "
+            "or none"
         )
     if scored:
         contexts.sort(key=lambda each: -(each[3] or 0.0))
