@@ -1,8 +1,8 @@
 """The passages that come with a question in its own file, with scores where something gave them.
 
-`ctxs` as FiD and Atlas write them, `contexts` or `retrieved_contexts` as RAGAS does, or HotpotQA's `context`: a list of
-objects with `text` (or another of the names of rag/index/fields.py), `title`, `id` and `score`, each of the last three
-where it is known; of texts; or of [title, sentences].
+`ctxs` as FiD writes them, `passages` as Atlas, `contexts` or `retrieved_contexts` as RAGAS, or HotpotQA's `context`: a
+list of objects with `text` (or another of the names of rag/index/fields.py), `title`, `id` and `score`, the last three
+where they are known; of texts; or of [title, sentences].
 """
 
 import math
@@ -13,7 +13,7 @@ from rag.errors import UserError, listed
 from rag.index.fields import ID_NAMES, TEXT_NAMES, fields, joined, named
 from rag.json_files import Record, kind
 
-CONTEXTS = ("ctxs", "contexts", "retrieved_contexts")
+CONTEXTS = ("ctxs", "contexts", "retrieved_contexts", "passages")
 HOTPOT_QA = "context"
 SCORES = ("score", "similarity", "relevance_score")
 Context = tuple[str | None, str, str, float | None]  # id, title, text, score
