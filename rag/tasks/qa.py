@@ -4,7 +4,8 @@ A record has `question` (or `Question`, `query`, KILT's and others' `input`, RAG
 strings or one string; where there are none, `answer` as in NQ-open, `golden_answers` as in FlashRAG, `output` as in
 KILT, `target`, RAGAS's `reference` or `ground_truth`), and where known `positive_ids`, `hard_negative_ids`, `set`, and
 `id`. DPR's retriever training format has `positive_ctxs` and `hard_negative_ctxs` instead, whose passages have a
-`passage_id` or `psg_id`, or neither. Passages that come with a question are contexts.py's. records.py says which files are read.
+`passage_id` or `psg_id`, or neither. Passages that come with a question are contexts.py's. records.py says which files
+are read.
 """
 
 import logging
