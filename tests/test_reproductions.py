@@ -102,9 +102,7 @@ def test_the_newest_row_comes_first_and_is_stated_once(tmp_path, place):
     text = log.read_text()
     assert text.startswith(INTRODUCTION) and [row.questions[-1] for row in rows_of(text)] == ["2", "1"]
     head = (configs / "experiment/table1/nq_rag_token.yaml").read_text()
-    assert (
-        head.count("Ours:") == 1 and "# Ours: em 25.0 (23.0–27.0), 3,610 of test" in head
-    )
+    assert head.count("Ours:") == 1 and "# Ours: em 25.0 (23.0–27.0), 3,610 of test" in head
     assert not add(first, *place)[1] and log.read_text() == text  # it is there already
     assert (configs / "experiment/table1/nq_rag_token.yaml").read_text() == head
     assert "answer_recall" not in head and "Budget" in head

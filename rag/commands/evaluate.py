@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import compose_command, many_imports, quieten, run_command
+from rag.commands.corpus import fetch_corpus
 from rag.commands.retrieving import without_reader
 
 USAGE = """
@@ -40,6 +41,7 @@ def evaluate(*overrides: str) -> Path | None:
         outputs = Path(cfg.paths.outputs)
         write_table(cfg.report, outputs, outputs / "reports")
         return None
+    fetch_corpus(cfg)
     cfg = without_reader(cfg, list(overrides)) if cfg.reader else from_checkpoint(cfg, list(overrides))
     with many_imports():
         from rag.commands import evaluating  # what takes seconds to import, after what is told at once

@@ -106,11 +106,9 @@ def _answer(outcome: Outcome, number: int) -> str:
 
 def _fid(outcome: Outcome, number: int) -> dict[str, Any]:
     example = outcome.examples[number]
-    record: dict[str, Any] = {
-        "id": example.id,
-        "question": example.question,
-        "answers": list(example.answers),
-    }
+    record: dict[str, Any] = {"id": example.id, "question": example.question}
+    if example.answers:
+        record["answers"] = list(example.answers)
     if example.positive_ids:
         record["positive_ids"] = list(example.positive_ids)
     found = outcome.found(number)

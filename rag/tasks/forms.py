@@ -87,6 +87,16 @@ def _of_two(one: str, other: str) -> Callable[[File], bool]:
     return lambda file: _is_json(file) and one in file.first and other in file.first
 
 
+def _judgments(path: Path) -> Path | None:
+    """One of BEIR's qrels/*.tsv: the path itself, or that of test in a folder of BEIR's, or its only one."""
+    if path.parent.name == "qrels" and (path.parents[1] / "queries.jsonl").is_file():
+        return path
+    if not (path / "queries.jsonl").is_file():
+        return None
+    files = sorted((path / "qrels").glob("*.tsv"))
+    return next((file for file in files if file.name == "test.tsv"), files[0] if len(files) == 1 else None)
+
+
 def _is_fid(file: File) -> bool:
     return _with("ctxs")(file) or (_of_two("question", "answers")(file) and "passages" in file.first)
 
@@ -114,8 +124,8 @@ FORMS = (
     Form(
         "beir",
         "BEIR's queries and qrels",
-        lambda file: file.path.parent.name == "qrels" and (file.path.parents[1] / "queries.jsonl").is_file(),
-        lambda file: judged_records(file.path),
+        lambda file: _judgments(file.path) is not None,
+        lambda file: judged_records(_judgments(file.path) or file.path),
     ),
     Form(
         "source",
