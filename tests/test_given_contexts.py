@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from tiny_runs import write_run
 from torch.testing import assert_close
 
+from rag.compose import compose_config
 from rag.errors import UserError
 from rag.files import read_json
 from rag.generators.context import Ragged, token_rows
@@ -307,3 +308,17 @@ def test_a_model_is_trained_over_given_passages_without_an_index(tmp_path, bart,
     assert run("evaluate", *again) == 0, capsys.readouterr().err
     (line,) = (tmp_path / "results" / "predictions.jsonl").read_text().splitlines()
     assert [passage["id"] for passage in json.loads(line)["passages"]] == ["4", "5"]
+
+
+@pytest.mark.parametrize(
+    "experiment", ["local/rag_sequence", "local/rag_token", "scratch/rag_token", "miniwiki/rag_token"]
+)
+def test_an_experiment_takes_the_retriever_as_its_file_says(experiment):
+    """A scale that the experiment's own retriever needs is none of given passages'."""
+    cfg = compose_config(
+        "train", [f"experiment={experiment}", "retriever=given", "task.passages=a", "task.train=b"]
+    )
+    assert cfg.retriever._target_ == "rag.retrievers.GivenPassages.over"
+    assert (
+        set(cfg.retriever) == {"_target_", "task", "splits", "cache", "scale"} and cfg.retriever.scale == 1.0
+    )
