@@ -8,11 +8,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from rag.compose import key_of, plain
 from rag.errors import UserError
-from rag.saved_model import saved_config, saved_model
+from rag.saved_model import questions_of, saved_config, saved_model
 
 # What evaluate.py may change of a run; everything else is decided by the checkpoint.
 CHANGEABLE = ("corpus", "task", "index", "decoding", "n_docs", "k_sweep", "recall_at", "bm25", "hot_swap")
-OWN = ("checkpoint", "trust", "verify", "split", "limit", "batch_size", "results", "overwrite", "report")
+OWN = (
+    "checkpoint",
+    "trust",
+    "verify",
+    "split",
+    "limit",
+    "batch_size",
+    "reader",
+    "export",
+    "trec",
+    "results",
+    "overwrite",
+    "report",
+)
 # What it may change where the checkpoint is a bi-encoder, which finds passages and answers nothing.
 FINDS_WITH = ("corpus", "task", "index", "recall_at", "bm25")
 # Groups of settings that an experiment gives beside the model; they belong to the composed config in any case.
@@ -69,21 +82,30 @@ def from_checkpoint(
         key = path.split(".")[0].split("@")[0]
         if key == "experiment":
             _apply_experiment(cfg, saved, override, changeable, "n_docs" in changed)
-        elif key == "retriever" and described.may_be_searched_by(plain(cfg.retriever)):
-            search = plain(cfg.retriever)
+        elif key == "retriever" and described.may_be_searched_by(cfg.retriever):
+            search = cfg.retriever
         elif refuse(key, override):
             OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
     if changed & {"corpus", "corpus.name"} and not changed & {"index", "index.path"}:
         saved.index.path = cfg.index.path  # the index of that corpus
     elif described.index is not None and saved.index.path == trained_over:
         saved.index.path = described.find_index(folder)
+    saved.asked = cfg.get("asked")
     if search is not None:
-        described = described.searched_by(search)
+        if "question_encoder" not in search:  # its questions and passages are those of this evaluation
+            saved.retriever = OmegaConf.to_container(search, resolve=False)
+            search = saved.retriever
+        described = described.searched_by(plain(search))
+    asked = {
+        key: OmegaConf.to_container(saved[key], resolve=True)
+        for key in ("task", "asked", "paths")
+        if key in saved
+    }
     saved.module = {
-        "model": described.node(folder, saved.index.path, saved.n_docs),
+        "model": described.node(folder, saved.index.path, saved.n_docs, questions_of(asked)),
         "folder": str(folder / "model"),
         "answers": described.answers,
-        "reads": described.index is not None,
+        "reads": described.reads,
     }
     return saved
 

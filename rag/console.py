@@ -41,6 +41,10 @@ def compare() -> None:
     _run("rag.compare")
 
 
+def search() -> None:
+    _run("rag.search")
+
+
 def miniwiki() -> None:
     _run("rag.miniwiki")
 

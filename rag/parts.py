@@ -22,7 +22,7 @@ from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.fingerprints import described, digest
 from rag.finite import check_finite
-from rag.runs import MODEL_FILE
+from rag.runs import INDEX, MODEL_FILE, mentions
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,11 @@ def save_model(
     answers: False for a bi-encoder, which finds passages. index: the folder that was searched in training.
     """
     save_parts(model.trained_parts(), folder)
+    description = model.description()
+    if not mentions(description, INDEX):
+        index = None
     saved = {
-        "model": model.description(),
+        "model": description,
         "answers": answers,
         "index": None if index is None else str(index.resolve()),
         "index_from_run": None if index is None else os.path.relpath(index.resolve(), run.resolve()),

@@ -29,8 +29,10 @@ from rag.files import is_leftover, lock_file, packed, read_json, remove_leftover
 from rag.fingerprints import digest, fingerprint
 
 MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/parts.py
-# What it says in place of the folder with the weights, of the index and of K.
+# What it says in place of the folder with the weights, of the index and of K; of the questions that are asked, for a
+# retriever that knows their passages: their task, its splits, and the folder of data.
 FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"
+TASK, ASKED, DATA = "${task}", "${asked}", "${data}"
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 # From a wheel, whose package holds the configs.
@@ -222,6 +224,13 @@ def portable(value: Any) -> Any:
     if isinstance(value, dict):
         return {portable(key): portable(each) for key, each in value.items()}
     return [portable(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def mentions(node: Any, text: str) -> bool:
+    """Whether `text` stands anywhere in a node of plain containers."""
+    if isinstance(node, dict | list | tuple):
+        return any(mentions(each, text) for each in (node.values() if isinstance(node, dict) else node))
+    return isinstance(node, str) and text in node
 
 
 def provenance() -> dict[str, Any]:

@@ -5,6 +5,7 @@ or, as a bi-encoder, finds passages. Reading it needs neither torch nor Hydra.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from yaml import MarkedYAMLError
 from rag.errors import UserError, one_line
 from rag.files import read_json
 from rag.fingerprints import check_files, check_hashes, digest
-from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS, know_project
+from rag.runs import FOLDER, INDEX, MODEL_FILE, N_DOCS, know_project, mentions
 from rag.trust import check_targets
 
 know_project()
@@ -76,19 +77,31 @@ class SavedModel:
         check_targets(saved.node(run, saved.index, saved.n_docs), file, trust)
         return saved
 
-    def node(self, run: Path, index: str | None, n_docs: int) -> dict[str, Any]:
-        """The node that makes the model, with its weights in `run`, over `index`."""
+    @property
+    def reads(self) -> bool:
+        """Whether the model reads passages."""
+        return _retriever_of(self.model) is not None
+
+    @property
+    def over_index(self) -> bool:
+        """Whether it is made over an index; passages that come with their questions need none."""
+        return mentions(self.model, INDEX)
+
+    def node(
+        self, run: Path, index: str | None, n_docs: int, asked: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The node that makes the model, with its weights in `run`, over `index`. asked: see `questions_of`."""
         root = {"folder": str(run / "model"), "index": index, "n_docs": n_docs, "model": self.model}
+        root |= asked or {"task": None, "asked": [], "data": None}
         resolved: Any = OmegaConf.to_container(OmegaConf.create(root), resolve=True)
         return resolved["model"]
 
     def may_be_searched_by(self, retriever: dict[str, Any]) -> bool:
-        """Whether another retriever's node finds passages with the question encoder that this model trained."""
+        """Whether another retriever's node finds passages for this model: with the question encoder that it trained,
+        or without any."""
         retriever_here = _retriever_of(self.model)
-        return (
-            retriever_here is not None
-            and "question_encoder" in retriever_here
-            and "question_encoder" in retriever
+        return retriever_here is not None and (
+            "question_encoder" in retriever_here or "question_encoder" not in retriever
         )
 
     def searched_by(self, retriever: dict[str, Any]) -> "SavedModel":
@@ -96,6 +109,10 @@ class SavedModel:
         changed: Any = OmegaConf.to_container(OmegaConf.create(self.model))  # a copy
         retriever_here = _retriever_of(changed)
         assert retriever_here is not None
+        if "question_encoder" not in retriever:
+            retriever_here.clear()
+            retriever_here |= retriever | ({"index": INDEX} if "index" in retriever else {})
+            return replace(self, model=changed)
         kept = {key: retriever_here[key] for key in _OF_THE_MODEL if key in retriever_here}
         retriever_here.clear()
         retriever_here |= {key: value for key, value in retriever.items() if key not in _OF_THE_MODEL}
@@ -118,6 +135,12 @@ class SavedModel:
             f"{run} was trained over the index {self.index}, which is not there: give index.path=…, the folder of that "
             "index or of another made with the same passage encoder"
         )
+
+
+def questions_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a retriever that knows the passages of its questions is made of, from a configuration of a script."""
+    paths = config.get("paths") or {}
+    return {"task": config.get("task"), "asked": config.get("asked") or [], "data": paths.get("data")}
 
 
 def _restore(name: str) -> str:

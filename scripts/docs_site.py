@@ -30,6 +30,8 @@ HELP = {  # command: the module that holds its help text
     "python -m rag.ask.page": "rag/ask/page.py",
     "python -m rag.analysis": "rag/analysis/__main__.py",
     "python -m rag.compare": "rag/compare.py",
+    "python -m rag.search": "rag/search.py",
+    "python -m rag.reproductions": "rag/reproductions.py",
     "python -m rag.download": "rag/download/__main__.py",
     "python -m rag.demo": "rag/demo.py",
     "python -m rag.wiki": "rag/wiki.py",

@@ -145,6 +145,12 @@ def check_module(module: str, arguments: list[str]) -> None:
         (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
         known_settings = {each.arg for each in function.args.args} | {"run", "output"}
         assert name in analysis.ANALYSES and {each.partition("=")[0] for each in rest} <= known_settings
+    elif module == "rag.search":
+        from rag.search import parse as parse_search
+
+        assert parse_search(arguments)[0]
+    elif module in ("rag.compare", "rag.reproductions"):
+        assert arguments and not any("=" in each for each in arguments)
     elif module == "rag.download":
         from rag.download.__main__ import parse
 

@@ -29,7 +29,7 @@ LAYERS = [
     {"scratch", "reports"},
     {"checkpoint_config"},
     {"analysis", "ask", "demo", "wiki"},
-    {"compare", "sweep"},
+    {"compare", "reproductions", "search", "sweep"},
     {"commands"},
 ]
 LONGEST = 450  # lines; what is longer holds two subjects

@@ -25,7 +25,7 @@ from rag.tasks.fever import TWO_WAY, Fever
 from rag.tasks.jeopardy import JeopardyQuestions
 from rag.tasks.ms_marco import MsMarco
 from rag.tasks.natural_questions import NaturalQuestions
-from rag.tasks.qa import QuestionAnswering, read_examples
+from rag.tasks.qa import OTHER_NAMES, QuestionAnswering, read_examples
 from rag.tasks.records import read_records
 from rag.tasks.text_to_text import TextToText
 from rag.tasks.trivia_qa import TriviaQA, found_answers
@@ -53,7 +53,7 @@ def complaint(read, *arguments) -> str:
     return str(caught.value)
 
 
-OTHERS = ": a question file has question and answers, or query, input; answer, golden_answers, output, target"
+OTHERS = f": a question file has question and answers, or {OTHER_NAMES}"
 MOON = {"question": "Who walked first?", "answers": ["Armstrong", "Neil Armstrong"]}
 FULL = {
     "question": "Où?",

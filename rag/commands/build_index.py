@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rag.cli import compose_command, many_imports, quieten, run_command
-from rag.commands.corpus import check_corpus, makes_the_encoder
+from rag.commands.corpus import check_corpus, fetch_corpus, makes_the_encoder
 
 USAGE = """
 python build_index.py [experiment=NAME] [key=value …]
@@ -29,6 +29,7 @@ def build_index(*overrides: str) -> Path:
     Raises UserError for what the command would tell as a mistake.
     """
     cfg = compose_command("build_index", list(overrides))
+    fetch_corpus(cfg)
     looks = cfg.verify or cfg.add is not None or cfg.remove is not None
     if not looks and not makes_the_encoder(cfg):
         check_corpus(cfg.corpus.path)

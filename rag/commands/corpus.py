@@ -1,4 +1,4 @@
-"""What build_index.py can say of its corpus before what takes seconds to import."""
+"""What commands can say of their corpus before what takes seconds to import."""
 
 from pathlib import Path
 
@@ -13,6 +13,15 @@ def check_corpus(path: str) -> None:
         from rag.index.readers import FORMATS
 
         raise UserError(f"{path} does not exist: give corpus.path={FORMATS}")
+
+
+def fetch_corpus(cfg: DictConfig) -> None:
+    """Write out the dataset of ir_datasets that corpus=ir_datasets names, unless it is there."""
+    if "id" not in cfg.corpus:  # nor where it was not given, which is told where the corpus is read
+        return
+    from rag.tasks.ir_datasets import export
+
+    export(str(cfg.corpus.id), Path(cfg.corpus.folder))
 
 
 def makes_the_encoder(cfg: DictConfig) -> bool:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import compose_command, many_imports, quieten, run_command
+from rag.commands.corpus import fetch_corpus
+from rag.commands.retrieving import without_reader
 
 USAGE = """
 python evaluate.py checkpoint=RUN [key=value …]
@@ -17,7 +19,10 @@ predictions.jsonl and result.json to RUN/evaluation/. Rerun the same command to 
   python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          metrics against K (figure 3)
   python evaluate.py checkpoint=… index.path=indexes/other     another index, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
+  python evaluate.py checkpoint=… retriever=given task.test=fid.json    the passages that each question comes with
+  python evaluate.py checkpoint=… export=[trec,kilt,ragas]     results as other tools read them; trec=true for one
   python evaluate.py checkpoint=outputs/demo/dpr               a bi-encoder: recall only; bm25=true adds BM25's
+  python evaluate.py reader=none retriever=bm25 corpus.path=my.tsv task=qa task.test=my.jsonl    a retriever alone
   python evaluate.py checkpoint=facebook/rag-sequence-nq experiment=table1/nq_rag_sequence
   torchrun --nproc-per-node=2 evaluate.py checkpoint=…         two processes share the questions
   python evaluate.py report=table1                             finished runs next to the paper's table
@@ -36,7 +41,8 @@ def evaluate(*overrides: str) -> Path | None:
         outputs = Path(cfg.paths.outputs)
         write_table(cfg.report, outputs, outputs / "reports")
         return None
-    cfg = from_checkpoint(cfg, list(overrides))
+    fetch_corpus(cfg)
+    cfg = without_reader(cfg, list(overrides)) if cfg.reader else from_checkpoint(cfg, list(overrides))
     with many_imports():
         from rag.commands import evaluating  # what takes seconds to import, after what is told at once
 

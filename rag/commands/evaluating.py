@@ -2,30 +2,34 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rag.checkpoint_config import in_transformers_format
-from rag.compose import CONFIGS, compose_config, key_of, plain
+from rag.commands.retrieving import PREFIX, alone
+from rag.compose import CONFIGS, compose_config, key_of, plain, reading
 from rag.errors import UserError
-from rag.evaluation.answering import answer_in_parts, find_passages, questions_at_once, read_parts
+from rag.evaluation.answering import answer_in_parts, find_scored, questions_at_once, read_parts, scores_of
 from rag.evaluation.as_read import AsRead
+from rag.evaluation.exports import FORMS, Outcome, check_exports, write_exports
 from rag.evaluation.hot_swap import hot_swap
 from rag.evaluation.judging import judge, judge_passages, write_predictions
 from rag.files import read_json, write_aside
 from rag.fingerprints import digest
 from rag.index.folder import Index
+from rag.index.unembedded import prepare_passages
 from rag.processes import local_device, processes, wait_for_all
 from rag.reopen import open_model
 from rag.reports import result_table
 from rag.reports.finished import complete_run
 from rag.reports.paper_cells import Cell, cells_of
-from rag.retrievers.protocol import check_depth
-from rag.runs import Run, git_commit, portable
+from rag.runs import Run, git_commit, mentions, portable
 from rag.safe_text import say
 from rag.saved_model import verify_model
 from rag.tasks.qa import read_examples
@@ -55,8 +59,11 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
     check_numbers(cfg)
     if cfg.verify:
         verify(cfg)
+    exports = check_exports(
+        [*cfg.export, *(["trec"] if cfg.trec else [])], cfg.module.answers, cfg.module.reads
+    )
     if not cfg.module.answers:
-        return evaluate_retrieval(cfg, overrides)
+        return evaluate_retrieval(cfg, overrides, exports)
     settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(cfg.module.model)}
     closed_book = not cfg.module.reads
     ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
@@ -64,6 +71,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
     swap = None if closed_book else cfg.hot_swap
     with processes() as (number, count):
         run = open_run(cfg, settings, closed_book, swap, first=number == 0)
+        check_exported(run, exports)
         if not run.finished:
             task = instantiate(cfg.task)
             everything = task.examples(cfg.split)
@@ -77,7 +85,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
             store = None if model.retriever is None else model.retriever.index.passages
             if model.retriever is not None:
                 for k in ks:
-                    check_depth(model.retriever.index, k, "n_docs" if k == n_docs else "k_sweep")
+                    model.retriever.check_depth(k, "n_docs" if k == n_docs else "k_sweep")
             as_read = None if model.retriever is None else AsRead(model.generator, model.retriever.index)
             cut = None if as_read is None else as_read.describe_cut([one.question for one in examples])
             if number == 0 and cut:
@@ -110,31 +118,42 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                     with write_aside(run.folder / name) as aside:
                         aside.write_text(content, encoding="utf-8")
                     say(f"the answers are not public: {run.folder / name} is what is sent in")
+                found = (scores_of(answered), store, n_docs, texts, as_read)
+                export(
+                    exports,
+                    Outcome(task, examples, np.array([each.rows for each in answered]), *found),
+                    run,
+                    cfg,
+                )
                 of_run = described(cfg, overrides, examples, n_docs, model.retriever)
                 run.finish(of_run | {"metrics": [record.plain() for record in records]})
         if number == 0:
             complete_run(run.folder)
             show_result(cfg, run)
+            show_measures(run.folder)
             say(f"predictions, metrics and report.md in {run.folder}")
         return run.folder
 
 
-def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
+def evaluate_retrieval(cfg: DictConfig, overrides: list[str], exports: list[str]) -> Path:
     """A bi-encoder answers nothing: what it finds is judged (section 2.2). DPR's top-K accuracy is answer_recall@K.
 
-    By the first process alone, where several were started: it takes seconds.
+    What a retriever found that is no run's (reader=none) is written as well. By the first process alone, where several
+    were started: it takes seconds.
     """
     settings = {key: plain(cfg[key]) for key in ("task", "index", "split", "limit", "recall_at", "bm25")}
     settings["model"] = plain(cfg.module.model)
+    exports += ["fid"] if alone(cfg) and "fid" not in exports else []
     with processes() as (number, _):
         run = open_run(cfg, settings, first=number == 0)
+        check_exported(run, exports)
         if number > 0:
             return run.folder
         if not run.finished:
             task = instantiate(cfg.task)
             everything = task.examples(cfg.split)
             examples = sample(everything, cfg.limit)
-            retriever = open_model(cfg.module).to(local_device())
+            retriever = open_model(with_passages(cfg)).to(local_device())
             ks = sorted({k for k in cfg.recall_at if k <= len(retriever.index)})
             if not ks:
                 raise UserError(
@@ -144,27 +163,67 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str]) -> Path:
             say(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
             run.begin()
             questions = [example.question for example in examples]
-            rows = find_passages(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
-            records = judge_passages(task, examples, rows, cfg.split, retriever.index.passages, ks, cfg.bm25)
+            rows, scores = find_scored(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
+            store = retriever.index.passages
+            records = judge_passages(task, examples, rows, cfg.split, store, ks, cfg.bm25)
+            export(exports, Outcome(task, examples, rows, scores, store, ks[-1]), run, cfg)
             of_run = described(cfg, overrides, examples, ks[-1], retriever)
             run.finish(of_run | {"metrics": [record.plain() for record in records]})
         complete_run(run.folder)
         show_result(cfg, run)
+        show_measures(run.folder)
         say(f"metrics and report.md in {run.folder}")
         return run.folder
+
+
+def with_passages(cfg: DictConfig) -> dict[str, Any]:
+    """`cfg.module` with an index that is there: what is searched by its words needs the corpus's passages alone."""
+    module = plain(cfg.module)
+    if module.get("prepare"):
+        index = prepare_passages(cfg.corpus.path, Path(cfg.paths.data) / "passages", *reading(cfg.corpus))
+        module["model"]["index"] = str(index.folder)
+    return module
+
+
+def check_exported(run: Run, exports: Sequence[str]) -> None:
+    """UserError for an evaluation that is finished and did not write one of its exports."""
+    for name in exports if run.finished else ():
+        if not (run.folder / FORMS[name].file).exists():
+            raise UserError(
+                f"{run.folder} is finished and was evaluated without export={name}: overwrite=true evaluates again and "
+                "writes it"
+            )
+
+
+def export(names: Sequence[str], outcome: Outcome, run: Run, cfg: DictConfig) -> None:
+    """Write the exports and say where they are."""
+    for path in write_exports(names, outcome, run.folder, str(cfg.name)):
+        say(f"written: {path}")
+
+
+def show_measures(folder: Path) -> None:
+    """What ir_measures says of a TREC run, where there is one."""
+    if not (folder / "trec").is_dir():
+        return
+    if not (file := folder / "trec" / "measures.json").exists():
+        say("nDCG, MRR and MAP are computed where ir_measures is installed: pip install 'rag[ir]'")
+        return
+    for name, measures in read_json(file).items():
+        said = ", ".join(f"{measure} {of['value']:.4f}" for measure, of in measures.items())
+        say(f"by ir_measures over qrels.{name}.txt: {said}")
 
 
 def verify(cfg: DictConfig) -> None:
     """Read every byte of what is evaluated, by one process; UserError at the first file that was altered."""
     with processes() as (number, _):
         if number == 0:
-            model = 0 if in_transformers_format(cfg.checkpoint) else verify_model(Path(cfg.checkpoint))
-            print(
-                f"{cfg.checkpoint}: {f'its {model} files are as written' if model else 'nobody wrote down its hashes'}"
-            )
+            if not alone(cfg):
+                model = 0 if in_transformers_format(cfg.checkpoint) else verify_model(Path(cfg.checkpoint))
+                known = f"its {model} files are as written" if model else "nobody wrote down its hashes"
+                print(f"{cfg.checkpoint}: {known}")
             editions = cfg.hot_swap.editions.values() if cfg.module.reads and cfg.hot_swap else ()
             indexes = [each.index for each in editions]
-            if cfg.module.reads:
+            if over_index(cfg):
                 indexes.append(cfg.index.path)
             for folder in dict.fromkeys(indexes):
                 index = Index.open(Path(folder))
@@ -233,8 +292,9 @@ def check_numbers(cfg: DictConfig) -> None:
 def place(cfg: DictConfig, settings: dict[str, Any]) -> Path:
     """The folder of the results: inside the run's, or under outputs/ for a checkpoint that is none."""
     name = f"{cfg.split}-{digest(portable(settings))[:6]}"
-    if in_transformers_format(cfg.checkpoint):
-        return Path(cfg.paths.outputs) / "evaluation" / cfg.checkpoint.strip("/").replace("/", "--") / name
+    if in_transformers_format(cfg.checkpoint) or alone(cfg):
+        of = cfg.checkpoint.removeprefix(PREFIX).strip("/").replace("/", "--")
+        return Path(cfg.paths.outputs) / "evaluation" / of / name
     return Path(cfg.checkpoint) / "evaluation" / name
 
 
@@ -243,14 +303,25 @@ def inputs(
 ) -> list[str]:
     """What decides the result beside the settings: weights, questions, indexes."""
     model = str(Path(cfg.checkpoint) / "model")
+    if alone(cfg):
+        encoder = cfg.module.model.get("question_encoder")
+        model = encoder if encoder and Path(encoder).exists() else None
+        corpus = cfg.corpus.path if cfg.module.prepare else None
+        searched = corpus or (cfg.index.path if over_index(cfg) else None)
+        return [str(each) for each in (model, settings["task"].get(cfg.split), searched) if each]
     if in_transformers_format(cfg.checkpoint):
         model = cfg.checkpoint if Path(cfg.checkpoint).exists() else f"hub://{cfg.checkpoint}"
     files = [model, settings["task"].get(cfg.split)]
-    if not closed_book:
+    if not closed_book and over_index(cfg):
         files.append(cfg.index.path)
     if swap is not None:
         files += [swap.questions, *(each.index for each in swap.editions.values())]
     return [each for each in files if each]
+
+
+def over_index(cfg: DictConfig) -> bool:
+    """Whether passages of the configuration's index are read."""
+    return cfg.module.reads and mentions(plain(cfg.module.model), cfg.index.path)
 
 
 def open_editions(swap: DictConfig | None, limit: int | None) -> tuple[dict[str, Index], dict[str, list]]:
@@ -301,7 +372,7 @@ def described(
     if retriever is not None:
         manifest = retriever.index.manifest
         other_way = retriever.kind  # than the index's FAISS file
-        result["index"] = {"type": other_way or manifest.factory, "passages": manifest.corpus.passages}
+        result["index"] = {"type": other_way or manifest.factory, "passages": len(retriever.index)}
         if other_way is None:
             result["index"]["recall"] = manifest.recall
     return result

@@ -22,7 +22,6 @@ from rag.index.passages import PassageStore
 from rag.model import RagModel
 from rag.reports.finished import complete_run
 from rag.reports.run_report import write_run_report
-from rag.retrievers.protocol import check_depth
 from rag.safe_text import say
 from rag.terminal import Terminal
 from rag.training import plan
@@ -82,8 +81,8 @@ def train(cfg: DictConfig) -> Path:
     module.check_data(datamodule, trainer.world_size)
     retriever = module.model.retriever if isinstance(module.model, RagModel) else None
     if retriever is not None:
-        check_depth(retriever.index, module.model.n_docs)
-        if Path(cfg.corpus.path).exists():
+        retriever.check_depth(module.model.n_docs)
+        if plan.over_index(cfg) and Path(cfg.corpus.path).exists():
             PassageStore.prepare(  # refuses another corpus
                 cfg.corpus.path, retriever.index.folder / "passages", False, *reading(cfg.corpus)
             )

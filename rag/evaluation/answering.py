@@ -1,18 +1,18 @@
 """Section 4: a whole set of questions answered, each batch kept as it comes."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from rag.decoding.answers import Answer
 from rag.decoding.generation import generate_for_each
 from rag.decoding.settings import Decoding
-from rag.errors import UserError
 from rag.files import write_aside
 from rag.model import Batch, RagModel
 from rag.progress import progress_bar
@@ -47,6 +47,7 @@ class Answered:
     rows: list[int]  # everything that was retrieved, best first, −1 for none; [] in closed book
     prior: list[float]  # p(z|x) and
     posterior: list[float]  # p(z|x,y) of the K passages that were read for that answer, the first of `rows`
+    scores: list[float | None] = field(default_factory=list)  # of `rows`; None where nothing was found
 
 
 def questions_at_once(n_docs: int) -> int:
@@ -74,11 +75,11 @@ def answer_questions(
     by_k: dict[int, list[Answer]] = {k: [] for k in n_docs}
     retrieved: list[np.ndarray] = []
     with progress_bar(description, len(examples), "questions") as advance:
-        for numbers, best_by_k, rows in _answered(model, examples, batches, decoding, n_docs, retrieve):
+        for numbers, best_by_k, found in _answered(model, examples, batches, decoding, n_docs, retrieve):
             for k, best in best_by_k.items():
                 by_k[k] += best
-            if rows is not None:
-                retrieved.append(rows)
+            if found is not None:
+                retrieved.append(found.rows)
             advance(len(numbers))
     return Answers(by_k, np.concatenate(retrieved) if retrieved else None)
 
@@ -91,8 +92,8 @@ def _answered(
     decoding: Decoding,
     n_docs: Sequence[int],
     retrieve: int,
-) -> Iterator[tuple[list[int], dict[int, list[Answer]], Int64[np.ndarray, "questions docs"] | None]]:
-    """For each batch of numbers of examples: the numbers, the best answer to each for every K, the rows retrieved."""
+) -> Iterator[tuple[list[int], dict[int, list[Answer]], Retrieved | None]]:
+    """For each batch of numbers of examples: the numbers, the best answer to each for every K, what was retrieved."""
     model.eval()
     for numbers in batches:
         questions = [examples[number].question for number in numbers]
@@ -101,16 +102,13 @@ def _answered(
 
 def _answer(
     model: RagModel, questions: list[str], decoding: Decoding, n_docs: Sequence[int], wide: int
-) -> tuple[dict[int, list[Answer]], Int64[np.ndarray, "questions docs"] | None]:
-    """The best answers of one batch for each K, and the rows of the `wide` best passages."""
+) -> tuple[dict[int, list[Answer]], Retrieved | None]:
+    """The best answers of one batch for each K, and the `wide` best passages."""
     batch: Batch = model.prepare(questions).to(model.generator.model.device)
     if model.retriever is None:
         by_k = generate_for_each(model, model.read(batch), decoding, [1])
         return {1: [each[0] for each in by_k[1]]}, None
-    if wide > len(model.retriever.index):
-        raise UserError(
-            f"{wide} passages were requested but the index holds {len(model.retriever.index)}: lower n_docs"
-        )
+    model.retriever.check_depth(wide)
     retrieved = model.retriever(batch.questions, wide)
     null = [wide] if retrieved.rows.shape[1] > wide else []  # a null document stands after all others
     by_k = {}
@@ -122,7 +120,7 @@ def _answer(
         )
         made = generate_for_each(model, contexts, decoding, [k + len(null) for k in ks])
         by_k |= {k: [each[0] for each in made[k + len(null)]] for k in ks}
-    return by_k, retrieved.rows[:, :wide]
+    return by_k, Retrieved(retrieved.rows[:, :wide], retrieved.scores[:, :wide])
 
 
 def answer_in_parts(
@@ -148,15 +146,17 @@ def answer_in_parts(
     share = "" if processes == 1 else f", process 1 of {processes}"
     total, done = (len(examples), len(there)) if processes == 1 else (sum(map(len, batches)), 0)
     with progress_bar(f"answering{share}", total, "questions", done, show=process == 0) as advance:
-        for numbers, by_k, rows in _answered(model, examples, batches, decoding, ks, retrieve):
+        for numbers, by_k, found in _answered(model, examples, batches, decoding, ks, retrieve):
+            scores = None if found is None else found.scores.float().cpu().tolist()
             part = [
                 Answered(
                     number,
                     {k: best[i].text for k, best in by_k.items()},
                     by_k[n_docs][i].logprob,
-                    [] if rows is None else rows[i].tolist(),
+                    [] if found is None else found.rows[i].tolist(),
                     by_k[n_docs][i].doc_logprobs.exp().tolist(),
                     by_k[n_docs][i].posterior.tolist(),
+                    [] if scores is None else [each if math.isfinite(each) else None for each in scores[i]],
                 )
                 for i, number in enumerate(numbers)
             ]
@@ -179,7 +179,18 @@ def read_parts(folder: Path) -> list[Answered]:
     return sorted(parts, key=lambda each: each.number)
 
 
-@torch.inference_mode()
+def scores_of(answered: Sequence[Answered]) -> Float[np.ndarray, "questions docs"]:
+    """The scores of everything that was retrieved; −inf where nothing was, and the ranks where an interrupted
+    evaluation of an earlier version did not keep them."""
+    scores = [
+        each.scores
+        if len(each.scores) == len(each.rows)
+        else [-float(rank) for rank in range(len(each.rows))]
+        for each in answered
+    ]
+    return np.array([[-np.inf if one is None else one for one in each] for each in scores], np.float64)
+
+
 def find_passages(
     retriever: Any,
     questions: Sequence[str],
@@ -189,13 +200,27 @@ def find_passages(
     device: torch.device | str = "cpu",
 ) -> Int64[np.ndarray, "questions docs"]:
     """The rows of the `depth` best passages of each question. device: that of the question encoder."""
-    if depth > len(retriever.index):
-        raise UserError(f"{depth} passages asked for, the index holds {len(retriever.index)}: ask for fewer")
+    return find_scored(retriever, questions, depth, batch_size, description, device)[0]
+
+
+@torch.inference_mode()
+def find_scored(
+    retriever: Any,
+    questions: Sequence[str],
+    depth: int,
+    batch_size: int | None = None,
+    description: str = "searching",
+    device: torch.device | str = "cpu",
+) -> tuple[Int64[np.ndarray, "questions docs"], Float[np.ndarray, "questions docs"]]:
+    """The rows of the `depth` best passages of each question, and their scores. device: the question encoder's."""
+    retriever.check_depth(depth)
     retriever.eval()
-    rows, at_once = [], batch_size or 32
+    rows, scores, at_once = [], [], batch_size or 32
     with progress_bar(description, len(questions), "questions") as advance:
         for start in range(0, len(questions), at_once):
             part = list(questions[start : start + at_once])
-            rows.append(retriever(retriever.prepare(part).to(device), depth).rows[:, :depth])
+            retrieved = retriever(retriever.prepare(part).to(device), depth)
+            rows.append(retrieved.rows[:, :depth])
+            scores.append(retrieved.scores[:, :depth].float().cpu().numpy())
             advance(len(part))
-    return np.concatenate(rows)
+    return np.concatenate(rows), np.concatenate(scores)

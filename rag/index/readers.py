@@ -74,11 +74,13 @@ def existing(path: Path | str, advice: str) -> Path:
 def corpus_files(path: Path) -> tuple[list[Path], list[Path]]:
     """The files of a corpus that are read, in their order, and those of a folder that are not.
 
-    Of a folder: its .parquet files; else the .txt and .md files in it and in its folders; else its tables. Raises
-    UserError where there is nothing to read.
+    Of a folder: BEIR's corpus.jsonl beside its queries; else its .parquet files; else the .txt and .md files in it and
+    in its folders; else its tables. Raises UserError where there is nothing to read.
     """
     if not path.is_dir():
         return [path], []
+    if (path / "corpus.jsonl").is_file() and (path / "queries.jsonl").is_file():  # BEIR's
+        return [path / "corpus.jsonl"], []
     if files := sorted(path.glob("*.parquet")):
         check_shards(path, files)
         return files, []

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rag.retrievers.dense import DenseRetriever as DenseRetriever
     from rag.retrievers.exact import ExactRetriever as ExactRetriever
     from rag.retrievers.exact import ExactSearch as ExactSearch
+    from rag.retrievers.given import GivenPassages as GivenPassages
     from rag.retrievers.given import GoldRetriever as GoldRetriever
     from rag.retrievers.hybrid import HybridRetriever as HybridRetriever
     from rag.retrievers.lexical import BM25 as BM25
@@ -32,6 +33,7 @@ __getattr__, __dir__ = face(
         "DenseRetriever": "dense",
         "ExactRetriever": "exact",
         "ExactSearch": "exact",
+        "GivenPassages": "given",
         "GoldRetriever": "given",
         "HybridRetriever": "hybrid",
         "LearnedScale": "scale",

@@ -25,7 +25,6 @@ import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 from bm25s.tokenization import _infer_stopwords
 from jaxtyping import Float32, Int64
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer, TfidfVectorizer
 
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
@@ -373,6 +372,11 @@ class TfIdf(_Counted):
 
     @classmethod
     def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
+        from sklearn.feature_extraction.text import (
+            ENGLISH_STOP_WORDS,
+            TfidfVectorizer,
+        )  # BM25 needs no half second
+
         kinds: dict[str, Any] = {"dtype": np.float32, "analyzer": words.analyzer(ENGLISH_STOP_WORDS)}
         return TfidfVectorizer(vocabulary=vocabulary, **kinds)
 
@@ -392,6 +396,8 @@ class Jaccard(_Counted):
 
     @classmethod
     def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
+
         kinds: dict[str, Any] = {"dtype": np.float32, "analyzer": words.analyzer(ENGLISH_STOP_WORDS)}
         return CountVectorizer(vocabulary=vocabulary, binary=True, **kinds)
 

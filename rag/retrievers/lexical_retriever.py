@@ -10,6 +10,7 @@ from torch import nn
 from rag.errors import UserError
 from rag.index.folder import Index
 from rag.index.passages import PassageStore
+from rag.index.unembedded import open_passages
 from rag.parts import TrainedPart, describe, describe_partial
 from rag.retrievers.protocol import Questions, Retrieved, Retriever
 from rag.runs import INDEX
@@ -31,8 +32,8 @@ class LexicalRetriever(nn.Module, Retriever):
 
     @classmethod
     def over(cls, build: Callable[[PassageStore], Any], index: str | Path) -> Self:
-        """Build the scorer over the passages of an index folder. `build`: BM25.build, TfIdf.build, …"""
-        opened = Index.open(Path(index))
+        """Build the scorer over the passages of an index folder, which needs no vectors. `build`: BM25.build, …"""
+        opened = open_passages(index)
         return cls(build(opened.passages), opened, build)
 
     def check_fit(self, index: Index) -> None:

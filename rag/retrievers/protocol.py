@@ -69,6 +69,10 @@ class Retriever(Protocol):
         with torch.no_grad():
             return self(questions, n_docs).rows[:, :n_docs]
 
+    def check_depth(self, n_docs: int, setting: str = "n_docs") -> None:
+        """UserError, which names the setting to change, for a K that it cannot be asked for."""
+        check_depth(self.index, n_docs, setting)
+
     def reads_whole(self, question: str) -> bool:
         """Whether nothing of a question so long is cut before passages are sought for it."""
         return True

@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 
 Records = Iterator[tuple[str, Record]]
 SUPPORTED = (
-    ".jsonl or .json (objects with question and answers, SQuAD, DPR's training files), .csv or .tsv (a header, or a "
-    "question and its answers), .source with .target, .parquet; each but Parquet also as .gz or .xz"
+    ".jsonl or .json (objects with question and answers, NQ-open, SQuAD, KILT, FiD, FlashRAG, HotpotQA, TriviaQA, "
+    "RAGAS, DPR's training files), .csv or .tsv (a header, or a question and its answers), .source with .target, "
+    ".parquet; each but Parquet also as .gz or .xz"
 )
 
 
@@ -86,6 +87,25 @@ def _of_two(one: str, other: str) -> Callable[[File], bool]:
     return lambda file: _is_json(file) and one in file.first and other in file.first
 
 
+def _judgments(path: Path) -> Path | None:
+    """One of BEIR's qrels/*.tsv: the path itself, or that of test in a folder of BEIR's, or its only one."""
+    if path.parent.name == "qrels" and (path.parents[1] / "queries.jsonl").is_file():
+        return path
+    if not (path / "queries.jsonl").is_file():
+        return None
+    files = sorted((path / "qrels").glob("*.tsv"))
+    return next((file for file in files if file.name == "test.tsv"), files[0] if len(files) == 1 else None)
+
+
+def _is_fid(file: File) -> bool:
+    return _with("ctxs")(file) or (_of_two("question", "answers")(file) and "passages" in file.first)
+
+
+def _is_ragas(file: File) -> bool:
+    judged = _with("ground_truth", "ground_truths", "user_input")(file)
+    return judged or _of_two("contexts", "reference")(file)
+
+
 def _tables(lists: bool = False) -> Callable[[File], Records]:
     return lambda file: table_records(file.path, file.mend, file.encoding, file.bad, lists)
 
@@ -104,8 +124,8 @@ FORMS = (
     Form(
         "beir",
         "BEIR's queries and qrels",
-        lambda file: file.path.parent.name == "qrels" and (file.path.parents[1] / "queries.jsonl").is_file(),
-        lambda file: judged_records(file.path),
+        lambda file: _judgments(file.path) is not None,
+        lambda file: judged_records(_judgments(file.path) or file.path),
     ),
     Form(
         "source",
@@ -130,11 +150,12 @@ FORMS = (
         lambda file: _unfolded(file, _of_context),
     ),
     Form("dpr", "DPR's training JSON", _with("positive_ctxs"), File.json),
-    Form("fid", "the JSON of FiD and Atlas", _with("ctxs"), File.json),
+    Form("fid", "the JSON of FiD and Atlas", _is_fid, File.json),
     Form("kilt", "KILT's JSON", _of_two("input", "output"), File.json),
     Form("flashrag", "FlashRAG's JSON", _with("golden_answers"), File.json),
     Form("hotpotqa", "HotpotQA's JSON", _with("supporting_facts"), File.json),
     Form("triviaqa", "TriviaQA's JSON", _of_two("Question", "Answer"), File.json),
+    Form("ragas", "RAGAS's JSON", _is_ragas, File.json),
     Form("nq_open", "the JSON of NQ-open", _of_two("question", "answer"), File.json),
     Form("json", "JSON", _is_json, File.json),
 )

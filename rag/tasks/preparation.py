@@ -14,7 +14,7 @@ whose hash is of everything that decides the result: the examples, the task, the
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def prepared(task: Task, retriever: Any, folder: Path | str) -> list[Example]:
         "format": FORMAT,
         "task": type(task).__name__,
         "depth": task.depth,
-        "examples": digest([asdict(example) for example in examples]),
+        "examples": digest([example.plain() for example in examples]),
         "retriever": retriever.identity(),
     }
     file = Path(folder) / f"{type(task).__name__}-{digest(made_from)}.jsonl"
@@ -110,7 +110,7 @@ def _make(task: Task, examples: list[Example], retriever: Any, made_from: dict[s
     )
     with write_aside(file) as aside, aside.open("w", encoding="utf-8") as out:
         for example in kept:
-            out.write(json_text(asdict(example)) + "\n")
+            out.write(json_text(example.plain()) + "\n")
 
 
 def _read(file: Path) -> Iterator[Example]:

@@ -1,12 +1,14 @@
 """Open-domain question answering (section 3.1) on files of one's own, and the reader all such tasks share.
 
-A record has `question` (or `Question`, `query`, KILT's and others' `input`), `answers` (a list of strings or one
-string; where there are none, `answer` as in NQ-open, `golden_answers` as in FlashRAG, `output` as in KILT, `target`),
-and where known `positive_ids`, `hard_negative_ids`, `set`, `id`. DPR's retriever training format has `positive_ctxs`
-and `hard_negative_ctxs` instead, whose passages have a `passage_id` or `psg_id`, or neither. records.py says which
-files are read.
+A record has `question` (or `Question`, `query`, KILT's and others' `input`, RAGAS's `user_input`), `answers` (a list of
+strings or one string; where there are none, `answer` as in NQ-open, `golden_answers` as in FlashRAG, `output` as in
+KILT, `target`, RAGAS's `reference` or `ground_truth`), and where known `positive_ids`, `hard_negative_ids`, `set`, and
+`id`. DPR's retriever training format has `positive_ctxs` and `hard_negative_ctxs` instead, whose passages have a
+`passage_id` or `psg_id`, or neither. Passages that come with a question are contexts.py's. records.py says which files
+are read.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from rag.errors import UserError, listed
+from rag.index.fields import written
 from rag.index.passage import Passage
 from rag.json_files import not_too_deep
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match, token_f1
 from rag.metrics.retrieval import answer_matcher
+from rag.tasks.contexts import CONTEXTS, contexts_of
 from rag.tasks.example import Example
 from rag.tasks.lines import BadRows
 from rag.tasks.records import Record, field, not_empty, read_records, said_form, text_field, texts
@@ -26,9 +30,19 @@ from rag.tasks.task import Task
 from rag.text_files import EncodingError
 from rag.words import answer_tokens
 
-QUESTION = ("question", "Question", "query", "input")
-OTHER_NAMES = "query, input; answer, golden_answers, output, target"
+log = logging.getLogger(__name__)
+
+QUESTION = ("question", "Question", "query", "input", "user_input")
+OTHER_NAMES = "query, input, user_input; answer, golden_answers, output, target, reference"
+IDS = ("id", "_id", "qid", "query_id", "question_id")
 ANSWERS = ("answers", "answer", "golden_answers", "Answers", "Answer", "output", "target")
+_UNANSWERABLE = {"text": [], "answer_start": []}  # SQuAD 2.0 on the hub
+_TRUTHS = ("ground_truths", "ground_truth")  # RAGAS's, beside which `answer` is a model's
+_BESIDE_REFERENCE = (
+    *CONTEXTS,
+    "user_input",
+    "response",
+)  # where `reference` is the right answer, not a source
 
 
 def read_examples(path: Path | str, answers: str = "answers", limit: int | None = None) -> list[Example]:
@@ -40,7 +54,7 @@ def read_examples(path: Path | str, answers: str = "answers", limit: int | None 
     a list of strings.
     """
     with not_too_deep(path):
-        return not_empty(path, _examples(path, answers), limit)
+        return not_empty(path, (each.without_contexts() for each in _examples(path, answers)), limit)
 
 
 def _examples(
@@ -53,8 +67,12 @@ def _examples(
 ) -> Iterator[Example]:
     """skip: leave out rows that are wrong, and count them; the others as in `read_records` and `example_of`."""
     bad = BadRows(path, skip, "task.on_bad_row=skip")
+    number = unanswerable = 0
     try:
         for number, (where, record) in enumerate(read_records(path, form, encoding, bad), start=1):
+            if record.get("answers") == _UNANSWERABLE:
+                unanswerable += 1
+                continue
             try:
                 example = example_of(record, where, str(number), answers, setting)
             except UserError as error:
@@ -65,6 +83,8 @@ def _examples(
                 yield example
     except EncodingError as error:
         raise UserError(error.told("task.encoding" if setting else None)) from error
+    if unanswerable:
+        log.warning("%s: %d of %d questions cannot be answered and are left out", path, unanswerable, number)
     bad.report()
 
 
@@ -81,7 +101,7 @@ def example_of(
     question = text_field(record, asked, where, QUESTION[0])
     key = answers
     if answers == ANSWERS[0]:
-        key = next((one for one in ANSWERS if one in record), answers)
+        key = next((one for one in _names_of_answers(record) if one in record), answers)
     named = next((one for one in record if one.lower().startswith("answer")), "")
     if named and setting:
         hint = f": name the key of the answers, as in {setting}={named}"
@@ -97,12 +117,20 @@ def example_of(
         positive_ids=_ids(record, "positive_ids", "positive_ctxs", where),
         hard_negative_ids=_ids(record, "hard_negative_ids", "hard_negative_ctxs", where),
         set=str(record.get("set") or ""),
-        id=str(record.get("id", default_id)),
+        id=str(next((record[key] for key in IDS if record.get(key) is not None), default_id)),
+        contexts=contexts_of(record, where),
     )
 
 
+def _names_of_answers(record: Record) -> tuple[str, ...]:
+    """Where the right answers of a record may stand, the likeliest first."""
+    reference = ("reference",) if any(key in record for key in _BESIDE_REFERENCE) else ()
+    return (ANSWERS[0], *_TRUTHS, *reference, *ANSWERS[1:])
+
+
 def _answers(value: Any) -> Any:
-    """The strings of KILT's [{"answer": …}], SQuAD's {"text": […]} on the hub, and TriviaQA's {"value", "aliases"}."""
+    """The strings of KILT's [{"answer": …}], SQuAD's [{"text": …}] and, on the hub, {"text": […]}, and TriviaQA's
+    {"value", "aliases"}."""
     if isinstance(value, dict):
         lowered = {key.lower(): one for key, one in value.items()}
         if isinstance(lowered.get("value"), str) and isinstance(lowered.get("aliases", []), list):
@@ -110,15 +138,16 @@ def _answers(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         return list(dict.fromkeys(one for one in value["text"] if isinstance(one, str)))
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        if given := [one["answer"] for one in value if isinstance(one.get("answer"), str)]:
-            return list(dict.fromkeys(given))
+        for name in ("answer", "text"):
+            if given := [one[name] for one in value if isinstance(one.get(name), str)]:
+                return list(dict.fromkeys(given))
     return value
 
 
 def _ids(record: Record, key: str, contexts: str, where: str) -> tuple[str, ...]:
     """The passage ids under `key`, or those of DPR's passages under `contexts`; () if there are neither."""
     if key in record or contexts not in record:
-        ids = record.get(key) or []
+        ids = [] if record.get(key) is None else record[key]
     else:
         passages = record[contexts]
         if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
@@ -126,9 +155,11 @@ def _ids(record: Record, key: str, contexts: str, where: str) -> tuple[str, ...]
         named = [passage.get("passage_id", passage.get("psg_id")) for passage in passages]
         ids = [one for one in named if one is not None]  # DPR's files leave them out here and there
         key = contexts
-    if not isinstance(ids, list) or not all(type(one) in (int, str) for one in ids):
+    if not isinstance(ids, list) or not all(
+        type(one) in (int, str) or isinstance(one, float) and one.is_integer() for one in ids
+    ):
         raise UserError(f"{where}: {key} is not a list of passage ids (integers or strings)")
-    return tuple(str(one) for one in ids)
+    return tuple(written(one) for one in ids)  # 7.0 is 7, as of a passage
 
 
 class QuestionAnswering(Task):
@@ -188,6 +219,9 @@ class QuestionAnswering(Task):
             if form := said_form(source, self.format, self.encoding):
                 print(f"{source}: read as {form}")
         return _examples(source, self.answers, self.answer_setting, self.format, self.encoding, skip)
+
+    def reading(self) -> list[Any]:
+        return [*super().reading(), self.answers, self.format, self.encoding, self.on_bad_row]
 
     def examples(self, split: str) -> list[Example]:
         """The examples of "train", "dev" or "test", read anew; UserError if the split has no source."""

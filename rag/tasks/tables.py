@@ -18,8 +18,9 @@ from rag.text_files import unreadable
 from rag.text_tables import table_rows
 
 NAMES = {"question", "query", "input", "source", "claim", "answer", "answers", "golden_answers", "target"}
+NAMES |= {"user_input", "reference", "ground_truth"}
 _CALLED = {"\t": "tab", ",": "comma", ";": "semicolon"}
-_ASKED = ("question", "query", "input", "source", "claim")
+_ASKED = ("question", "query", "input", "user_input", "source", "claim")
 _SEVERAL = ("answer", "answers", "golden_answers")  # cells of several answers, between vertical bars
 Bad = Callable[[UserError], None]  # what becomes of a row that is wrong
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rag.errors import UserError
 from rag.index.passage import Passage, whole_id
@@ -40,6 +41,10 @@ class Task(ABC):
     def read(self, source: str) -> Iterator[Example]:
         """The examples of one source, in its order; UserError for what is wrong in it."""
 
+    def reading(self) -> list[Any]:
+        """What decides, beside a source's content, which examples `read` gives; plain containers."""
+        return [type(self).__name__]
+
     @abstractmethod
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:
         """The task's measures of predictions (N,) for its examples, by name."""
@@ -66,7 +71,8 @@ class Task(ABC):
         """
         source = self.source(split)
         with not_too_deep(source):
-            return not_empty(source, self.read(source), self.limit)
+            read = (example.without_contexts() for example in self.read(source))
+            return not_empty(source, read, self.limit)
 
     def source(self, split: str) -> str:
         """Where a split is read from; UserError if the task has no source for it."""

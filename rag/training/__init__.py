@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rag.training.dpr import bert_encoders as bert_encoders
     from rag.training.dpr import sentence_encoders as sentence_encoders
     from rag.training.dpr_data import DprData as DprData
+    from rag.training.hard_negatives import DistantPositives as DistantPositives
     from rag.training.hard_negatives import MinedNegatives as MinedNegatives
     from rag.training.loggers import tensorboard_logger as tensorboard_logger
     from rag.training.loggers import wandb_logger as wandb_logger
@@ -30,6 +31,7 @@ __getattr__, __dir__ = face(
         "bert_encoders": "dpr",
         "sentence_encoders": "dpr",
         "DprData": "dpr_data",
+        "DistantPositives": "hard_negatives",
         "MinedNegatives": "hard_negatives",
         "Reading": "reading",
         "ReadingData": "reading",

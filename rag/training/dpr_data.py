@@ -1,5 +1,6 @@
 """Batches for training the bi-encoder, and what its dev set is ranked among (rag/training/dpr.py)."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,9 @@ from rag.tasks.example import Example
 from rag.tasks.qa import read_examples
 from rag.training.datamodule import Listed, Shuffled, StepDataModule, sample, step_generator
 from rag.training.dpr import BiEncoder, BiEncoderBatch, DevBatch
-from rag.training.hard_negatives import MinedNegatives
+from rag.training.hard_negatives import DistantPositives, MinedNegatives
+
+log = logging.getLogger(__name__)
 
 
 class DprData(StepDataModule):
@@ -40,6 +43,8 @@ class DprData(StepDataModule):
         each batch.
     hard_negatives: of each question in a batch, drawn anew each time.
     mined: adds BM25's to the hard negatives that the files name; None adds none.
+    distant: finds passages that contain the answers for a file whose questions name none; None refuses such a file.
+    distant_cloze: an inverse cloze for training on such questions, beside them, where there is no `inverse_cloze`.
     encoding, split_words: how the corpus is read, as in `read_passages`.
     cache: a folder for what is made of the files once (passage stores, mined negatives).
     """
@@ -63,6 +68,8 @@ class DprData(StepDataModule):
         dev_negatives: int = 30,
         eval_batch_size: int = 64,
         mined: MinedNegatives | None = None,
+        distant: DistantPositives | None = None,
+        distant_cloze: Any = None,
         encoding: str | None = None,
         split_words: int | None = None,
     ):
@@ -80,6 +87,8 @@ class DprData(StepDataModule):
         self.dev_negatives = dev_negatives
         self.eval_batch_size = eval_batch_size
         self.mined = mined
+        self.distant = distant
+        self.distant_cloze = distant_cloze
         self.cache = Path(cache)
         self.reading = encoding, split_words
         self.seed = seed
@@ -94,40 +103,60 @@ class DprData(StepDataModule):
             raise UserError("DPR has nothing to train on: give questions with positive_ids, or inverse_cloze")
         if self.file is None and self.question_file is None:
             raise UserError("DPR has no passages: give passages, or questions in DPR's training format")
+        files = [file for file in (self.question_file, self.dev_file) if file is not None]
+        # Before the corpus is converted and searched, which takes a while, all questions are read once.
+        read = {} if self.file is None else {file: read_examples(file) for file in dict.fromkeys(files)}
+        for file, examples in read.items():
+            self._check_named(file, examples)
         corpus = None if self.file is None else open_corpus(self.file, self.cache, *self.reading)
         store, questions = corpus, []
         if self.question_file is not None:
-            store, questions = self._asked(corpus, self.question_file)
+            store, questions = self._asked(corpus, self.question_file, read.get(self.question_file))
             self.order = Shuffled(len(questions), self.seed)
+            if self.distant_cloze is not None and not _names_passages(read.get(self.question_file, ())):
+                self.inverse_cloze = self.inverse_cloze or self.distant_cloze
         if self.inverse_cloze is not None and (
             not questions or self.inverse_cloze_steps or self.inverse_cloze_share
         ):
             self.inverse_cloze.setup(store)
         if self.dev_file is not None:
-            self.dev = DevSet(*self._asked(corpus, self.dev_file, self.dev_limit), self.dev_negatives)
+            asked = self._asked(corpus, self.dev_file, read.get(self.dev_file), self.dev_limit)
+            self.dev = DevSet(*asked, self.dev_negatives)
         self.store, self.questions = store, questions
 
-    def _asked(
-        self, corpus: PassageStore | None, file: str | Path, limit: int | None = None
-    ) -> tuple[PassageStore, list[AskedQuestion]]:
-        if corpus is None:
-            store, questions = open_dpr_json(file, self.cache)
-            return store, sample(questions, limit, self.seed)
-        everything = read_examples(file)
-        examples = [example for example in everything if example.positive_ids]
-        if not examples:
+    def _check_named(self, file: str | Path, examples: Sequence[Example]) -> None:
+        """UserError where no question names a passage, and none is found by its answers."""
+        if not _names_passages(examples) and self.distant is None:
             raise UserError(
                 f"{file} holds no question with positive_ids, the passages that DPR is trained on and judged by: give "
-                "them, or go without (datamodule.questions=null, or datamodule.dev=null monitor=null)"
+                "them, or go without (datamodule.questions=null, or datamodule.dev=null monitor=null), or take those "
+                "that contain the answers (+datamodule.distant._target_=rag.training.DistantPositives)"
             )
-        warn_of_left_out(file, len(everything) - len(examples), len(everything))
-        examples = sample(examples, limit, self.seed)
+
+    def _asked(
+        self,
+        corpus: PassageStore | None,
+        file: str | Path,
+        everything: Sequence[Example] | None,
+        limit: int | None = None,
+    ) -> tuple[PassageStore, list[AskedQuestion]]:
+        """The passages and questions of a file; everything: its questions, where they are not in DPR's format."""
+        if corpus is None or everything is None:
+            store, questions = open_dpr_json(file, self.cache)
+            return store, sample(questions, limit, self.seed)
+        if _names_passages(everything):
+            examples = [example for example in everything if example.positive_ids]
+            warn_of_left_out(file, len(everything) - len(examples), len(everything))
+            examples = sample(examples, limit, self.seed)
+            named_by_answer = None
+        else:
+            examples, named_by_answer = self._distant(corpus, file, everything, limit)
         named = [
             [_row(corpus, one, example, right, self.file) for one in ids]
             for example in examples
             for right, ids in ((True, example.positive_ids), (False, example.hard_negative_ids))
         ]
-        positives, hard = named[::2], named[1::2]
+        positives, hard = named_by_answer or named[::2], named[1::2]
         if self.mined is not None:
             mined = self.mined.rows(corpus, examples, self.cache).tolist()
             hard = [
@@ -139,6 +168,35 @@ class DprData(StepDataModule):
             AskedQuestion(example.question, np.array(right, np.int32), np.array(wrong, np.int32))
             for example, (right, wrong) in zip(examples, rows, strict=True)
         ]
+
+    def _distant(
+        self, corpus: PassageStore, file: str | Path, everything: Sequence[Example], limit: int | None
+    ) -> tuple[list[Example], list[list[int]]]:
+        """The questions of a file that an answer is found for, with the rows of the passages that contain one."""
+        assert self.distant is not None
+        examples = sample(everything, limit, self.seed)
+        rows = self.distant.rows(corpus, examples, self.cache).tolist()
+        found = [
+            (one, [row for row in of_one if row >= 0]) for one, of_one in zip(examples, rows, strict=True)
+        ]
+        found = [(one, of_one) for one, of_one in found if of_one]
+        if not found:
+            raise UserError(
+                f"{file}: its questions name no passages (positive_ids), and no answer stands in the "
+                f"{self.distant.depth} best passages of its question by BM25: give positive_ids, or the corpus that "
+                "the questions are asked of"
+            )
+        cloze = (self.inverse_cloze or self.distant_cloze) if self.inverse_cloze_share else None
+        beside = ", and inverse cloze beside them" if cloze is not None and file == self.question_file else ""
+        log.warning(
+            "%s: its questions name no passages (positive_ids); for %s of %s the best by BM25 that contains an answer "
+            "is taken (distant supervision)%s",
+            file,
+            f"{len(found):,}",
+            f"{len(examples):,}",
+            beside,
+        )
+        return [one for one, _ in found], [of_one for _, of_one in found]
 
     def sizes(self) -> dict[str, int]:
         counts = {"passages": len(self.store or ()), "training questions": len(self.questions)}
@@ -206,6 +264,10 @@ class DprData(StepDataModule):
         else:
             tokens = self.model.passage_encoder.tokenize([self.dev.store[self.dev.rows[i]] for i in numbers])
         return DevBatch(questions, torch.tensor(numbers), tokens)
+
+
+def _names_passages(examples: Sequence[Example]) -> bool:
+    return any(example.positive_ids for example in examples)
 
 
 class DevSet:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rag.compose import CONFIGS, key_of, plain
 from rag.errors import UserError
-from rag.runs import Run, check_place
+from rag.runs import Run, check_place, mentions
 from rag.safe_text import say
 
 # The settings that decide what is trained; with the content of the inputs they are the run's identity.
@@ -76,7 +76,16 @@ def check_place_of_checkpoint(path: str | None) -> None:
 
 
 def inputs_of(cfg: DictConfig) -> list[str]:
-    return [path for path in plain(cfg.inputs) if path is not None]  # a setting that was set to null
+    """What is read, but for a setting that was set to null, and the index where nothing searches one."""
+    read = over_index(cfg)
+    index = OmegaConf.select(cfg, "index.path")
+    return [path for path in plain(cfg.inputs) if path is not None and (read or path != index)]
+
+
+def over_index(cfg: DictConfig) -> bool:
+    """Whether the model is made over the configuration's index; passages that come with the questions need none."""
+    index = OmegaConf.select(cfg, "index.path")
+    return index is not None and mentions(plain(cfg.module), str(index))
 
 
 def missing_inputs(cfg: DictConfig) -> list[Path]:

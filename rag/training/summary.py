@@ -108,11 +108,12 @@ def describe(
     rows.append(("parameters", f"{trained:,} trained, {frozen:,} frozen"))
     if isinstance(model, RagModel) and model.retriever is not None:
         index = model.retriever.index
+        dimensions = f" of {index.dim} dimensions" if index.dim else ""
         searches = f" ({kind})" if (kind := model.retriever.kind) else ""
         rows += [
             ("retriever", f"{type(model.retriever).__name__}{searches}"),
             ("K", f"{model.n_docs} passages per question"),
-            ("index", f"{len(index):,} passages of {index.dim} dimensions, {index.manifest.factory}"),
+            ("index", f"{len(index):,} passages{dimensions}, {index.manifest.factory}"),
             ("index folder", str(index.folder)),
         ]
     ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
