@@ -337,8 +337,6 @@ def of_ones_own() -> list[Block]:
 @pytest.mark.parametrize("block", of_ones_own(), ids=str)
 def test_a_world_of_ones_own_is_trained(block, tmp_path):
     """The five commands, on twelve passages and with models as small as they can be."""
-    import json
-
     rows = [f'{n}\t"{text}"\t{title}' for n, (title, text) in enumerate(PASSAGES, start=1)]
     lines = [json.dumps({"question": q, "answers": [a], "positive_ids": [str(n)]}) for q, a, n in QUESTIONS]
     (tmp_path / "my").mkdir()
