@@ -86,7 +86,7 @@ def test_wiki_dpr_with_and_without_its_encoder_at_hand(run, encoder, tmp_path, c
     assert manifest.vectors.endswith("median cosine 1.0000")
 
 
-def test_embedding_in_bfloat16_is_close_and_said(run, encoder, tmp_path):
+def test_embedding_in_bfloat16_is_close_and_said(run, encoder, tmp_path, capsys):
     tsv = write_tsv(tmp_path / "psgs.tsv", PASSAGES)
     assert run(f"corpus.path={tsv}", "bfloat16=true") == 0
     index = Index.open(tmp_path / "index")
@@ -95,6 +95,13 @@ def test_embedding_in_bfloat16_is_close_and_said(run, encoder, tmp_path):
     cosines = (half * whole).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(whole, axis=1)
     assert 0.999 < cosines.min() and not np.array_equal(half, whole)
     assert run(f"corpus.path={tsv}") == 0  # the same encoder, and so the same index
+    (tmp_path / "index" / "manifest.json").unlink()  # as a kill before the end leaves it
+    capsys.readouterr()
+    assert run(f"corpus.path={tsv}") == 2
+    said = capsys.readouterr().err
+    assert "was started in bfloat16, not in the usual precision: give bfloat16=true, or delete" in said
+    assert run(f"corpus.path={tsv}", "bfloat16=true") == 0
+    assert Index.open(tmp_path / "index").manifest.encoder.precision == "bfloat16"
 
 
 def test_more_passages_than_vectors(run, encoder, tmp_path, capsys):

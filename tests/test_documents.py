@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,28 @@ def test_a_folder_answers_from_python(tmp_path, encoder_folder, reader, capsys):
     again = open_documents(notes, reader, *given)
     assert "5 passages, unchanged since the last time" in capsys.readouterr().err
     assert again("who was the engineer of the lighthouse built in 1834") == reply
+
+
+@pytest.mark.parametrize("processor", [True, False, None])  # None: torch does not know
+def test_documents_are_embedded_in_bfloat16_where_that_is_faster(settings, monkeypatch, capsys, processor):
+    """An index that is there stays of its precision, whatever the processor; another one is made where it is asked."""
+    notes = Path(settings[0].removeprefix("documents="))
+
+    def opened(*more: str) -> tuple[str | None, str]:
+        monkeypatch.setattr("rag.ask.documents.cpu_has_bfloat16", lambda: processor)
+        session, choice, _ = session_of(compose_config("documents", with_folder_quoted([*settings, *more])))
+        (how,) = re.findall(r"passages, (.*)", capsys.readouterr().err)
+        return session.model.retriever.index.manifest.encoder.precision, how
+
+    first = "bfloat16" if processor else None
+    assert opened() == (first, "5 of them embedded now")
+    processor = not processor
+    assert opened() == (first, "unchanged since the last time")
+    (notes / "new.md").write_text("# New\n\nOne more.")
+    assert opened() == (first, "1 of them embedded now")
+    other, asked = (None, "bfloat16=false") if first else ("bfloat16", "bfloat16=true")
+    assert opened(asked) == (other, "6 of them embedded now")
+    assert opened() == (other, "unchanged since the last time")
 
 
 def test_a_folder_answers_on_the_command_line(settings, tmp_path, monkeypatch, capsys):

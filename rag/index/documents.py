@@ -23,6 +23,7 @@ from rag.index.build import build
 from rag.index.editions import next_edition, put_back, tidy
 from rag.index.embed import Encode, embed
 from rag.index.folder import Index
+from rag.index.manifest import Manifest
 from rag.index.passage import Passage, counted, has_half_pair, piece_id, without_half_pairs
 from rag.index.passages import PassageStore, describe_corpus
 from rag.index.readers import corpus_files, existing, read_passages
@@ -72,6 +73,15 @@ def read_documents(
         raise UserError(f"{documents} holds no text: all of its {counted(len(files), 'file')} are empty")
 
 
+def precision_kept(folder: Path | str) -> tuple[bool, str | None]:
+    """Whether an index of documents is kept in `folder`, and the precision of its vectors (`EncoderInfo`)."""
+    put_back(folder)
+    try:
+        return True, Manifest.read(Path(folder) / "manifest.json").encoder.precision
+    except UserError:
+        return False, None
+
+
 def index_documents(
     documents: Path | str,
     encode: Encode,
@@ -84,7 +94,8 @@ def index_documents(
 ) -> tuple[Index, int]:
     """The index of a folder of documents as they are now, and how many passages had to be embedded for it.
 
-    encode, encoder: the passage encoder and what a manifest says of it; an index of another one is made anew. folder:
+    encode, encoder: the passage encoder and what a manifest says of it; an index of another one, or of another
+    precision, is made anew. folder:
     where the index is kept (None: `cache_of`). encoding: of the files; None is UTF-8. words: of a passage at most; None
     is 100. Processes that ask at the same time wait for the one that builds.
 
@@ -120,7 +131,8 @@ def _usable(folder: Path, encoder: EncoderInfo) -> Index | None:
     except UserError:  # there is none, or one that was damaged: it is made anew
         return None
     mine = index.manifest.encoder
-    return index if mine.may_be(encoder) and mine.reading == encoder.reading else None
+    same = mine.may_be(encoder) and (mine.reading, mine.precision) == (encoder.reading, encoder.precision)
+    return index if same else None
 
 
 def _same_content(store: PassageStore, now: dict[str, Any]) -> bool:

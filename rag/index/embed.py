@@ -163,6 +163,15 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
             f"{folder} was started with the passage encoder {was.name} (weights {was.weights}), not with "
             f"{now.name} (weights {now.weights}): {instead}"
         )
+    if was.precision != now.precision:
+        before, wanted = (
+            "in the usual precision" if each.precision is None else f"in {each.precision}"
+            for each in (was, now)
+        )
+        raise UserError(
+            f"{folder} was started {before}, not {wanted}: give bfloat16={str(was.precision is not None).lower()}, or "
+            f"delete {path.parent} to start over"
+        )
     if begun.get("shard_size") != plan["shard_size"]:
         raise UserError(
             f"{folder} was started with shard_size={begun.get('shard_size')}, not {plan['shard_size']}: "
