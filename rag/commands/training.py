@@ -85,7 +85,7 @@ def train(cfg: DictConfig) -> Path:
         check_depth(retriever.index, module.model.n_docs)
         if Path(cfg.corpus.path).exists():
             PassageStore.prepare(  # refuses another corpus
-                cfg.corpus.path, retriever.index.folder / "passages", False, *reading(cfg.corpus)
+                cfg.corpus.path, retriever.index.folder / "passages", False, reading(cfg.corpus)
             )
     if cfg.info:
         settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}

@@ -15,6 +15,7 @@ from rag.files import one_process
 from rag.fingerprints import digest, fingerprint
 from rag.index.passage import Passage, piece_id
 from rag.index.passages import PassageStore
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.metrics.retrieval import answer_matcher
 from rag.tasks.dpr_json import AskedQuestion, open_dpr_json, warn_of_left_out
 from rag.tasks.example import Example
@@ -40,7 +41,7 @@ class DprData(StepDataModule):
         each batch.
     hard_negatives: of each question in a batch, drawn anew each time.
     mined: adds BM25's to the hard negatives that the files name; None adds none.
-    encoding, split_words: how the corpus is read, as in `read_passages`.
+    reading: how the corpus is read.
     cache: a folder for what is made of the files once (passage stores, mined negatives).
     """
 
@@ -63,8 +64,7 @@ class DprData(StepDataModule):
         dev_negatives: int = 30,
         eval_batch_size: int = 64,
         mined: MinedNegatives | None = None,
-        encoding: str | None = None,
-        split_words: int | None = None,
+        reading: CorpusReading = AS_USUAL,
     ):
         super().__init__(num_workers)
         self.file = passages
@@ -81,7 +81,7 @@ class DprData(StepDataModule):
         self.eval_batch_size = eval_batch_size
         self.mined = mined
         self.cache = Path(cache)
-        self.reading = encoding, split_words
+        self.reading = reading
         self.seed = seed
         self.store: PassageStore | None = None
         self.questions: list[AskedQuestion] = []
@@ -94,7 +94,7 @@ class DprData(StepDataModule):
             raise UserError("DPR has nothing to train on: give questions with positive_ids, or inverse_cloze")
         if self.file is None and self.question_file is None:
             raise UserError("DPR has no passages: give passages, or questions in DPR's training format")
-        corpus = None if self.file is None else open_corpus(self.file, self.cache, *self.reading)
+        corpus = None if self.file is None else open_corpus(self.file, self.cache, self.reading)
         store, questions = corpus, []
         if self.question_file is not None:
             store, questions = self._asked(corpus, self.question_file)
@@ -228,22 +228,17 @@ class DevSet:
         self.right = torch.from_numpy(padded(known))
 
 
-def open_corpus(
-    passages: str | Path, cache: Path, encoding: str | None = None, words: int | None = None
-) -> PassageStore:
-    """A corpus as a memory-mapped store: a store that is there (an index's passages/), or a file converted once.
-
-    encoding, words: as in `read_passages`.
-    """
+def open_corpus(passages: str | Path, cache: Path, reading: CorpusReading = AS_USUAL) -> PassageStore:
+    """A corpus as a memory-mapped store: a store that is there (an index's passages/), or a file converted once."""
     path = Path(passages)
     if (path / "store.json").is_file():
         return PassageStore.open(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the passages that the questions were made for")
-    way = [] if (encoding, words) == (None, None) else [encoding, words]
-    folder = cache / f"passages-{digest([fingerprint(path), *way] if way else fingerprint(path))}"
+    way = reading.settings()
+    folder = cache / f"passages-{digest([fingerprint(path), way] if way else fingerprint(path))}"
     with one_process(folder):
-        return PassageStore.prepare(path, folder, True, encoding, words)
+        return PassageStore.prepare(path, folder, True, reading)
 
 
 def _row(store: PassageStore, passage: str, example: Example, right: bool, file: Any) -> int:
