@@ -27,16 +27,16 @@ from rag.errors import UserError
 from rag.index.documents import cache_of, index_documents, read_documents
 from rag.index.folder import Index
 from rag.index.passage import Passage
-from rag.index.sections import name_of, packed, read_sections, sentences
+from rag.index.reading import CorpusReading
+from rag.index.sections import name_of, read_sections
+from rag.index.splitting import packed, sentences
 
 # -- how files are cut -----------------------------------------------------------------------------
 
 
-def cut(
-    tmp_path: Path, text: str, name: str = "a_file.md", words: int | None = None
-) -> list[tuple[str, str]]:
+def cut(tmp_path: Path, text: str, name: str = "a_file.md", size: int | None = None) -> list[tuple[str, str]]:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    return list(read_sections(tmp_path / name, words=words))
+    return list(read_sections(tmp_path / name, CorpusReading(split="headings", size=size)))
 
 
 def test_a_passage_is_titled_by_the_headings_above_it(tmp_path):
@@ -116,7 +116,7 @@ def test_nothing_of_a_document_is_lost(tmp_path):
     words = [f"w{n}{'.' if n % 7 == 6 else ''}" for n in range(500)]
     text = "# T\n\n" + "\n\n".join(" ".join(words[i : i + 90]) for i in range(0, 500, 90))
     for size in (5, 20, 100):
-        found = cut(tmp_path, text, words=size)
+        found = cut(tmp_path, text, size=size)
         assert " ".join(piece for _, piece in found).split() == words
         assert max(len(piece.split()) for _, piece in found) <= size
 
@@ -132,7 +132,7 @@ def test_a_folder_is_read_with_names_as_ids(tmp_path, caplog):
         "maria-kestrel.md#1",
         "maria-kestrel.md#2",
     ]
-    assert "2 files left out: 1 .png (picture.png), 1 hidden (.hidden.md)" in caplog.text
+    assert "2 files left out: 1 hidden (.hidden.md), 1 .png (picture.png)" in caplog.text
     assert next(read_documents(notes / "lighthouse.md")).id == "lighthouse.md#1"
 
 
@@ -214,7 +214,10 @@ def test_what_changed_is_embedded_and_what_stays_is_taken_over(tmp_path, encoder
     (notes / "animals" / "otter.txt").unlink()
     index, embedded = made(notes, encoder)
     assert embedded == 2 and sorted(encoder.seen) == ["lighthouse.md#2", "new.md#1"]
-    assert index.passages[1].text.startswith("The lighthouse was built in 1835")
+    assert index.passages.ids(range(5)) == [  # what stays, then what was read again
+        *("maria-kestrel.md#1", "maria-kestrel.md#2", "lighthouse.md#1", "lighthouse.md#2", "new.md#1")
+    ]
+    assert index.passages[3].text.startswith("The lighthouse was built in 1835")
     check_vectors(index, encoder)
     (notes / "new.md").rename(notes / "renamed.md")  # the same words under another name
     index, embedded = made(notes, encoder)
@@ -249,7 +252,7 @@ def test_a_damaged_index_or_one_of_another_encoder_is_made_anew(tmp_path, encode
     other = Encoder(write_modules(tiny_transformer(tmp_path / "other", initializer_range=0.2), max_length=40))
     index, embedded = made(notes, other)
     assert embedded == 5 and index.manifest.encoder.weights == other.info.weights
-    assert made(notes, other, words=3)[1] > 5  # cut otherwise
+    assert made(notes, other, reading=CorpusReading(split="headings", size=3))[1] > 5  # cut otherwise
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path, encoder):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rag.ask.command import check_documents, opening, quoted
 from rag.ask.session import Choice, Reply, Session
-from rag.compose import compose_config, plain
+from rag.compose import compose_config, plain, reading
 from rag.encoders.mixed import BFLOAT16, InBfloat16
 from rag.encoders.opening import open_passage_encoder
 from rag.encoders.protocol import describe_encoder
@@ -83,9 +83,9 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     info = describe_encoder(cfg.passage_encoder, encoder)
     if in_bfloat16(place, cfg.bfloat16):
         encoder, info = InBfloat16(encoder), replace(info, precision=BFLOAT16)
-    reading = cfg.corpus.encoding, cfg.corpus.split_words
+    how = reading(cfg.corpus)
     index, embedded = index_documents(
-        folder, encoder.encode, info, place, *reading, batch_size=cfg.passages_at_once
+        folder, encoder.encode, info, place, how, batch_size=cfg.passages_at_once
     )
     new = "unchanged since the last time" if not embedded else f"{embedded:,} of them embedded now"
     say(f"{counted(len(index), 'passage')}, {new}", file=sys.stderr, flush=True)
