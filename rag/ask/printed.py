@@ -47,3 +47,35 @@ def quoted(reply: "Reply") -> Text:
         marked.stylize(MARKED, start, end)
     name = printable(f"{source.file}, {source.title}" if source.title else source.file)
     return Text.assemble("  ", (name, "bold"), ": " if sentence else "", marked)
+
+
+def several(reply: "Reply") -> list[Text]:
+    """The answers that stand in different passages, each with its share of p(y|x), its document and sentence."""
+    if not reply.rivals:
+        return []
+    lines = [Text("  Different passages give different answers:")]
+    for rival in reply.rivals:
+        whole = printable(rival.sentence)
+        sentence, spans = snippet(whole, answer_spans(whole, rival.answer), SENTENCE)
+        marked = Text(sentence)
+        for start, end in spans:
+            marked.stylize(MARKED, start, end)
+        source = rival.source
+        name = printable(f"{source.file}, {source.title}" if source.title else source.file)
+        share = Text(f"{rival.share:7.0%}  ")
+        lines.append(
+            Text.assemble(
+                share,
+                (printable(rival.answer), "bold"),
+                "  ",
+                (name, "dim"),
+                ": " if sentence else "",
+                marked,
+            )
+        )
+    return lines
+
+
+def evidence(reply: "Reply") -> list[Text]:
+    """What speaks for or against the answer, in one line; none of a closed book."""
+    return [Text(f"  {printable('; '.join(said))}", style="dim")] if (said := reply.evidence()) else []

@@ -11,7 +11,7 @@ from rag.errors import UserError
 from rag.index.folder import Index
 from rag.index.passages import PassageStore
 from rag.parts import TrainedPart, describe, describe_partial
-from rag.retrievers.protocol import Questions, Retrieved, Retriever
+from rag.retrievers.protocol import Lexicon, Questions, Retrieved, Retriever
 from rag.runs import INDEX
 
 
@@ -64,6 +64,9 @@ class LexicalRetriever(nn.Module, Retriever):
 
     def identity(self) -> Any:
         return [self.scorer.settings, self.index.passages.sha256]
+
+    def lexicon(self) -> Lexicon | None:
+        return self.scorer if isinstance(self.scorer, Lexicon) else None
 
     def forward(self, questions: Questions, n_docs: int) -> Retrieved:
         scores, rows = self.scorer.search(questions.text, n_docs)
