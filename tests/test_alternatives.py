@@ -123,7 +123,9 @@ def test_two_people_of_one_name(tmp_path):
     found = {rival.answer: rival.source.file for rival in reply.rivals}
     assert found == {"Leeds": "painter.md", "Dover": "sailor.md"}
     assert sum(rival.share for rival in reply.rivals) <= 1 + 1e-6
-    assert reply.rivals[0].answer == reply.answer and reply.rivals[1].sentence.endswith("Dover in 1790.")
+    assert reply.rivals[0].answer == reply.answer
+    sentences = {rival.answer: rival.sentence for rival in reply.rivals}
+    assert sentences["Dover"] == "John Smith was born in Dover in 1790."
     alternatives = reply.record()["alternatives"]
     assert [each["passage"] for each in alternatives] == [rival.source.id for rival in reply.rivals]
     assert ask("Where was John Smith the sailor born?").rivals == ()

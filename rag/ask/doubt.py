@@ -120,7 +120,7 @@ def _fitting(
             raise UserError(told)
         log.warning("%s; there is no score until then", told)
         return None
-    if calibration.n_docs != n_docs:
+    if calibration.n_docs != n_docs < len(model.retriever.index):  # of a small folder, all passages are read
         log.warning(
             "%s was fitted with K = %s, not %d: its threshold may not hold", place, calibration.n_docs, n_docs
         )

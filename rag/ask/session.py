@@ -31,7 +31,7 @@ from rag.reopen import open_model
 from rag.retrievers.protocol import check_depth
 
 BETWEEN_TURNS = "\n"  # as rag/tasks/dialogue.py joins them
-LEAST_SHARE = 0.2  # of p(y|x) over all answers proposed, which an answer needs to rival the best
+LEAST_SHARE = 0.15  # of p(y|x) over all answers proposed, which an answer needs to rival the best
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,8 @@ class Session:
         )
         if self.doubt.abstain and not reply.known:
             return replace(reply, answer=NOT_HERE, guess=best.text, tokens=(), others=())
+        if reply.known is False:
+            return reply
         return replace(reply, rivals=tuple(self._rival(each) for each in several))
 
     def _rival(self, alternative: Alternative) -> Rival:

@@ -66,7 +66,9 @@ class WordKnowledge:
             return QuestionWords({}, {}, tuple(word for word in words if word in unread))
         written: dict[str, str] = {}
         for word in words:
-            for term in lexicon.analyze(word):
+            if not (terms := lexicon.analyze(word)):
+                unread.discard(word)  # a stop word
+            for term in terms:
                 written.setdefault(term, word)
         terms = [term for term in dict.fromkeys(lexicon.analyze(question)) if term not in _ASKING]
         written = {term: written.get(term, term) for term in terms}
