@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag.metrics.support import Evidence, Support, names_in, support
+from rag.metrics.support import PassageWords, Support, names_in, support
 
 PASSAGES = [
     "The lighthouse of Varne",
@@ -16,17 +16,17 @@ PASSAGES = [
 
 
 def test_trigrams_by_hand():
-    found = Evidence(PASSAGES).of_sentence("The lighthouse was built by Thomas Aldous.")
+    found = PassageWords(PASSAGES).of_sentence("The lighthouse was built by Thomas Aldous.")
     # the lighthouse was, lighthouse was built | was built by, built by thomas, by thomas aldous
     assert (found.ngrams, found.supported_ngrams, found.share) == (5, 2, 0.4)
     assert found.names == ("Thomas Aldous",) and found.unsupported_names == () and found.name_share == 1
-    assert Evidence(PASSAGES, n=1).of_sentence("The lighthouse was blue").share == 0.75
-    short = Evidence(PASSAGES).of_sentence("Thomas Aldous")
+    assert PassageWords(PASSAGES, n=1).of_sentence("The lighthouse was blue").share == 0.75
+    short = PassageWords(PASSAGES).of_sentence("Thomas Aldous")
     assert short.ngrams == 0 and math.isnan(short.share) and short.name_share == 1
 
 
 def test_titles_and_texts_are_apart():
-    evidence = Evidence(PASSAGES)
+    evidence = PassageWords(PASSAGES)
     assert evidence.of_sentence("of varne the").share == 0  # the end of a title and the beginning of a text
     assert evidence.of_sentence("Lighthouse OF Varne").share == 1  # whatever the case
 
@@ -51,16 +51,18 @@ def test_names(sentence, names):
 
 
 def test_names_that_no_passage_holds_are_named():
-    found = Evidence(PASSAGES).of_sentence("It was built in 1835 by Thomas Aldous and Aldous Thomas.")
+    found = PassageWords(PASSAGES).of_sentence("It was built in 1835 by Thomas Aldous and Aldous Thomas.")
     assert found.unsupported_names == ("1835", "Aldous Thomas") and found.name_share == pytest.approx(1 / 3)
 
 
 def test_any_script():
-    evidence = Evidence(["東京は日本の首都である", "नई दिल्ली भारत की राजधानी है"])
+    evidence = PassageWords(["東京は日本の首都である", "नई दिल्ली भारत की राजधानी है"])
     assert evidence.of_sentence("日本の首都").share == 1  # 日本の 本の首 の首都
     assert evidence.of_sentence("日本の人口").share == pytest.approx(1 / 3)
     assert evidence.of_sentence("भारत की राजधानी").share == 1
-    assert Evidence(["re\u0301sume\u0301 of a cafe"]).of_sentence("Résumé of a").share == 1  # composed or not
+    assert (
+        PassageWords(["re\u0301sume\u0301 of a cafe"]).of_sentence("Résumé of a").share == 1
+    )  # composed or not
 
 
 WORDS = st.lists(st.sampled_from(["a", "b", "Ba", "7", "é", "ß"]), max_size=8).map(" ".join)
@@ -74,7 +76,7 @@ def test_against_brute_force(sentence, passages, n):
     grams = [words[i : i + n] for i in range(len(words) - n + 1)]
     lines = [f" {passage.casefold()} " for passage in passages]
     expected = sum(any(f" {' '.join(gram)} " in line for line in lines) for gram in grams)
-    found = Evidence(passages, n).of_sentence(sentence)
+    found = PassageWords(passages, n).of_sentence(sentence)
     assert (found.ngrams, found.supported_ngrams) == (len(grams), expected)
     for name in found.names:
         held = any(f" {name.casefold()} " in line for line in lines)

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from rag.ask.command import DOUBT, about_documents, check_documents, check_doubt, opening, with_folder_quoted
 from rag.ask.pipe import lines_at_hand
-from rag.ask.printed import evidence, quoted, several, shortened, shown
+from rag.ask.printed import evidence, quoted, several, shortened, shown, supports
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import one_sentence, run_script
 from rag.compose import choices, compose_config, key_of, nearest
@@ -268,7 +268,7 @@ class Talk:
             self.console.print(answer, Text(f"  log p(y|x) = {reply.logprob:.3f}", style="dim"))
             if reply.known is not None and reply.sources:
                 self.console.print(quoted(reply), soft_wrap=True)
-        for line in [*several(reply), *evidence(reply)]:
+        for line in [*several(reply), *supports(reply), *evidence(reply)]:
             self.console.print(line, soft_wrap=True)
         for text, logprob in reply.others:
             self.console.print(Text(f"  or: {printable(text)}"), Text(f"  {logprob:.3f}", style="dim"))

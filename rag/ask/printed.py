@@ -79,3 +79,21 @@ def several(reply: "Reply") -> list[Text]:
 def evidence(reply: "Reply") -> list[Text]:
     """What speaks for or against the answer, in one line; none of a closed book."""
     return [Text(f"  {printable('; '.join(said))}", style="dim")] if (said := reply.evidence()) else []
+
+
+def supports(reply: "Reply") -> list[Text]:
+    """Of each sentence of a drawn text, how much of it the passages support."""
+    if not reply.support:
+        return []
+    lines = [Text("  of each sentence's trigrams and names, in the passages:", style="dim")]
+    for sentence, each in reply.support:
+        share = f"{each.share:7.0%}" if each.ngrams else "      –"
+        missing = f"  (not there: {printable(', '.join(each.unsupported_names))})"
+        lines.append(
+            Text.assemble(
+                f"{share}  ",
+                printable(sentence),
+                (missing if each.unsupported_names else "", "bold"),
+            )
+        )
+    return lines

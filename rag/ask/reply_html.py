@@ -68,7 +68,7 @@ def answer_html(reply: Reply, who: str) -> str:
     said = "; ".join([*([logprob] if logprob else []), *map(html, reply.evidence())])
     return (
         f'<div class="rag-answer"><div class="rag-who">{html(who)}</div><div class="rag-text">{text}</div>'
-        f'{_from(reply)}{_rivals(reply)}<div class="rag-note">{said}</div>{others}</div>'
+        f'{_from(reply)}{_rivals(reply)}{_support(reply)}<div class="rag-note">{said}</div>{others}</div>'
     )
 
 
@@ -92,6 +92,19 @@ def _rivals(reply: Reply) -> str:
         for rival in reply.rivals
     )
     return f'<div><div class="rag-note">Different passages give different answers:</div>{rows}</div>'
+
+
+def _support(reply: Reply) -> str:
+    """Of each sentence of a drawn text, how much of it the passages support."""
+    if not reply.support:
+        return ""
+    rows = ""
+    for sentence, each in reply.support:
+        share = f"{each.share:.0%}" if each.ngrams else "–"
+        missing = f" (not there: {html(', '.join(each.unsupported_names))})" if each.unsupported_names else ""
+        rows += f'<div class="rag-sentence">{share}&ensp;{html(sentence)}<strong>{missing}</strong></div>'
+    note = "Of each sentence\u2019s trigrams and names, in the passages:"
+    return f'<div><div class="rag-note">{note}</div>{rows}</div>'
 
 
 def _from(reply: Reply) -> str:

@@ -26,6 +26,8 @@ from rag.evaluation.evidence import Evidence, gather, speaks
 from rag.evaluation.question_words import WordKnowledge
 from rag.index.folder import Index
 from rag.index.passage import whole_id
+from rag.index.sections import sentences
+from rag.metrics.support import PassageWords, Support
 from rag.model import RagModel
 from rag.reopen import open_model
 from rag.retrievers.protocol import check_depth
@@ -88,7 +90,8 @@ class Reply:
     answer is believed (rag/ask/doubt.py), from `threshold` of its answerability score; None where nobody asked.
     unknown_words: those of the question that the models do not know; prior_share: how much of p(z|x,y) stands where
     p(z|x) put it (rag/evaluation/evidence.py); None of a closed book or a classifier. guess: the answer that was
-    withheld, where `answer` says instead that the documents do not hold one.
+    withheld, where `answer` says instead that the documents do not hold one. support: of a text that was drawn
+    (decoding=sample), each sentence and how much of it the passages support (rag/metrics/support.py).
     """
 
     question: str
@@ -104,6 +107,7 @@ class Reply:
     prior_share: float | None = None
     rivals: tuple[Rival, ...] = ()
     guess: str | None = None
+    support: tuple[tuple[str, Support], ...] = ()
 
     @property
     def abstained(self) -> bool:
@@ -170,6 +174,17 @@ class Reply:
             }
         if self.guess is not None:
             record |= {"abstained": True, "guess": self.guess}
+        if self.support:
+            record["support"] = [
+                {
+                    "sentence": sentence,
+                    "trigrams": each.ngrams,
+                    "supported_trigrams": each.supported_ngrams,
+                    "names": list(each.names),
+                    "unsupported_names": list(each.unsupported_names),
+                }
+                for sentence, each in self.support
+            ]
         if self.rivals:
             record["alternatives"] = [
                 {
@@ -191,6 +206,12 @@ class Reply:
 
 def _finite(logprob: float) -> float | None:
     return round(logprob, 4) if math.isfinite(logprob) else None
+
+
+def supported(text: str, sources: Sequence[Source]) -> Iterable[tuple[str, Support]]:
+    """Each sentence of a text, and how much of it the passages support."""
+    words = PassageWords(part for source in sources for part in (source.title, source.text))
+    return [(each.strip(), words.of_sentence(each)) for each in sentences(text) if each.strip()]
 
 
 class Session:
@@ -247,7 +268,12 @@ class Session:
         self._opened[folder] = index
 
     def _reply(
-        self, question: str, answers: list[Answer], evidence: Evidence | None, several: list[Alternative]
+        self,
+        question: str,
+        answers: list[Answer],
+        evidence: Evidence | None,
+        several: list[Alternative],
+        drawn: bool,
     ) -> Reply:
         best, *others = answers
         generator = self.model.generator
@@ -273,8 +299,10 @@ class Session:
             unknown_words=evidence.unknown_words,
             prior_share=evidence.prior_share,
         )
+        if drawn:
+            reply = replace(reply, support=tuple(supported(best.text, reply.sources)))
         if self.doubt.abstain and not reply.known:
-            return replace(reply, answer=NOT_HERE, guess=best.text, tokens=(), others=())
+            return replace(reply, answer=NOT_HERE, guess=best.text, tokens=(), others=(), support=())
         if reply.known is False:
             return reply
         return replace(reply, rivals=tuple(self._rival(each) for each in several))

@@ -59,7 +59,7 @@ class Support:
         )
 
 
-class Evidence:
+class PassageWords:
     """The words of some passages, ready to be looked up. passages: titles and texts, a string each."""
 
     def __init__(self, passages: Iterable[str], n: int = N):

@@ -193,6 +193,25 @@ def curves(axes: Axes, steps: Mapping[str, tuple[Sequence[float], Sequence[float
     legend_below(axes, len(steps))
 
 
+def diversity_against_support(
+    axes: Axes, points: Mapping[str, tuple[float, float]], colours: Sequence[str]
+) -> None:
+    """{name: (distinct trigrams, supported trigrams)}, each from 0 to 1, a point with its name."""
+    for number, (name, (distinct, supported)) in enumerate(points.items()):
+        axes.plot(
+            distinct,
+            supported,
+            MARKERS[number % len(MARKERS)],
+            color=colours[number % len(colours)],
+            label=name,
+            markersize=8,
+        )
+    shares(axes, "share of trigrams that the passages hold")
+    axes.set_xlim(0, 1.05)
+    axes.set_xlabel("share of trigrams that are distinct")
+    legend_below(axes, len(points))
+
+
 def risk_coverage(axes: Axes, scored: Mapping[str, Scored]) -> None:
     """The share of wrong answers against the share of questions that are answered, a line for each score; the lowest
     that any score could reach is grey."""
