@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rag.ask.printed import supports
+from rag.ask.reply_html import answer_html
+from rag.ask.session import Reply, Source, supported
+from rag.evaluation.answering import Answered
+from rag.evaluation.judging import judge
 from rag.metrics.support import PassageWords, Support, names_in, support
+from rag.tasks.example import Example
+from rag.tasks.text_to_text import TextToText
 
 PASSAGES = [
     "The lighthouse of Varne",
@@ -92,3 +99,43 @@ def test_the_metric_is_a_share_of_all_and_no_mean_of_shares():
     assert Support.all_of(parts).share == 0.75 and Support.all_of([]).names == ()
     nothing, _ = support([Support(0, 0, (), ())])
     assert math.isnan(nothing.value) and nothing.count == 0
+
+
+def test_an_evaluation_reports_support_beside_distinct_trigrams(index):
+    """Of the K passages that were read alone; the reference texts beside."""
+    texts = ["Paris is the capital of France. Rome is not.", "The Tiber is a river in Spain"]
+    answered = [
+        Answered(0, {2: texts[0]}, -1.0, [0, 1, 6], [0.6, 0.4], [0.9, 0.1]),
+        Answered(1, {2: texts[1]}, -1.0, [6, 5, 3], [0.6, 0.4], [0.9, 0.1]),
+    ]
+    examples = [Example("a", ("Berlin, on the river Spree",)), Example("b", ("Madrid lies high",))]
+    records = judge(TextToText(), examples, answered, 2, "test", store=index.passages)
+    found = {each.metric: (each.value, each.n, each.k) for each in records}
+    # Of "Rome is not" and "river in Spain" nothing stands there: 4 of 5, and 4 of 5. "Paris" begins a sentence.
+    assert found["trigrams_supported"] == (pytest.approx(8 / 10), 2, 2)
+    assert found["names_supported"] == (pytest.approx(2 / 3), 2, 2)  # France, Tiber, not Spain
+    assert found["trigrams_supported_gold"] == (
+        pytest.approx(2 / 4),
+        2,
+        2,
+    )  # "berlin on the", "madrid lies high"
+    assert "distinct_trigrams" in found
+
+
+def test_each_sentence_that_was_drawn_is_shown_with_its_support():
+    source = Source("7", "Varne", PASSAGES[1], 1.0, 1.0, None)
+    text = "The lighthouse was built in 1834. It fell on Narnia."
+    reply = Reply("q", text, -1.0, (), (source,), support=tuple(supported(text, [source])))
+    (first, good), (second, bad) = reply.support
+    assert (first, good.share) == ("The lighthouse was built in 1834.", 1.0)
+    assert (second, bad.share) == ("It fell on Narnia.", 0.0)
+    assert reply.record()["support"][1] == {
+        "sentence": second,
+        "trigrams": 2,
+        "supported_trigrams": 0,
+        "names": ["Narnia"],
+        "unsupported_names": ["Narnia"],
+    }
+    lines = [line.plain.strip() for line in supports(reply)]
+    assert lines[1:] == [f"100%  {first}", f"0%  {second}  (not there: Narnia)"]
+    assert "not there: Narnia" in answer_html(reply, "x") and "100%" in answer_html(reply, "x")

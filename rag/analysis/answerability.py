@@ -19,7 +19,7 @@ from rag.errors import UserError
 from rag.evaluation.answering import questions_at_once
 from rag.evaluation.calibration import Calibration, identity_of
 from rag.evaluation.evidence import FEATURES, speaks
-from rag.evaluation.unanswerable import NOBODY, REMOVED, Asked, about_nobody, ask, holds_answer
+from rag.evaluation.unanswerable import NOBODY, REMOVED, Asked, about_nobody, ask, holds_answer, right_by
 from rag.index.passages import PassageStore
 from rag.metrics.bootstrap import Metric
 from rag.metrics.refusal import Scored, auroc, refused_at, refused_with
@@ -57,7 +57,7 @@ def answerability(
     examples = sample([each for each in task.examples(split) if each.answers], limit)
     n_docs, at_once = int(config.n_docs), config.get("batch_size") or questions_at_once(int(config.n_docs))
     store = model.retriever.index.passages
-    asked = ask(model, examples, decoding, n_docs, at_once)
+    asked = ask(model, examples, decoding, n_docs, at_once, right=right_by(task))
     if REMOVED in kinds:
         out = [holds_answer(task, example) for example in examples]
         asked += ask(model, examples, decoding, n_docs, at_once, out, description="asking without")

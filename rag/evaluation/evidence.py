@@ -92,13 +92,18 @@ def _of_one(
     prior = answer.doc_logprobs.exp()
     return Evidence(
         log_probability=max(_LEAST, answer.logprob),
-        margin=max(_LEAST, min(-_LEAST, float(answer.doc_scores[best] - empty[best]))),
+        margin=_bounded(float(answer.doc_scores[best] - empty[best])),
         entropy=_entropy(answer.posterior),
         retrieval=float(contexts.retrieved.scores[number, best]),
         overlap=knowledge.overlap(words, passage),
         prior_share=float(torch.minimum(prior, answer.posterior).sum()),
         unknown_words=words.unknown,
     )
+
+
+def _bounded(margin: float) -> float:
+    """Of two answers that are both impossible, neither is preferred."""
+    return _LEAST if math.isnan(margin) else max(_LEAST, min(-_LEAST, margin))
 
 
 def _entropy(posterior: Float[Tensor, " docs"]) -> float:

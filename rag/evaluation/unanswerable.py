@@ -30,6 +30,7 @@ REMOVED, NOBODY = "removed", "nobody"
 _DEEPER = 64  # passages searched beyond K before it is searched deeper, fourfold each time
 
 IsRight = Callable[[Passage], bool]
+Right = Callable[[Sequence[str], Sequence[Example]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ def ask(
     without: Sequence[IsRight] | None = None,
     answerable: bool = True,
     description: str = "answering",
+    right: Right | None = None,
 ) -> list[Asked]:
     """Ask every question and keep the evidence. without: of each question, the passages that it is not to read.
 
-    What reads nothing that answers it cannot be answered, so `without` makes answerable False.
+    What reads nothing that answers it cannot be answered, so `without` makes answerable False. right: which of some
+    predictions are right; None: by exact match.
     """
+    right = right or (lambda predictions, own: exact_match(predictions, [example.answers for example in own]))
     knowledge = WordKnowledge(model.eval())
     device = model.generator.model.device
     asked: list[Asked] = []
@@ -77,10 +81,10 @@ def ask(
                 contexts = model.read_retrieved(batch, retrieve_without(model, batch.questions, n_docs, out))
             best = [answers[0] for answers in generate(model, contexts, decoding)]
             evidence = gather(model, knowledge, questions, contexts, best)
-            matches = exact_match([each.text for each in best], [example.answers for example in part])
+            matches = right([each.text for each in best], part)
             can = answerable and without is None
             asked += [
-                Asked(start + place, question, answer.text, speaks, can, can and bool(match))
+                Asked(start + place, question, answer.text, speaks, can, can and bool(match == 1))
                 for place, (question, answer, speaks, match) in enumerate(
                     zip(questions, best, evidence, matches, strict=True)
                 )
@@ -132,6 +136,21 @@ def holds_answer(task: Task, example: Example) -> IsRight:
         return any(is_right(passage) or is_right(titled) for is_right in tests)
 
     return test
+
+
+def right_by(task: Task) -> Right:
+    """Which predictions are right by the task's own exact match; UserError where it has none."""
+
+    def right(predictions: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+        scores = task.score(predictions, examples)
+        if "em" not in scores:
+            raise UserError(
+                f"a {type(task).__name__} has no exact match, so no answer of it is right or wrong: give a run of "
+                "short answers"
+            )
+        return scores["em"].per_example
+
+    return right
 
 
 def about_nobody(examples: Sequence[Example], store: PassageStore) -> list[tuple[int, Example]]:
