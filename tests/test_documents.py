@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,21 @@ from conftest import tiny_passage_encoder
 from reader_folders import NOTES, tiny_reader, write_notes
 from sentence_folders import tiny_transformer, write_modules
 
-from rag.ask import Doubt, open_documents
+from rag.ask import open_documents
 from rag.ask.__main__ import main
 from rag.ask.command import with_folder_quoted
 from rag.ask.documents import session_of
-from rag.ask.doubt import empty_logprobs
+from rag.ask.doubt import NOT_HERE
 from rag.ask.highlight import answer_sentence
 from rag.ask.page import Page
-from rag.compose import compose_config
+from rag.compose import CONFIGS, compose_config
 from rag.decoding.answers import Answer
 from rag.encoders.opening import open_passage_encoder
 from rag.encoders.protocol import describe_encoder
 from rag.errors import UserError
+from rag.evaluation.calibration import Calibration, Point, identity_of
+from rag.evaluation.evidence import Evidence, empty_logprobs, gather
+from rag.evaluation.question_words import WordKnowledge
 from rag.index.documents import cache_of, index_documents, read_documents
 from rag.index.folder import Index
 from rag.index.passage import Passage
@@ -334,14 +338,67 @@ def test_a_folder_answers_on_the_command_line(settings, tmp_path, monkeypatch, c
         and str(tmp_path / ".my notes, 2021.rag") in shown.err
     )
     assert "maria-kestrel.md, maria kestrel – Work" in " ".join(shown.out.split())
-    main([*settings, "json=true", "doubt.margin=-1000", "who described forty mosses"])
+    main([*settings, "json=true", "who described forty mosses in Varne with Zanzibarites"])
     record = json.loads(capsys.readouterr().out)
-    assert record["known"] is True and record["passages"][0]["id"] == "maria-kestrel.md#2"
+    assert record["known"] in (True, False) and record["passages"][0]["id"] == "maria-kestrel.md#2"
+    assert "Zanzibarites" in record["unknown_words"] and 0 <= record["prior_share"] <= 1
+    assert record["answerability"] is None  # of a reader that the project's calibration is not for
     assert record["file"] in ("maria-kestrel.md", "lighthouse.md", "animals/otter.txt")
     assert record["answer"].casefold() in record["sentence"].casefold()
-    main([*settings, "doubt.margin=1000", "who described forty mosses"])
-    shown = capsys.readouterr().out
+    assert (
+        "Zanzibarites"
+        in shown_of([*settings, "who described the Zanzibarites"], capsys).split("unknown words")[1]
+    )
+
+
+def shown_of(arguments: list[str], capsys) -> str:
+    main(arguments)
+    return capsys.readouterr().out
+
+
+def test_a_calibration_decides_what_is_believed(settings, tmp_path, capsys):
+    """From the terminal and on the page: a threshold above every score withholds, one below believes."""
+    session, choice, _ = session_of(compose_config("documents", with_folder_quoted(settings)))
+    fitted = replace(
+        Calibration.margin(), fitted_for=identity_of(session.model), n_docs=2, curve=(Point(2.0, 0, 1, 1),)
+    )
+    file = tmp_path / "calibration.json"
+    given = [*settings, f"answerability={file}", "abstain=true"]
+    question = "who described forty mosses"
+    replace(fitted, threshold=-1.0).save(file)
+    shown = shown_of([*given, question], capsys)
+    assert not shown.startswith("Not in") and "answerability " in shown and "(believed from -1.00)" in shown
+    replace(fitted, threshold=2.0).save(file)
+    shown = shown_of([*given, question], capsys)
+    assert shown.startswith("Not in these documents. The nearest passages:") and "log p(y|x)" not in shown
+    assert "maria-kestrel.md, maria kestrel – Work" in " ".join(shown.split())
+    record = json.loads(shown_of([*given, "json=true", question], capsys))
+    assert record["answer"] == NOT_HERE and record["abstained"] is True and record["guess"]
+    assert record["known"] is False and record["threshold"] == 2 and len(record["passages"]) == 2
+    shown = shown_of([*given[:-1], question], capsys)
     assert shown.startswith("I do not know: nothing that I read answers this.") and "best guess: " in shown
+    session, choice, indexes = session_of(compose_config("documents", with_folder_quoted(given)))
+    page = Page(session, choice, indexes, lambda name: choice.decoding, None, [])
+    answer, _, _, cards = page.ask(question, "my notes, 2021", 2, "as trained")
+    assert "Not in these documents." in answer and "log p" not in answer and "believed from 2.00" in answer
+    assert "maria-kestrel.md" in cards and "<mark>" not in cards
+
+
+def test_no_calibration_for_another_reader(settings, tmp_path, capsys):
+    def told(*more: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*settings, *more, "who"])
+        assert ended.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "abstain=true needs a calibration, and the project's is for its own reader" in told("abstain=true")
+    assert "precision=… needs a calibration" in told("precision=0.9")
+    assert "precision=9 is no share" in told("precision=9") and "precision=x is no" in told("precision=x")
+    assert "answerability=no.json does not exist" in told("answerability=no.json")
+    (tmp_path / "bad.json").write_text('{"format": 1, "features": ["margin"]}')
+    assert "bad.json is damaged" in told(f"answerability={tmp_path / 'bad.json'}")
+    project = CONFIGS / "answerability.json"
+    assert "was fitted for another model (" in told(f"answerability={project}", "abstain=true")
 
 
 def test_a_folder_answers_on_the_page(settings):
@@ -385,16 +442,54 @@ def an_answer(tokens: tuple[int, ...], posterior: list[float], scores: list[floa
     return Answer("x", tokens, -1.0, both[0].log(), both[1], both[0], None, np.arange(len(scores)))
 
 
-def test_an_answer_is_believed_where_its_own_passage_prefers_it_to_nothing():
-    answer = an_answer((5, 3), [0.1, 0.9], [-0.1, -2.0])
-    assert Doubt().believes(
-        answer, torch.tensor([-0.01, -2.5])
-    )  # −2.0 − −2.5 = 0.5; the first passage does not count
-    assert not Doubt().believes(answer, torch.tensor([-9.0, -1.5]))
-    assert not Doubt(margin=0.6).believes(answer, torch.tensor([-9.0, -2.5]))
-    assert not Doubt(probability=0.4).believes(answer, torch.tensor([-9.0, -2.5]))  # e⁻¹ = .368
-    assert Doubt(probability=0.36).believes(answer, torch.tensor([-9.0, -2.5]))
-    assert not Doubt().believes(an_answer((), [0.5, 0.5], [-1.0, -1.0]), torch.tensor([-9.0, -9.0]))
+def evidence_of(documents, answer: Answer, question: str) -> Evidence:
+    """Of an answer in place of the model's own."""
+    model = documents.session.model
+    with torch.inference_mode():
+        contexts = model.read(model.prepare([question]), 2)
+        return gather(model, WordKnowledge(model), [question], contexts, [answer])[0]
+
+
+def test_the_evidence_by_hand(settings, reader, encoder_folder, tmp_path):
+    notes = write_notes(tmp_path / "notes")
+    documents = open_documents(notes, reader, f"passage_encoder={encoder_folder}", "n_docs=2")
+    model = documents.session.model
+    question = "Who was the engineer of the lighthouse in Narnia?"
+    with torch.inference_mode():
+        contexts = model.read(model.prepare([question]), 2)
+        empty = empty_logprobs(model, contexts)[0]
+    answer = an_answer((5, 3), [0.25, 0.75], [-0.1, -2.0])
+    rows = np.array([model.retriever.index.passages.row_of("lighthouse.md#2"), 0])[::-1].copy()
+    answer = replace(answer, rows=rows, doc_logprobs=torch.tensor([0.6, 0.4]).log())
+    found = evidence_of(documents, answer, question)
+    assert found.log_probability == -1.0 and found.margin == pytest.approx(-2.0 - float(empty[1]))
+    assert found.entropy == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / np.log(2))
+    assert found.prior_share == pytest.approx(0.25 + 0.4)
+    assert found.retrieval == pytest.approx(float(contexts.retrieved.scores[0, 1]))
+    # of five passages one holds "engineer", two "lighthouse" and none "Narnia"; "who", "the", "of", "in" say nothing
+    idf = {n: np.log(1 + (5 - n + 0.5) / (n + 0.5)) for n in (0, 1, 2, 3)}
+    known = WordKnowledge(model).of_question(question)
+    assert set(known.weights) == {"was", "engineer", "lighthouse", "narnia"}
+    assert known.weights["narnia"] == pytest.approx(idf[0])
+    tokenizers = model.generator.tokenizer, model.retriever.question_encoder.tokenizer
+    words = ("was", "engineer", "lighthouse", "Narnia")
+    without = [word for word in words if any("[UNK]" in each.tokenize(word) for each in tokenizers)]
+    assert known.unknown == tuple(without) and "Narnia" in without  # this encoder knows few words
+    assert known.weights["engineer"] == pytest.approx(idf[1])
+    assert known.weights["lighthouse"] == pytest.approx(idf[2])
+    assert known.weights["was"] == pytest.approx(idf[2])
+    assert found.overlap == pytest.approx((idf[1] + 2 * idf[2]) / (idf[0] + idf[1] + 2 * idf[2]))
+    assert found.unknown_words == known.unknown and found.answered
+    nothing = evidence_of(documents, an_answer((), [0.5, 0.5], [-1.0, -1.0]), question)
+    assert not nothing.answered and not Calibration.margin(-1e9).believes(nothing)
+
+
+def test_the_margin_is_the_rule_without_a_calibration():
+    def believes(margin: float, least: float = 0.0) -> bool:
+        return Calibration.margin(least).believes(Evidence(-1.0, margin, 0.0, 0.0, 0.0, 0.0))
+
+    assert believes(0.5) and believes(0.0) and not believes(-0.1)
+    assert not believes(0.5, 0.6) and believes(0.7, 0.6)
 
 
 def test_the_empty_answers_probability_is_the_readers_own(settings, reader, encoder_folder, tmp_path):

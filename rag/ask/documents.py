@@ -18,8 +18,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rag.ask.command import check_documents, opening, quoted
+from rag.ask.doubt import doubt_of_documents
 from rag.ask.session import Choice, Reply, Session
-from rag.compose import compose_config, plain, reading
+from rag.compose import CONFIGS, compose_config, plain, reading
 from rag.encoders.mixed import BFLOAT16, InBfloat16
 from rag.encoders.opening import open_passage_encoder
 from rag.encoders.protocol import describe_encoder
@@ -29,6 +30,7 @@ from rag.processes import cpu_has_bfloat16
 from rag.safe_text import say
 
 CONFIG = "documents"  # configs/documents.yaml
+CALIBRATION = "answerability.json"  # beside it: of the project's own reader over MiniLM and BM25
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     OmegaConf.update(cfg, "n_docs", min(cfg.n_docs, len(index)))
     model = instantiate(plain(cfg.model)).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    session = Session(model, instantiate(cfg.doubt))
+    doubt = doubt_of_documents(
+        model, cfg.n_docs, CONFIGS / CALIBRATION, cfg.answerability, cfg.abstain, cfg.precision
+    )
+    session = Session(model, doubt)
     choice = Choice(place.resolve(), cfg.n_docs, instantiate(cfg.decoding))
     session.check(choice)
     return session, choice, {folder.resolve().name: place.resolve()}
