@@ -26,7 +26,7 @@ from rag.evaluation.evidence import Evidence, gather, speaks
 from rag.evaluation.question_words import WordKnowledge
 from rag.index.folder import Index
 from rag.index.passage import whole_id
-from rag.index.sections import sentences
+from rag.index.splitting import sentences
 from rag.metrics.support import PassageWords, Support
 from rag.model import RagModel
 from rag.reopen import open_model

@@ -16,7 +16,7 @@ from rag.evaluation.as_read import AsRead
 from rag.files import write_aside
 from rag.index.passage import Passage, whole_id
 from rag.index.passages import PassageStore
-from rag.index.sections import sentences
+from rag.index.splitting import sentences
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.record import BM25, NOT_RETRIEVED, Record
 from rag.metrics.retrieval import where_not_retrieved
