@@ -233,8 +233,15 @@ def test_questions_about_one_article_stay_in_one_half(index):
 # -- the analysis, and what abstains by it ---------------------------------------------------------------
 
 
-def test_a_run_is_calibrated_and_abstains(folders, capsys):
+def run_to_ask(folders: Folders) -> Path:
     run = folders.trained("rag_sequence", "RagSequence")
+    with open(run / "config.yaml", "a") as file:
+        file.write(f"paths:\n  indexes: {folders.root}\n")
+    return run
+
+
+def test_a_run_is_calibrated_and_abstains(folders, capsys):
+    run = run_to_ask(folders)
     given = [f"checkpoint={run}", "json=true", "abstain=true", "what is the capital of France?"]
     with pytest.raises(SystemExit) as ended:
         ask_main(given)
@@ -268,7 +275,7 @@ def test_a_run_is_calibrated_and_abstains(folders, capsys):
 
 
 def test_a_calibration_of_another_model_is_refused_or_said(folders, capsys, caplog):
-    run = folders.trained("rag_sequence", "RagSequence")
+    run = run_to_ask(folders)
     model, _ = open_model(settings(run))
     made = fitted(fitted_for=identity_of(model), n_docs=5, corpus="other")
     made.save(run / "answerability.json")
@@ -327,7 +334,11 @@ def test_records_of_support_stand_beside_diversity(folders, tmp_path):
         runs.append(folder)
     found = diversity(runs)
     assert found.table[SUPPORTED].tolist() == [75.0, 90.0, 40.0] and found.table[NAMES].isna().all()
-    assert found.table["model"].tolist() == ["gold", "rag_token, temperature 1", "rag_token, temperature 2"]
+    assert found.table["model"].tolist() == [
+        "reference texts",
+        "rag_token, temperature 1",
+        "rag_token, temperature 2",
+    ]
     assert len(found.figure.axes) == 2 and "the fewer" in found.text
     page = found.write(tmp_path / "page", "diversity", ["x"])
     assert Path(page).with_suffix(".png").stat().st_size > 10_000

@@ -41,7 +41,7 @@ def diversity(runs: Sequence[Path]) -> Analysis:
         support_of[name] = _supported(each)
     rows = [
         {
-            "model": plots.label_of(name),
+            "model": "reference texts" if name == "gold" else plots.label_of(name),
             "texts": len(generated),
             "with a trigram": sum(len(text.split()) >= 3 for text in generated),
             "words per text": sum(len(text.split()) for text in generated) / len(generated),

@@ -70,7 +70,8 @@ def check_calibrated(run: str, file: str | None, abstain: bool, precision: float
     if (abstain or precision is not None) and not (Path(run) / ANSWERABILITY_FILE).is_file():
         if not (Path(run) / "run.json").is_file():
             raise UserError(
-                f"{asked_for(abstain)} a calibration, which is made of a run of train.py, and {run} is none: leave it out"
+                f"{asked_for(abstain)} a calibration, which is made of a run of train.py, and {run} is none: leave it "
+                "out"
             )
         raise UserError(
             f"{asked_for(abstain)} a calibration, and {run} has none: python -m rag.analysis answerability run={run} "

@@ -250,7 +250,10 @@ class Session:
                 best = [each[0] for each in answers]
                 evidence = gather(self.model, self._knowledge, questions, contexts, best)
             several = [rivals(merged(each), LEAST_SHARE) for each in proposed]
-            return [self._reply(*each) for each in zip(questions, answers, evidence, several, strict=True)]
+            drawn = choice.decoding.do_sample
+            return [
+                self._reply(*each, drawn) for each in zip(questions, answers, evidence, several, strict=True)
+            ]
 
     def check(self, choice: Choice) -> None:
         """Raise the UserError that `answer` would raise for this choice's index and K."""

@@ -6,7 +6,7 @@ nobody     the question names its gold passage's title ("When was Ada Abbott bor
            not exist instead: a name put together from those of two others, which is no passage's title
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -168,18 +168,19 @@ def about_nobody(examples: Sequence[Example], store: PassageStore) -> list[tuple
     taken = {passage.title for passage in store}
     made = []
     for number, title in named:
-        at = titles.index(title)
-        for step in range(1, len(titles)):
-            first, last = (
-                titles[(at + step) % len(titles)],
-                titles[(at + 2 * step + 1) % len(titles)],
-            )
-            name = " ".join([*first.split()[:-1], last.split()[-1]])
-            if name not in taken:
-                question = examples[number].question.replace(title, name)
-                made.append((number, Example(question, (), set=examples[number].set)))
-                break
+        name = next((each for each in _names(titles, titles.index(title)) if each not in taken), None)
+        if name is not None:
+            question = examples[number].question.replace(title, name)
+            made.append((number, Example(question, (), set=examples[number].set)))
     return made
+
+
+def _names(titles: Sequence[str], of: int) -> Iterator[str]:
+    """Names put together from one title's beginning and another's last word, beginning with those after `of`."""
+    for shift in range(1, len(titles)):
+        for step in range(1, len(titles)):
+            first, last = titles[(of + step) % len(titles)], titles[(of + step + shift) % len(titles)]
+            yield " ".join([*first.split()[:-1], last.split()[-1]])
 
 
 def _rows(store: PassageStore, ids: Sequence[str]) -> list[int]:
