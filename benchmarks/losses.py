@@ -119,7 +119,7 @@ def rows_of(found: dict[str, list[Path]]) -> list[Row]:
             records = [each.predictions[place] for place in order_of(first, each)]
             exact.append(task.score([record["prediction"] for record in records], examples)["em"].per_example)
             recall.append([float(record["passages"][0]["gold"]) for record in records])
-        counted = ~np.isnan(exact[0])  # real facts are left out of every metric
+        counted = ~np.isnan(exact[0])  # what the task leaves out of its metrics
         scores = (np.array(own)[:, counted] for own in (recall, exact))
         rows.append(Row(loss, dict(zip(METRICS, scores, strict=True))))
     return rows

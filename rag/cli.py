@@ -22,23 +22,37 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rag.compose import CONFIGS, compose_config, explain_value, key_of, plain
-from rag.errors import UserError, one_line
+from rag.errors import UserError, causes, one_line, out_of_memory
 from rag.lazy import many_imports
 from rag.safe_text import printable, say
 
 SCRIPTS = ("train", "build_index", "evaluate")
 
 
+# What makes a command ask for less memory at once.
+LESS = {
+    "train": "datamodule.batch_size or n_docs",
+    "evaluate": "batch_size or n_docs",
+    "build_index": "batch_size",
+}
+
+
 @contextmanager
-def mistakes_in_one_sentence() -> Iterator[None]:
+def mistakes_in_one_sentence(less: str = "batch sizes or n_docs") -> Iterator[None]:
     """Print a user's mistake as one sentence and exit with code 2; an interruption exits with 130.
 
     A process that waited in vain for another one, which says what is wrong, exits with 1 and one sentence; one whose
-    reader has had enough, such as head, says nothing.
+    reader has had enough, such as head, says nothing. less: the settings that make it ask for less memory.
     """
     try:
         try:
             yield
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"memory ran out: end other programs and rerun the same command to resume, or lower {less}"
+            ) from error
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -88,11 +102,11 @@ def one_sentence(error: Exception) -> str:
         return f"the configuration is wrong: {one_line(str(error))}"
     if isinstance(error, UserError):
         return str(error)
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__
-    if isinstance(cause, UserError):
-        return str(cause)
+    chain = list(causes(error))
+    mistake = next((each for each in chain if isinstance(each, UserError)), None)
+    if mistake is not None:
+        return str(mistake)
+    cause = chain[-1]
     key = re.search(r"full_key: (\S+)", str(error))
     where = f"the setting {key[1]} is wrong: " if key else "a setting is wrong: "
     called = re.search(r"'([\w.]+)'", str(error))
@@ -122,7 +136,7 @@ def run_script(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     quieten_logs()
-    with mistakes_in_one_sentence():
+    with mistakes_in_one_sentence(LESS.get(name, "n_docs")):
         if not answered_at_once(name, usage, arguments):
             cfg = compose_command(name, arguments)
             if check is not None:
@@ -135,7 +149,7 @@ def run_script(
 def run_command(name: str, usage: str, command: Callable[..., Any]) -> None:
     """Call a function of overrides with those of the command line; see `run_script`."""
     quieten_logs()
-    with mistakes_in_one_sentence():
+    with mistakes_in_one_sentence(LESS[name]):
         if not answered_at_once(name, usage, sys.argv[1:]):
             command(*sys.argv[1:])
 

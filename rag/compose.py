@@ -8,6 +8,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
@@ -16,6 +17,7 @@ from rag.errors import UserError, listed, one_line, shortened
 from rag.runs import CONFIGS, know_project
 
 know_project()
+RENAMED = {"corpus.split_words": "corpus.split=words corpus.size="}
 GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if folder.is_dir()}
 
 
@@ -27,6 +29,10 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
                 raise UserError(f"{override}: only train.py sweeps, as in python train.py -m seed=1,2")
             raise UserError(
                 f"{shortened(override)} is not an override: write key=value, or --help for examples"
+            )
+        if (key := key_of(override)) in RENAMED:
+            raise UserError(
+                f"{key} is not a setting any more: give {RENAMED[key]}{override.partition('=')[2]}"
             )
         check_choice(override)
         check_readable(override)
@@ -196,9 +202,11 @@ def nearest(name: str, known: list[str], prefix: str = "") -> str:
     return f"there is {listed(prefix + each for each in sorted(known) if not each.startswith('_'))}"
 
 
-def reading(corpus: DictConfig) -> tuple[str | None, int | None]:
-    """How a corpus is read: corpus.encoding and corpus.split_words, which configs of earlier runs may lack."""
-    return corpus.get("encoding"), corpus.get("split_words")
+def reading(corpus: DictConfig) -> Any:
+    """How a corpus is read, a CorpusReading; configs of earlier runs have `encoding` and `split_words` instead."""
+    words = corpus.get("split_words")
+    before = {"encoding": corpus.get("encoding"), "split": None if words is None else "words", "size": words}
+    return instantiate(corpus.get("reading", {"_target_": "rag.index.CorpusReading", **before}))
 
 
 def plain(node: Any) -> Any:

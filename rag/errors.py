@@ -5,10 +5,12 @@ Everything a user can get wrong (a missing file, a malformed line, an index of a
 message and exit with code 2; any other exception is a bug and keeps its traceback.
 """
 
+import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 LONGEST_SENTENCE = 1_500  # characters
+_NO_MEMORY = re.compile(r"allocate memory|out of memory|bad_alloc|failed to map segment", re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -22,6 +24,28 @@ class UserError(Exception):
         if len(sentence) > LONGEST_SENTENCE:
             sentence = f"{sentence[: LONGEST_SENTENCE // 2]} … {sentence[-LONGEST_SENTENCE // 2 :]}"
         super().__init__(sentence)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error, or one that it came from, says that memory ran out: the machine's, what a limit leaves of it,
+    or a GPU's. torch, FAISS and the loader of shared libraries have no type in common for it."""
+    for each in causes(error):
+        if isinstance(each, MemoryError) or (isinstance(each, OSError) and each.errno == errno.ENOMEM):
+            return True
+        if isinstance(each, RuntimeError | ImportError) and _NO_MEMORY.search(str(each)):
+            return True
+    return False
+
+
+def causes(error: BaseException, context: bool = False) -> Iterator[BaseException]:
+    """The error, what it was raised from (or, with `context`, while what was handled), and so on; each once, should one
+    be raised from itself."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and not any(cause is each for each in seen):
+        seen.append(cause)
+        yield cause
+        cause = cause.__cause__ or (cause.__context__ if context else None)
 
 
 def one_line(text: str) -> str:

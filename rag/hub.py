@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from rag.errors import UserError
+from rag.errors import UserError, causes
 from rag.files import write_aside
 
 log = logging.getLogger(__name__)
@@ -111,11 +111,9 @@ def identity(address: str) -> str:
 
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, HFValidationError):  # a path that does not exist, taken for a name on the hub
-            return "there is no such folder"
-        cause = cause.__cause__ or cause.__context__
+    # a path that does not exist, taken for a name on the hub
+    if any(isinstance(cause, HFValidationError) for cause in causes(error, context=True)):
+        return "there is no such folder"
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -123,13 +121,12 @@ def refusal(error: BaseException, name: str | Path, kind: str = "model") -> User
     """What the hub meant by an error under `error`, and what to do; None if it was none of the hub's."""
     if not is_name(str(name)):
         return None
-    cause: BaseException | None = error
     if kind == "dataset" and not is_offline_mode():
         try:  # `datasets` keeps the hub's own answer to itself
             HfApi().auth_check(str(name), repo_type=kind)
         except FAILURES as answer:
-            cause = answer
-    while cause is not None:
+            error = answer
+    for cause in causes(error, context=True):
         if isinstance(cause, GatedRepoError):
             return UserError(
                 f"{name} is gated on the hub: request access at {constants.ENDPOINT}/"
@@ -145,5 +142,4 @@ def refusal(error: BaseException, name: str | Path, kind: str = "model") -> User
                 f"{name} is neither a folder here nor was it downloaded before, and the hub "
                 f"({constants.ENDPOINT}) was not asked: go online, without HF_HUB_OFFLINE, or give a folder"
             )
-        cause = cause.__cause__ or cause.__context__
     return None

@@ -8,7 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from rag.errors import UserError
+from rag.errors import UserError, causes
 from rag.parts import load_parts
 from rag.saved_model import questions_of, saved_config, saved_model
 
@@ -21,10 +21,10 @@ def open_model(module: DictConfig | dict[str, Any]) -> Any:
     try:
         model = instantiate(module["model"])
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
-        raise cause or error from error
+        mistake = next((each for each in causes(error) if isinstance(each, UserError)), None)
+        if mistake is None:
+            raise
+        raise mistake from error
     if module.get("folder") is not None:
         load_parts(model.trained_parts(), Path(module["folder"]))
     return model.eval()

@@ -29,6 +29,7 @@ from rag.files import is_leftover, lock_file, packed, read_json, remove_leftover
 from rag.fingerprints import digest, fingerprint
 
 MODEL_FILE = "model.json"  # in model/: how the model is made again, see rag/parts.py
+ANSWERABILITY_FILE = "answerability.json"  # beside model/: when its answers are believed
 # What it says in place of the folder with the weights, of the index and of K; of the questions that are asked, for a
 # retriever that knows their passages: their task, its splits, and the folder of data.
 FOLDER, INDEX, N_DOCS = "${folder}", "${index}", "${n_docs}"

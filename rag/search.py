@@ -26,6 +26,7 @@ from rag.errors import UserError
 from rag.files import hidden_beside
 from rag.fingerprints import digest
 from rag.index.folder import Index
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.index.unembedded import open_passages, prepare_passages
 from rag.lazy import many_imports
 from rag.retrievers.lexical import BM25
@@ -48,7 +49,7 @@ BM25, with their scores and the question's words marked. Without a question, rea
   json=false             true: a line of JSON for each question
   question_encoder=PATH  of retriever=dense and hybrid; by default the encoder that the index was made with
   encoding=NAME          of text files that are not UTF-8
-  split_words=NUMBER     split every passage into pieces of so many words
+  split=WAY size=NUMBER  cut every text by words, sentences or headings, into pieces of so many words at most
   cache=FOLDER           where what was read is kept; by default hidden beside the corpus
 """
 
@@ -98,11 +99,11 @@ def open_search(
     place: str | Path,
     retriever: str = "bm25",
     question_encoder: str | None = None,
-    encoding: str | None = None,
-    split_words: int | None = None,
+    reading: CorpusReading = AS_USUAL,
     cache: str | Path | None = None,
 ) -> Search:
-    """Read a corpus, or what is kept of it, or open an index. The parameters are the command's settings.
+    """Read a corpus, or what is kept of it, or open an index. reading: how a corpus is read; the other parameters are
+    the command's settings.
 
     Raises UserError for what is not there or cannot be read, and for vectors where there are none.
     """
@@ -117,14 +118,13 @@ def open_search(
         )
     kept = hidden_beside(place, "search") if cache is None else Path(cache).expanduser()
     if is_index:
-        if encoding is not None or split_words is not None:
-            setting = "encoding" if encoding is not None else "split_words"
+        if reading != AS_USUAL:
             raise UserError(
-                f"{setting}= says how a corpus is read, and {place} is an index already: leave it out"
+                f"encoding=, split= and size= say how a corpus is read, and {place} is an index already: leave them out"
             )
         index = open_passages(place)
     else:
-        index = prepare_passages(place, kept, encoding, split_words)
+        index = prepare_passages(place, kept, reading)
         kept = index.folder
         for other in kept.parent.glob(f"{place.resolve().name}-*") if cache is None else ():
             if other != kept:  # the corpus as it was
@@ -190,7 +190,8 @@ _KINDS = {
     "json": bool,
     "question_encoder": str,
     "encoding": str,
-    "split_words": int,
+    "split": str,
+    "size": int,
     "cache": str,
 }
 
@@ -238,7 +239,8 @@ def main(arguments: Sequence[str]) -> None:
     n_docs, as_json = settings.pop("n_docs", 5), settings.pop("json", False)
     if not questions and sys.stdin.isatty():
         raise UserError('what is sought? python -m rag.search FOLDER-OR-INDEX "question"')
-    search = open_search(place, **settings)
+    given = {name: settings.pop(name) for name in ("encoding", "split", "size") if name in settings}
+    search = open_search(place, reading=CorpusReading(**given).checked(), **settings)
     say(f"{len(search.index):,} passages of {place}, {search.way}", file=sys.stderr)
     asked = questions or [line.strip() for line in sys.stdin if line.strip()]
     if not asked:

@@ -176,6 +176,9 @@ def test_other_adapters_of_peft_s(folder, kind):
     ("settings", "said"),
     [
         ({"adapter": "lora", "modules": ["qq_proj"]}, "generator.modules names qq_proj, which a"),
+        ({"adapter": "lora", "modules": 5}, "generator.modules=5 names no modules: give a list"),
+        ({"adapter": "lora", "modules": [7]}, "generator.modules=[7] names no modules: give a list"),
+        ({"adapter": "lora", "modules": []}, "generator.modules=[] names no modules: give a list"),
         (
             {"adapter": "prefix_tuning"},
             "generator.adapter=prefix_tuning is no adapter that changes modules: there are",
@@ -198,6 +201,19 @@ def test_without_peft_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setattr("rag.generators.adapters.find_spec", lambda name: None)
     with pytest.raises(UserError, match="adapters need peft, which is not installed: pip install peft"):
         CausalGenerator.from_pretrained(folder, adapter="lora", **SETTINGS)
+
+
+def test_checkpoints_hold_the_adapter_alone(folder):
+    made, other = adapted(folder), adapted(folder)
+    model = ClosedBook(made)
+    state = model.state_dict()
+    assert state and all("lora_" in name for name in state)
+    ClosedBook(other).load_state_dict(state)
+    torch.testing.assert_close(scores(other), scores(made))
+    whole = {name: weight for name, weight in model.named_parameters()}  # as it was once written
+    ClosedBook(adapted(folder)).load_state_dict(whole)
+    merged = made.merge()
+    assert len(merged.state_dict()) >= len(list(merged.parameters()))
 
 
 @pytest.mark.parametrize("folder", ["llama"], indirect=True)

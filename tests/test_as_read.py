@@ -24,6 +24,7 @@ from rag.generators.context import Ragged, token_rows
 from rag.generators.seq2seq import Generator
 from rag.index.passages import PassageStore
 from rag.index.readers import read_passages
+from rag.index.reading import CorpusReading
 from rag.metrics.record import find, records_of
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, read_examples
@@ -92,7 +93,7 @@ def test_passages_that_do_not_fit_are_counted(long_index):
     assert as_read.count_cut() == 2
     sentence = as_read.describe_cut([QUESTION])
     assert sentence is not None and sentence.startswith("2 of the 3 passages of")
-    assert "corpus.split_words=100" in sentence
+    assert "corpus.split=words" in sentence
     assert AsRead(generator_of(t5_tokenizer, 4000), long_index).describe_cut() is None
 
 
@@ -130,7 +131,9 @@ def test_evaluate_says_what_is_not_read(tmp_path, long_index, capsys):
 def test_the_long_report(tmp_path, passage_encoder):
     example = read_examples(LONGP / "q.jsonl")[0]
     whole = PassageStore.write(read_passages(LONGP / "p.jsonl"), tmp_path / "whole")
-    parts = PassageStore.write(read_passages(LONGP / "p.jsonl", words=100), tmp_path / "parts")
+    parts = PassageStore.write(
+        read_passages(LONGP / "p.jsonl", CorpusReading(split="words")), tmp_path / "parts"
+    )
     assert parts.ids(range(5)) == ["1#1", "1#2", "1#3", "1#4", "2"]
     right = QuestionAnswering().right_passages(example)
     assert [right["recall"](p) for p in parts][:5] == [True] * 4 + [False]

@@ -86,7 +86,7 @@ def test_wiki_dpr_with_and_without_its_encoder_at_hand(run, encoder, tmp_path, c
     assert manifest.vectors.endswith("median cosine 1.0000")
 
 
-def test_embedding_in_bfloat16_is_close_and_said(run, encoder, tmp_path):
+def test_embedding_in_bfloat16_is_close_and_said(run, encoder, tmp_path, capsys):
     tsv = write_tsv(tmp_path / "psgs.tsv", PASSAGES)
     assert run(f"corpus.path={tsv}", "bfloat16=true") == 0
     index = Index.open(tmp_path / "index")
@@ -95,6 +95,13 @@ def test_embedding_in_bfloat16_is_close_and_said(run, encoder, tmp_path):
     cosines = (half * whole).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(whole, axis=1)
     assert 0.999 < cosines.min() and not np.array_equal(half, whole)
     assert run(f"corpus.path={tsv}") == 0  # the same encoder, and so the same index
+    (tmp_path / "index" / "manifest.json").unlink()  # as a kill before the end leaves it
+    capsys.readouterr()
+    assert run(f"corpus.path={tsv}") == 2
+    said = capsys.readouterr().err
+    assert "was started in bfloat16, not in the usual precision: give bfloat16=true, or delete" in said
+    assert run(f"corpus.path={tsv}", "bfloat16=true") == 0
+    assert Index.open(tmp_path / "index").manifest.encoder.precision == "bfloat16"
 
 
 def test_more_passages_than_vectors(run, encoder, tmp_path, capsys):
@@ -195,7 +202,7 @@ def test_what_cannot_be_added_or_removed(run, encoder, tmp_path, capsys):
     there = write_tsv(tmp_path / "there.tsv", PASSAGES[20:])
     for arguments, sentence in [
         ([f"remove={tmp_path / 'ids.txt'}"], "holds no passage '99'"),
-        ([f"remove={tmp_path / 'no.txt'}"], "no.txt cannot be read"),
+        ([f"remove={tmp_path / 'no.txt'}"], "no document of that name: give ids"),
         ([f"add={there}"], "holds the passage '21', which is in"),
         ([f"add={tmp_path / 'no.tsv'}"], "no.tsv does not exist"),
         ([f"add={there}", f"index.path={tmp_path / 'no'}"], "there is no index at"),
@@ -374,9 +381,9 @@ def test_the_advised_encoding_and_splitting_work(run, tmp_path, capsys):
     capsys.readouterr()
     assert run(f"corpus.path={latin}", "corpus.encoding=latin-1") == 0
     assert "building" not in capsys.readouterr().out  # it already exists
-    assert run(f"corpus.path={latin}", "corpus.encoding=latin-1", "corpus.split_words=2") == 2
+    assert run(f"corpus.path={latin}", "corpus.encoding=latin-1", "corpus.split=words", "corpus.size=2") == 2
     assert "holds another corpus" in refusal(capsys)
-    split = ["corpus.encoding=latin-1", "corpus.split_words=2"]
+    split = ["corpus.encoding=latin-1", "corpus.split=words", "corpus.size=2"]
     assert run(f"corpus.path={latin}", *split, "overwrite=true") == 0
     assert Index.open(tmp_path / "index").passages.ids(range(4)) == ["1#1", "1#2", "1#3", "2"]
 
@@ -386,8 +393,11 @@ def test_passages_that_the_encoder_cuts_are_counted(run, encoder, tmp_path, caps
     path = write_tsv(tmp_path / "long.tsv", [Passage("1", "t", words), Passage("2", "t", words), PASSAGES[4]])
     assert run(f"corpus.path={path}") == 0
     said = f"2 passages of those embedded here ran over the passage encoder's {encoder.max_length} tokens"
-    assert said in (out := capsys.readouterr().out) and "corpus.split_words=100 splits" in out
-    assert run(f"corpus.path={path}", "corpus.split_words=20", f"index.path={tmp_path / 'split'}") == 0
+    assert said in (out := capsys.readouterr().out) and "corpus.split=words splits" in out
+    assert (
+        run(f"corpus.path={path}", "corpus.split=words", "corpus.size=20", f"index.path={tmp_path / 'split'}")
+        == 0
+    )
     assert "ran over" not in capsys.readouterr().out
 
 

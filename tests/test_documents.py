@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +13,34 @@ from conftest import tiny_passage_encoder
 from reader_folders import NOTES, tiny_reader, write_notes
 from sentence_folders import tiny_transformer, write_modules
 
-from rag.ask import Doubt, open_documents
+from rag.ask import open_documents
 from rag.ask.__main__ import main
 from rag.ask.command import with_folder_quoted
 from rag.ask.documents import session_of
-from rag.ask.doubt import empty_logprobs
+from rag.ask.doubt import NOT_HERE
 from rag.ask.highlight import answer_sentence
 from rag.ask.page import Page
-from rag.compose import compose_config
+from rag.compose import CONFIGS, compose_config
 from rag.decoding.answers import Answer
 from rag.encoders.opening import open_passage_encoder
 from rag.encoders.protocol import describe_encoder
 from rag.errors import UserError
+from rag.evaluation.calibration import Calibration, Point, identity_of
+from rag.evaluation.evidence import Evidence, empty_logprobs, gather
+from rag.evaluation.question_words import WordKnowledge
 from rag.index.documents import cache_of, index_documents, read_documents
 from rag.index.folder import Index
 from rag.index.passage import Passage
-from rag.index.sections import name_of, packed, read_sections, sentences
+from rag.index.reading import CorpusReading
+from rag.index.sections import name_of, read_sections
+from rag.index.splitting import packed, sentences
 
 # -- how files are cut -----------------------------------------------------------------------------
 
 
-def cut(
-    tmp_path: Path, text: str, name: str = "a_file.md", words: int | None = None
-) -> list[tuple[str, str]]:
+def cut(tmp_path: Path, text: str, name: str = "a_file.md", size: int | None = None) -> list[tuple[str, str]]:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    return list(read_sections(tmp_path / name, words=words))
+    return list(read_sections(tmp_path / name, CorpusReading(split="headings", size=size)))
 
 
 def test_a_passage_is_titled_by_the_headings_above_it(tmp_path):
@@ -115,7 +120,7 @@ def test_nothing_of_a_document_is_lost(tmp_path):
     words = [f"w{n}{'.' if n % 7 == 6 else ''}" for n in range(500)]
     text = "# T\n\n" + "\n\n".join(" ".join(words[i : i + 90]) for i in range(0, 500, 90))
     for size in (5, 20, 100):
-        found = cut(tmp_path, text, words=size)
+        found = cut(tmp_path, text, size=size)
         assert " ".join(piece for _, piece in found).split() == words
         assert max(len(piece.split()) for _, piece in found) <= size
 
@@ -131,7 +136,7 @@ def test_a_folder_is_read_with_names_as_ids(tmp_path, caplog):
         "maria-kestrel.md#1",
         "maria-kestrel.md#2",
     ]
-    assert "2 files left out: 1 .png (picture.png), 1 hidden (.hidden.md)" in caplog.text
+    assert "2 files left out: 1 hidden (.hidden.md), 1 .png (picture.png)" in caplog.text
     assert next(read_documents(notes / "lighthouse.md")).id == "lighthouse.md#1"
 
 
@@ -213,7 +218,10 @@ def test_what_changed_is_embedded_and_what_stays_is_taken_over(tmp_path, encoder
     (notes / "animals" / "otter.txt").unlink()
     index, embedded = made(notes, encoder)
     assert embedded == 2 and sorted(encoder.seen) == ["lighthouse.md#2", "new.md#1"]
-    assert index.passages[1].text.startswith("The lighthouse was built in 1835")
+    assert index.passages.ids(range(5)) == [  # what stays, then what was read again
+        *("maria-kestrel.md#1", "maria-kestrel.md#2", "lighthouse.md#1", "lighthouse.md#2", "new.md#1")
+    ]
+    assert index.passages[3].text.startswith("The lighthouse was built in 1835")
     check_vectors(index, encoder)
     (notes / "new.md").rename(notes / "renamed.md")  # the same words under another name
     index, embedded = made(notes, encoder)
@@ -248,7 +256,7 @@ def test_a_damaged_index_or_one_of_another_encoder_is_made_anew(tmp_path, encode
     other = Encoder(write_modules(tiny_transformer(tmp_path / "other", initializer_range=0.2), max_length=40))
     index, embedded = made(notes, other)
     assert embedded == 5 and index.manifest.encoder.weights == other.info.weights
-    assert made(notes, other, words=3)[1] > 5  # cut otherwise
+    assert made(notes, other, reading=CorpusReading(split="headings", size=3))[1] > 5  # cut otherwise
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path, encoder):
@@ -300,6 +308,28 @@ def test_a_folder_answers_from_python(tmp_path, encoder_folder, reader, capsys):
     assert again("who was the engineer of the lighthouse built in 1834") == reply
 
 
+@pytest.mark.parametrize("processor", [True, False, None])  # None: torch does not know
+def test_documents_are_embedded_in_bfloat16_where_that_is_faster(settings, monkeypatch, capsys, processor):
+    """An index that is there stays of its precision, whatever the processor; another one is made where it is asked."""
+    notes = Path(settings[0].removeprefix("documents="))
+
+    def opened(*more: str) -> tuple[str | None, str]:
+        monkeypatch.setattr("rag.ask.documents.cpu_has_bfloat16", lambda: processor)
+        session, choice, _ = session_of(compose_config("documents", with_folder_quoted([*settings, *more])))
+        (how,) = re.findall(r"passages, (.*)", capsys.readouterr().err)
+        return session.model.retriever.index.manifest.encoder.precision, how
+
+    first = "bfloat16" if processor else None
+    assert opened() == (first, "5 of them embedded now")
+    processor = not processor
+    assert opened() == (first, "unchanged since the last time")
+    (notes / "new.md").write_text("# New\n\nOne more.")
+    assert opened() == (first, "1 of them embedded now")
+    other, asked = (None, "bfloat16=false") if first else ("bfloat16", "bfloat16=true")
+    assert opened(asked) == (other, "6 of them embedded now")
+    assert opened() == (other, "unchanged since the last time")
+
+
 def test_a_folder_answers_on_the_command_line(settings, tmp_path, monkeypatch, capsys):
     main([*settings, "who described forty mosses"])
     shown = capsys.readouterr()
@@ -308,14 +338,67 @@ def test_a_folder_answers_on_the_command_line(settings, tmp_path, monkeypatch, c
         and str(tmp_path / ".my notes, 2021.rag") in shown.err
     )
     assert "maria-kestrel.md, maria kestrel – Work" in " ".join(shown.out.split())
-    main([*settings, "json=true", "doubt.margin=-1000", "who described forty mosses"])
+    main([*settings, "json=true", "who described forty mosses in Varne with Zanzibarites"])
     record = json.loads(capsys.readouterr().out)
-    assert record["known"] is True and record["passages"][0]["id"] == "maria-kestrel.md#2"
+    assert record["known"] in (True, False) and record["passages"][0]["id"] == "maria-kestrel.md#2"
+    assert "Zanzibarites" in record["unknown_words"] and 0 <= record["prior_share"] <= 1
+    assert record["answerability"] is None  # of a reader that the project's calibration is not for
     assert record["file"] in ("maria-kestrel.md", "lighthouse.md", "animals/otter.txt")
     assert record["answer"].casefold() in record["sentence"].casefold()
-    main([*settings, "doubt.margin=1000", "who described forty mosses"])
-    shown = capsys.readouterr().out
+    assert (
+        "Zanzibarites"
+        in shown_of([*settings, "who described the Zanzibarites"], capsys).split("unknown words")[1]
+    )
+
+
+def shown_of(arguments: list[str], capsys) -> str:
+    main(arguments)
+    return capsys.readouterr().out
+
+
+def test_a_calibration_decides_what_is_believed(settings, tmp_path, capsys):
+    """From the terminal and on the page: a threshold above every score withholds, one below believes."""
+    session, choice, _ = session_of(compose_config("documents", with_folder_quoted(settings)))
+    fitted = replace(
+        Calibration.margin(), fitted_for=identity_of(session.model), n_docs=2, curve=(Point(2.0, 0, 1, 1),)
+    )
+    file = tmp_path / "calibration.json"
+    given = [*settings, f"answerability={file}", "abstain=true"]
+    question = "who described forty mosses"
+    replace(fitted, threshold=-1.0).save(file)
+    shown = shown_of([*given, question], capsys)
+    assert not shown.startswith("Not in") and "answerability " in shown and "(believed from -1.00)" in shown
+    replace(fitted, threshold=2.0).save(file)
+    shown = shown_of([*given, question], capsys)
+    assert shown.startswith("Not in these documents. The nearest passages:") and "log p(y|x)" not in shown
+    assert "maria-kestrel.md, maria kestrel – Work" in " ".join(shown.split())
+    record = json.loads(shown_of([*given, "json=true", question], capsys))
+    assert record["answer"] == NOT_HERE and record["abstained"] is True and record["guess"]
+    assert record["known"] is False and record["threshold"] == 2 and len(record["passages"]) == 2
+    shown = shown_of([*given[:-1], question], capsys)
     assert shown.startswith("I do not know: nothing that I read answers this.") and "best guess: " in shown
+    session, choice, indexes = session_of(compose_config("documents", with_folder_quoted(given)))
+    page = Page(session, choice, indexes, lambda name: choice.decoding, None, [])
+    answer, _, _, cards = page.ask(question, "my notes, 2021", 2, "as trained")
+    assert "Not in these documents." in answer and "log p" not in answer and "believed from 2.00" in answer
+    assert "maria-kestrel.md" in cards and "<mark>" not in cards
+
+
+def test_no_calibration_for_another_reader(settings, tmp_path, capsys):
+    def told(*more: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*settings, *more, "who"])
+        assert ended.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "abstain=true needs a calibration, and the project's is for its own reader" in told("abstain=true")
+    assert "precision=… needs a calibration" in told("precision=0.9")
+    assert "precision=9 is no share" in told("precision=9") and "precision=x is no" in told("precision=x")
+    assert "answerability=no.json does not exist" in told("answerability=no.json")
+    (tmp_path / "bad.json").write_text('{"format": 1, "features": ["margin"]}')
+    assert "bad.json is damaged" in told(f"answerability={tmp_path / 'bad.json'}")
+    project = CONFIGS / "answerability.json"
+    assert "was fitted for another model (" in told(f"answerability={project}", "abstain=true")
 
 
 def test_a_folder_answers_on_the_page(settings):
@@ -359,16 +442,53 @@ def an_answer(tokens: tuple[int, ...], posterior: list[float], scores: list[floa
     return Answer("x", tokens, -1.0, both[0].log(), both[1], both[0], None, np.arange(len(scores)))
 
 
-def test_an_answer_is_believed_where_its_own_passage_prefers_it_to_nothing():
-    answer = an_answer((5, 3), [0.1, 0.9], [-0.1, -2.0])
-    assert Doubt().believes(
-        answer, torch.tensor([-0.01, -2.5])
-    )  # −2.0 − −2.5 = 0.5; the first passage does not count
-    assert not Doubt().believes(answer, torch.tensor([-9.0, -1.5]))
-    assert not Doubt(margin=0.6).believes(answer, torch.tensor([-9.0, -2.5]))
-    assert not Doubt(probability=0.4).believes(answer, torch.tensor([-9.0, -2.5]))  # e⁻¹ = .368
-    assert Doubt(probability=0.36).believes(answer, torch.tensor([-9.0, -2.5]))
-    assert not Doubt().believes(an_answer((), [0.5, 0.5], [-1.0, -1.0]), torch.tensor([-9.0, -9.0]))
+def evidence_of(documents, answer: Answer, question: str) -> Evidence:
+    """Of an answer in place of the model's own."""
+    model = documents.session.model
+    with torch.inference_mode():
+        contexts = model.read(model.prepare([question]), 2)
+        return gather(model, WordKnowledge(model), [question], contexts, [answer])[0]
+
+
+def test_the_evidence_by_hand(settings, reader, encoder_folder, tmp_path):
+    notes = write_notes(tmp_path / "notes")
+    documents = open_documents(notes, reader, f"passage_encoder={encoder_folder}", "n_docs=2")
+    model = documents.session.model
+    question = "Who was the engineer of the lighthouse in Narnia?"
+    with torch.inference_mode():
+        contexts = model.read(model.prepare([question]), 2)
+        empty = empty_logprobs(model, contexts)[0]
+    answer = an_answer((5, 3), [0.25, 0.75], [-0.1, -2.0])
+    rows = np.array([model.retriever.index.passages.row_of("lighthouse.md#2"), 0])[::-1].copy()
+    answer = replace(answer, rows=rows, doc_logprobs=torch.tensor([0.6, 0.4]).log())
+    found = evidence_of(documents, answer, question)
+    assert found.log_probability == -1.0 and found.margin == pytest.approx(-2.0 - float(empty[1]))
+    assert found.entropy == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / np.log(2))
+    assert found.prior_share == pytest.approx(0.25 + 0.4)
+    assert found.retrieval == pytest.approx(float(contexts.retrieved.scores[0, 1]))
+    # of five passages one holds "engineer", two "lighthouse" and none "Narnia"; "who", "was", "the", "of", "in" say nothing
+    idf = {n: np.log(1 + (5 - n + 0.5) / (n + 0.5)) for n in (0, 1, 2, 3)}
+    known = WordKnowledge(model).of_question(question)
+    assert set(known.weights) == {"engineer", "lighthouse", "narnia"}
+    assert known.weights["narnia"] == pytest.approx(idf[0])
+    tokenizers = model.generator.tokenizer, model.retriever.question_encoder.tokenizer
+    words = ("engineer", "lighthouse", "Narnia")
+    without = [word for word in words if any("[UNK]" in each.tokenize(word) for each in tokenizers)]
+    assert known.unknown == tuple(without) and "Narnia" in without  # this encoder knows few words
+    assert known.weights["engineer"] == pytest.approx(idf[1])
+    assert known.weights["lighthouse"] == pytest.approx(idf[2])
+    assert found.overlap == pytest.approx((idf[1] + idf[2]) / (idf[0] + idf[1] + idf[2]))
+    assert found.unknown_words == known.unknown and found.answered
+    nothing = evidence_of(documents, an_answer((), [0.5, 0.5], [-1.0, -1.0]), question)
+    assert not nothing.answered and not Calibration.margin(-1e9).believes(nothing)
+
+
+def test_the_margin_is_the_rule_without_a_calibration():
+    def believes(margin: float, least: float = 0.0) -> bool:
+        return Calibration.margin(least).believes(Evidence(-1.0, margin, 0.0, 0.0, 0.0, 0.0))
+
+    assert believes(0.5) and believes(0.0) and not believes(-0.1)
+    assert not believes(0.5, 0.6) and believes(0.7, 0.6)
 
 
 def test_the_empty_answers_probability_is_the_readers_own(settings, reader, encoder_folder, tmp_path):

@@ -18,6 +18,7 @@ from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.encoders.opening import open_passage_encoder, open_question_encoder
 from rag.errors import UserError
 from rag.index.passage import Passage
+from rag.index.reading import CorpusReading
 from rag.parts import check_parts, save_parts
 from rag.retrievers.scale import LearnedScale
 from rag.scratch.inverse_cloze import InverseCloze
@@ -468,7 +469,7 @@ def test_the_lexical_start_compares_words_by_their_rarity(tmp_path, corpus):
 def test_a_gold_passage_that_was_split_is_the_piece_with_the_answer(tmp_path):
     corpus = tmp_path / "p.tsv"
     corpus.write_text("id\ttext\n7\tone two three four five six\n8\tone\n")
-    store = open_corpus(corpus, tmp_path / "cache", words=2)
+    store = open_corpus(corpus, tmp_path / "cache", reading=CorpusReading(split="words", size=2))
     example = Example("?", ("four",), positive_ids=("7",))
     assert store.ids([_row(store, "7", example, True, corpus)]) == ["7#2"]
     assert store.ids([_row(store, "7", example, False, corpus)]) == ["7#1"]

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
+from rag.encoders.protocol import of_like_length
 from rag.errors import UserError
 from rag.index.passage import Passage
 from rag.training.dpr import bert_encoders
@@ -51,6 +52,32 @@ def test_a_passage_is_encoded_as_the_pair_of_title_and_text(passage_encoder):
     for vector, (title, text) in zip(vectors, PASSAGES, strict=True):
         alone = bert(**tokenizer(title, text, return_tensors="pt")).last_hidden_state[0, 0]
         assert_close(torch.from_numpy(vector), alone.detach())
+
+
+def test_passages_of_like_length_are_encoded_together_on_a_cpu(passage_encoder, monkeypatch):
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    parts = [(rows.tolist(), int(columns.sum())) for rows, columns in of_like_length(mask, 6)]
+    assert parts == [([1], 4), ([3, 0], 3), ([4, 2], 2)]
+    assert [rows.tolist() for rows, _ in of_like_length(mask, 1)] == [[1], [3], [0], [4], [2]]
+    left = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1], [0, 1, 1, 1]])  # padded in front
+    assert [columns.tolist() for _, columns in of_like_length(left, 4)] == [
+        [False, True, True, True],
+        [False, False, True, True],
+    ]
+
+    shapes, forward = [], passage_encoder.forward
+    whole = passage_encoder.encode(passages())
+    monkeypatch.setattr("rag.encoders.protocol.TOKENS_AT_ONCE", 32)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(
+        passage_encoder,
+        "forward",
+        lambda **tokens: (shapes.append(tuple(tokens["input_ids"].shape)), forward(**tokens))[1],
+    )
+    np.testing.assert_allclose(passage_encoder.encode(passages()), whole, rtol=1e-5, atol=1e-6)
+    assert len(shapes) > 1 and sum(rows for rows, _ in shapes) == len(PASSAGES)
+    assert all(rows * length <= 32 * threads or rows == 1 for rows, length in shapes)
+    assert shapes[0][1] > shapes[-1][1]
 
 
 def test_a_long_passage_is_cut_to_what_the_encoder_has_positions_for(passage_encoder):

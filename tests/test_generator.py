@@ -103,6 +103,13 @@ def test_other_separators():
     assert ids.tolist() == [tokenizer("a : b ? who")["input_ids"]]
 
 
+@pytest.mark.parametrize("name", ["max_context_length", "max_target_length"])
+@pytest.mark.parametrize("length", [0, -3, 2.5, "many", None, True])
+def test_a_length_that_is_none_is_refused(tokenizer, name, length):
+    with pytest.raises(UserError, match=f"generator.{name}={length} is no length: give a whole number"):
+        plain(tokenizer, **{name: length})
+
+
 @pytest.mark.parametrize("length", [12, 16, 20, 24])
 def test_the_passage_is_cut_never_the_question(length):
     tokenizer = word_tokenizer()

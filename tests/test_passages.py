@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from rag.errors import UserError
 from rag.files import hash_file
 from rag.index import passages
-from rag.index.passage import Passage
+from rag.index.passage import Passage, SeenIds
 from rag.index.passages import PassageStore
-from rag.index.readers import SeenIds, read_passages
+from rag.index.readers import read_passages
 from rag.index.splitting import split_words
 from rag.index.tokens import TokenStore, tokenizer_fingerprint
 from rag.words import split_units
@@ -106,9 +106,9 @@ def test_folder_of_texts_is_split_into_titled_passages(tmp_path):
     (tmp_path / "blank.txt").write_text(" \n")
     passages = list(read_passages(tmp_path))
     assert [(p.id, p.title, len(p.text.split())) for p in passages] == [
-        ("1", "The Nile", 100),
-        ("2", "The Nile", 51),
-        ("3", "b", 2),
+        ("a.md#1", "The Nile", 100),
+        ("a.md#2", "The Nile", 51),
+        ("sub/b.txt#1", "b", 2),
     ]
     assert passages[0].text.startswith("intro w w")
 
@@ -276,7 +276,7 @@ def test_prepare_writes_once_and_refuses_a_corpus_that_changed(tmp_path, monkeyp
     assert list(first) == TWO
     assert first.source is not None and first.source["path"] == str(corpus)
     with monkeypatch.context() as patch:
-        patch.setattr(passages, "read_passages", lambda path: pytest.fail("read again"))
+        patch.setattr(passages, "CorpusReader", lambda *_: pytest.fail("read again"))
         assert PassageStore.prepare(corpus, tmp_path / "s").sha256 == first.sha256
         corpus.touch()  # another time of change, the same bytes
         assert PassageStore.prepare(corpus, tmp_path / "s").sha256 == first.sha256
@@ -370,7 +370,7 @@ def test_a_folder_is_known_by_its_files_sizes_and_times_alone(tmp_path, monkeypa
         pq.write_table(pa.Table.from_pylist(rows), corpus / f"{number}.parquet")
     first = PassageStore.prepare(corpus, tmp_path / "s")
     hashed = []
-    monkeypatch.setattr("rag.index.passages.hash_file", lambda file: hashed.append(file) or hash_file(file))
+    monkeypatch.setattr("rag.index.catalog.hash_file", lambda file: hashed.append(file) or hash_file(file))
     assert PassageStore.prepare(corpus, tmp_path / "s").sha256 == first.sha256
     assert not hashed
     file = corpus / "0.parquet"

@@ -243,7 +243,7 @@ def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
     """Looks at dev after steps 2, 4 and 6; exact match stays 0, so that the second look is the last."""
     run = tmp_path / "run"
     command = ["experiment=miniwiki/rag_sequence", *RAG, "patience=1"]
-    assert demo("train", *command, "task.report_sets=null", f"paths.run={run}") == 0
+    assert demo("train", *command, f"paths.run={run}") == 0
     result = json.loads((run / "result.json").read_text())
     assert result["metrics"]["dev/em"] == 0 and result["steps"] == 4
     assert {"dev/nll_per_token", "dev/retrieval_entropy", "dev/distinct_passages", "dev/recall@2"} <= set(
@@ -252,9 +252,10 @@ def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
 
 
 def test_a_dev_set_that_judges_nothing_is_no_best_step_of_zero(demo, tmp_path, capsys):
-    """The four questions drawn ask about real facts, which no metric counts: the last step's weights are kept."""
+    """No question drawn is of a set that counts: the last step's weights are kept."""
     run = tmp_path / "run"
-    assert demo("train", "experiment=miniwiki/rag_sequence", *RAG, f"paths.run={run}") == 0
+    command = ["experiment=miniwiki/rag_sequence", *RAG, "+task.report_sets=[birds]"]
+    assert demo("train", *command, f"paths.run={run}") == 0
     result = json.loads((run / "result.json").read_text())
     assert result["metrics"]["dev/em"] is None and result["steps"] == 6
     assert not (run / "best.ckpt").exists()
@@ -320,7 +321,7 @@ CHECKPOINTS = {
 def checkpoint_files(demo, tmp_path_factory) -> Path:
     """Files of each kind that somebody might go on from, and good.ckpt."""
     folder = tmp_path_factory.mktemp("ckpt")
-    rag = ["experiment=miniwiki/rag_sequence", *RAG, "checkpoint_minutes=0", "task.report_sets=null"]
+    rag = ["experiment=miniwiki/rag_sequence", *RAG, "checkpoint_minutes=0"]
     assert demo("train", *rag, f"paths.run={folder / 'run'}") == 0
     assert demo("train", *rag, "retriever.trainable=false", f"paths.run={folder / 'frozen'}") == 0
     closed = ["experiment=miniwiki/closed_book", *SHORT, "datamodule.dev_limit=2", "checkpoint_minutes=0"]

@@ -116,9 +116,10 @@ def test_words_of_the_question_are_marked_and_nothing_commands_the_terminal():
             ["CORPUS", "retriever=dense", "who?"],
             "is no index: make one with build_index.py, or leave retriever= out",
         ),
-        (["CORPUS", "split_words=zero", "who?"], "split_words=zero: a whole number from 1 is expected"),
+        (["CORPUS", "size=zero", "who?"], "size=zero: a whole number from 1 is expected"),
+        (["CORPUS", "size=50", "who?"], "needs to know what is cut where: give corpus.split="),
         (["CORPUS", "  "], "question 1 is empty"),
-        (["INDEX", "encoding=latin-1", "who?"], "encoding= says how a corpus is read"),
+        (["INDEX", "encoding=latin-1", "who?"], "encoding=, split= and size= say how a corpus is read"),
         (["INDEX", "retriever=dense", "question_encoder=nowhere", "who?"], "nowhere"),
         (
             ["INDEX", "retriever=dense", "who?"],

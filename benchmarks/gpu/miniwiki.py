@@ -53,7 +53,6 @@ def prepare(folder: Path) -> int:
         "generator": {key: cfg["generator"][key] for key in ("max_context_length", "max_target_length")},
         "decoding": own(cfg["decoding"]),
         "optimization": own(cfg["optimization"]),
-        "report_sets": cfg["task"]["report_sets"],
         "batch_size": cfg["datamodule"]["batch_size"],
         "max_steps": cfg["trainer"]["max_steps"],
         "gradient_clip_val": cfg["trainer"]["gradient_clip_val"],
@@ -108,8 +107,8 @@ def trained(folder: Path, device: str) -> dict[str, float]:
     generator = Generator.from_pretrained(folder / "generator", **settings["generator"])
     model = RagSequence(retriever, generator, settings["n_docs"]).to(device)
     decoding = Decoding(**settings["decoding"])
-    splits = (str(folder / "task" / f"{split}.jsonl") for split in ("train", "dev", "test"))
-    task = QuestionAnswering(*splits, report_sets=settings["report_sets"])
+    train, dev, test = (str(folder / "task" / f"{split}.jsonl") for split in ("train", "dev", "test"))
+    task = QuestionAnswering(train, dev, test)
     module = RagModule(model, Optimization(**settings["optimization"]), decoding, seed=settings["seed"])
     data = RagDataModule(task, model, settings["batch_size"], seed=settings["seed"], prepared=folder)
     examples = task.examples("test")
@@ -176,7 +175,6 @@ def tiny(folder: Path) -> Path:
         "generator": {"max_context_length": 128, "max_target_length": 12},
         "decoding": {"max_new_tokens": 4},
         "optimization": asdict(Optimization(lr=1e-3, warmup_steps=1, schedule="linear")),
-        "report_sets": None,
         "batch_size": 4,
         "max_steps": 3,
         "gradient_clip_val": 1.0,

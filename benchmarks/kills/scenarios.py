@@ -138,7 +138,7 @@ def scenarios(inputs: Inputs) -> list[Scenario]:
         inputs.train("seed=3")
 
     def evaluated(work: Path) -> None:
-        inputs.evaluate("seed=3", "n_docs=1")
+        inputs.evaluate("n_docs=1")
 
     def again() -> Path:
         return inputs.train("overwrite=changed")

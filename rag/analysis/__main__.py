@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ ANALYSES = {
     "more_passages": "Metrics and recall of one or more runs against K (figure 3).",
     "hot_swap_table": "Exact match of one or more runs with the index exchanged (section 4.5).",
     "retrieval_change": "What end-to-end training changed: the gold passage's rank before and after (section 4.5).",
+    "answerability": "What the passages do not hold: a score to refuse by, fitted and measured (abstain=true).",
     "error_breakdown": "Answers by whether a passage with the answer was read, and whether they were right.",
     "diversity": "Distinct trigrams of what one or more runs generated (Table 5).",
     "attention": "What the generator attends to in a passage at each token of its answer (the LSTM baseline).",
@@ -123,9 +125,23 @@ def parse(arguments: Sequence[str], parameters: Any) -> tuple[list[Path], str, d
                     f"{argument}: a whole number is expected, as in {key}={parameters[key].default}"
                 )
             chosen[key] = int(value)
+        elif parameters[key].annotation is float:
+            chosen[key] = number_of(argument, parameters[key].default)
         else:
             chosen[key] = value
     return runs, output, chosen
+
+
+def number_of(argument: str, default: float) -> float:
+    """The number of key=value; UserError where it is none."""
+    key, _, value = argument.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{argument}: a number is expected, as in {key}={default}")
+    return number
 
 
 if __name__ == "__main__":

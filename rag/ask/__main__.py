@@ -24,9 +24,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from rag.ask.command import about_documents, check_documents, opening, with_folder_quoted
+from rag.ask.command import DOUBT, about_documents, check_documents, check_doubt, opening, with_folder_quoted
 from rag.ask.pipe import lines_at_hand
-from rag.ask.printed import quoted, shortened, shown
+from rag.ask.printed import evidence, quoted, several, shortened, shown, supports
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import one_sentence, run_script
 from rag.compose import choices, compose_config, key_of, nearest
@@ -48,6 +48,7 @@ sentence that holds it, and the passages that were read, or that it does not kno
 
   python -m rag.ask documents=notes "Who built the lighthouse?"
   python -m rag.ask documents=notes n_docs=10                more passages
+  python -m rag.ask documents=notes abstain=true             "not in these documents" instead of a guess
   python -m rag.ask documents=notes checkpoint=RUN           another model reads
 
 checkpoint=RUN answers with the model of a run folder of train.py: the answer, log p(y|x), and the passages it read,
@@ -58,6 +59,8 @@ pipe, one a line.
   python -m rag.ask checkpoint=…                             a session: questions and /commands until Ctrl-D
   python -m rag.ask checkpoint=… n_docs=10 decoding=beam4    more passages, beam search
   python -m rag.ask checkpoint=… index.path=indexes/other    another index
+  python -m rag.ask checkpoint=… abstain=true precision=0.9  refuse what the passages do not hold; first run
+                                                             python -m rag.analysis answerability run=RUN
   python -m rag.ask checkpoint=facebook/rag-token-nq index.path=…            a released model over an index
   python -m rag.ask checkpoint=… decoding=sample decoding.max_new_tokens=200    long-form text, sampled
   python -m rag.ask checkpoint=… conversation=true           earlier turns are the context of the next
@@ -65,7 +68,7 @@ pipe, one a line.
 """
 
 CHANGEABLE = ("corpus", "index", "decoding", "n_docs")
-OWN = ("checkpoint", "trust", "conversation", "json", "batch_size", "seed", "history")
+OWN = ("checkpoint", "trust", "conversation", "json", "batch_size", "seed", "history", *DOUBT)
 COMMANDS = {
     "/docs K": "read K passages",
     "/decoding NAME [key=value …]": "decode in another way: checkpoint (as trained), {decodings}",
@@ -84,8 +87,11 @@ def check(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         raise UserError(f"batch_size={cfg.batch_size} answers nothing: give 1 or more")
     if about_documents(overrides):
         check_documents(cfg.documents)
+        check_doubt(cfg)
         return cfg
-    return from_checkpoint(cfg, overrides, "rag.ask", CHANGEABLE, OWN)
+    saved = from_checkpoint(cfg, overrides, "rag.ask", CHANGEABLE, OWN)
+    check_doubt(saved, saved.checkpoint)
+    return saved
 
 
 def ask(cfg: DictConfig, overrides: list[str], question: str) -> None:
@@ -253,12 +259,17 @@ class Talk:
 
     def show(self, reply: "Reply") -> None:
         answer = Text(printable(reply.answer) or "(an empty answer)", style="bold")
-        if reply.known is False:
-            self.console.print(Text("I do not know: nothing that I read answers this.", style="bold"))
-            answer = Text(f"  best guess: {answer.plain}")
-        self.console.print(answer, Text(f"  log p(y|x) = {reply.logprob:.3f}", style="dim"))
-        if reply.known is not None and reply.sources:
-            self.console.print(quoted(reply), soft_wrap=True)
+        if reply.abstained:
+            self.console.print(Text(f"{reply.answer.capitalize()}.", style="bold"), "The nearest passages:")
+        else:
+            if reply.known is False:
+                self.console.print(Text("I do not know: nothing that I read answers this.", style="bold"))
+                answer = Text(f"  best guess: {answer.plain}")
+            self.console.print(answer, Text(f"  log p(y|x) = {reply.logprob:.3f}", style="dim"))
+            if reply.known is not None and reply.sources:
+                self.console.print(quoted(reply), soft_wrap=True)
+        for line in [*several(reply), *supports(reply), *evidence(reply)]:
+            self.console.print(line, soft_wrap=True)
         for text, logprob in reply.others:
             self.console.print(Text(f"  or: {printable(text)}"), Text(f"  {logprob:.3f}", style="dim"))
         if reply.sources:
@@ -270,7 +281,7 @@ class Talk:
             for rank, source in enumerate(reply.sources, start=1):
                 table.add_row(
                     str(rank),
-                    shown(source, reply.answer, with_file=reply.known is not None),
+                    shown(source, reply.quoted, with_file=reply.known is not None),
                     f"{source.prior:.3f}",
                     f"{source.posterior:.3f}",
                 )

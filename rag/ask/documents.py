@@ -10,7 +10,7 @@ project, or by any other generator. The index is kept beside the folder (rag/ind
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,15 +18,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from rag.ask.command import check_documents, opening, quoted
+from rag.ask.doubt import doubt_of_documents
 from rag.ask.session import Choice, Reply, Session
-from rag.compose import compose_config, plain
+from rag.compose import CONFIGS, compose_config, plain, reading
+from rag.encoders.mixed import BFLOAT16, InBfloat16
 from rag.encoders.opening import open_passage_encoder
 from rag.encoders.protocol import describe_encoder
-from rag.index.documents import cache_of, index_documents
+from rag.index.documents import cache_of, index_documents, precision_kept
 from rag.index.passage import counted
+from rag.processes import cpu_has_bfloat16
 from rag.safe_text import say
 
 CONFIG = "documents"  # configs/documents.yaml
+CALIBRATION = "answerability.json"  # beside it: of the project's own reader over MiniLM and BM25
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,17 @@ def open_documents(folder: str | Path, checkpoint: str | Path | None = None, *ov
     return Documents(session, choice)
 
 
+def in_bfloat16(place: Path, asked: bool | None) -> bool:
+    """Whether passages are embedded in bfloat16: as asked for; else as those of the index that is kept in `place`,
+    which stays of one precision; else where the processor multiplies in it. A GPU uses half precision anyway."""
+    if asked is not None:
+        return asked
+    there, precision = precision_kept(place)
+    if there:
+        return precision == BFLOAT16
+    return bool(cpu_has_bfloat16()) and not torch.cuda.is_available()
+
+
 def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     """As rag/ask/session.py's `open_session`, for documents: the index is brought up to date first."""
     folder = Path(cfg.documents).expanduser()
@@ -68,9 +83,11 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     if torch.cuda.is_available():
         encoder.cuda()
     info = describe_encoder(cfg.passage_encoder, encoder)
-    reading = cfg.corpus.encoding, cfg.corpus.split_words
+    if in_bfloat16(place, cfg.bfloat16):
+        encoder, info = InBfloat16(encoder), replace(info, precision=BFLOAT16)
+    how = reading(cfg.corpus)
     index, embedded = index_documents(
-        folder, encoder.encode, info, place, *reading, batch_size=cfg.passages_at_once
+        folder, encoder.encode, info, place, how, batch_size=cfg.passages_at_once
     )
     new = "unchanged since the last time" if not embedded else f"{embedded:,} of them embedded now"
     say(f"{counted(len(index), 'passage')}, {new}", file=sys.stderr, flush=True)
@@ -78,7 +95,10 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     OmegaConf.update(cfg, "n_docs", min(cfg.n_docs, len(index)))
     model = instantiate(plain(cfg.model)).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    session = Session(model, instantiate(cfg.doubt))
+    doubt = doubt_of_documents(
+        model, cfg.n_docs, CONFIGS / CALIBRATION, cfg.answerability, cfg.abstain, cfg.precision
+    )
+    session = Session(model, doubt)
     choice = Choice(place.resolve(), cfg.n_docs, instantiate(cfg.decoding))
     session.check(choice)
     return session, choice, {folder.resolve().name: place.resolve()}

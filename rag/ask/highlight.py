@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from rag.index.sections import sentences
+from rag.index.splitting import sentences
 from rag.words import answer_words, word_places
 
 Spans = list[tuple[int, int]]  # beginning and end of each place, in characters

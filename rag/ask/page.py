@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from rag.ask.__main__ import CHANGEABLE
-from rag.ask.command import about_documents, check_documents, opening, with_folder_quoted
+from rag.ask.command import DOUBT, about_documents, check_documents, check_doubt, opening, with_folder_quoted
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import run_script
 from rag.compose import choices, compose_config
@@ -41,11 +41,12 @@ python -m pip install -e ".[demo]" -c constraints.txt
   python -m rag.ask.page checkpoint=… closed_book=outputs/closed    also show this run's answer; null: none
   python -m rag.ask.page checkpoint=… n_docs=10 decoding=beam4      the page's initial settings
   python -m rag.ask.page checkpoint=… index.path=indexes/other      another index
+  python -m rag.ask.page documents=notes abstain=true               "not in these documents" instead of a guess
   python -m rag.ask.page checkpoint=… port=8000                     another port
   python -m rag.ask.page checkpoint=… host=0.0.0.0                  listen on every network interface
 """
 
-OWN = ("checkpoint", "trust", "closed_book", "host", "port", "names", "seed")
+OWN = ("checkpoint", "trust", "closed_book", "host", "port", "names", "seed", *DOUBT)
 MOST_PASSAGES = 50  # that can be chosen on the page
 AS_TRAINED = "as trained"
 
@@ -338,8 +339,10 @@ def main(arguments: list[str]) -> None:
         check_gradio()
         if about_documents(arguments):
             check_documents(cfg.documents)
+            check_doubt(cfg)
             return
-        from_checkpoint(cfg, arguments, "rag.ask.page", CHANGEABLE, OWN)
+        saved = from_checkpoint(cfg, arguments, "rag.ask.page", CHANGEABLE, OWN)
+        check_doubt(saved, saved.checkpoint)
 
     name = "documents" if about_documents(arguments) else "demo_page"
     run_script(name, USAGE, partial(demo_page, overrides=arguments), arguments, check)

@@ -47,3 +47,53 @@ def quoted(reply: "Reply") -> Text:
         marked.stylize(MARKED, start, end)
     name = printable(f"{source.file}, {source.title}" if source.title else source.file)
     return Text.assemble("  ", (name, "bold"), ": " if sentence else "", marked)
+
+
+def several(reply: "Reply") -> list[Text]:
+    """The answers that stand in different passages, each with its share of p(y|x), its document and sentence."""
+    if not reply.rivals:
+        return []
+    lines = [Text("  Different passages give different answers:")]
+    for rival in reply.rivals:
+        whole = printable(rival.sentence)
+        sentence, spans = snippet(whole, answer_spans(whole, rival.answer), SENTENCE)
+        marked = Text(sentence)
+        for start, end in spans:
+            marked.stylize(MARKED, start, end)
+        source = rival.source
+        name = printable(f"{source.file}, {source.title}" if source.title else source.file)
+        share = Text(f"{rival.share:7.0%}  ")
+        lines.append(
+            Text.assemble(
+                share,
+                (printable(rival.answer), "bold"),
+                "  ",
+                (name, "dim"),
+                ": " if sentence else "",
+                marked,
+            )
+        )
+    return lines
+
+
+def evidence(reply: "Reply") -> list[Text]:
+    """What speaks for or against the answer, in one line; none of a closed book."""
+    return [Text(f"  {printable('; '.join(said))}", style="dim")] if (said := reply.evidence()) else []
+
+
+def supports(reply: "Reply") -> list[Text]:
+    """Of each sentence of a drawn text, how much of it the passages support."""
+    if not reply.support:
+        return []
+    lines = [Text("  of each sentence's trigrams and names, in the passages:", style="dim")]
+    for sentence, each in reply.support:
+        share = f"{each.share:7.0%}" if each.ngrams else "      –"
+        missing = f"  (not there: {printable(', '.join(each.unsupported_names))})"
+        lines.append(
+            Text.assemble(
+                f"{share}  ",
+                printable(sentence),
+                (missing if each.unsupported_names else "", "bold"),
+            )
+        )
+    return lines

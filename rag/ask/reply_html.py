@@ -51,17 +51,24 @@ CSS = """
 
 
 def answer_html(reply: Reply, who: str) -> str:
-    """The answer, who gave it, and log p(y|x); further answers below. Of documents, also the sentence that holds it and
-    where it stands, or that the answer is not believed."""
+    """The answer, who gave it, and log p(y|x); further answers, those of other passages, and what speaks for it.
+
+    Where somebody asked whether to believe it, also the sentence that holds it and where it stands, or that it is not
+    believed.
+    """
     text = html(reply.answer) or "<em>an empty answer</em>"
-    if reply.known is False:
+    if reply.abstained:
+        text = f"{html(reply.answer.capitalize())}."
+    elif reply.known is False:
         text = "I do not know: nothing that I read answers this."
     others = "".join(
         f'<div class="rag-note">or: {html(other)} ({logprob:.2f})</div>' for other, logprob in reply.others
     )
+    logprob = "" if reply.abstained else f"log p(y|x) = {_number(reply.logprob)}"
+    said = "; ".join([*([logprob] if logprob else []), *map(html, reply.evidence())])
     return (
         f'<div class="rag-answer"><div class="rag-who">{html(who)}</div><div class="rag-text">{text}</div>'
-        f'{_from(reply)}<div class="rag-note">log p(y|x) = {_number(reply.logprob)}</div>{others}</div>'
+        f'{_from(reply)}{_rivals(reply)}{_support(reply)}<div class="rag-note">{said}</div>{others}</div>'
     )
 
 
@@ -75,9 +82,34 @@ def conversation_html(turns: Sequence[str]) -> str:
     return f'<div class="rag-turns" role="log" aria-live="polite">{said}</div>'
 
 
+def _rivals(reply: Reply) -> str:
+    """The answers that stand in different passages."""
+    if not reply.rivals:
+        return ""
+    rows = "".join(
+        f'<div class="rag-sentence">{rival.share:.0%}&ensp;<strong>{html(rival.answer)}</strong>&ensp;'
+        f"{html(_name(rival.source))}: {marked(rival.sentence, rival.answer)}</div>"
+        for rival in reply.rivals
+    )
+    return f'<div><div class="rag-note">Different passages give different answers:</div>{rows}</div>'
+
+
+def _support(reply: Reply) -> str:
+    """Of each sentence of a drawn text, how much of it the passages support."""
+    if not reply.support:
+        return ""
+    rows = ""
+    for sentence, each in reply.support:
+        share = f"{each.share:.0%}" if each.ngrams else "–"
+        missing = f" (not there: {html(', '.join(each.unsupported_names))})" if each.unsupported_names else ""
+        rows += f'<div class="rag-sentence">{share}&ensp;{html(sentence)}<strong>{missing}</strong></div>'
+    note = "Of each sentence\u2019s trigrams and names, in the passages:"
+    return f'<div><div class="rag-note">{note}</div>{rows}</div>'
+
+
 def _from(reply: Reply) -> str:
     """The sentence that holds the answer, and its document."""
-    if reply.known is None or (source := reply.source) is None:
+    if reply.known is None or reply.abstained or (source := reply.source) is None:
         return ""
     guess = "" if reply.known else f"best guess: {html(reply.answer)}; "
     sentence = marked(reply.sentence, reply.answer)
@@ -118,7 +150,7 @@ def cards_html(reply: Reply) -> str:
 
 
 def _card(rank: int, source: Source, reply: Reply) -> str:
-    answer = reply.answer
+    answer = reply.quoted
     file = "" if reply.known is None else f'<span class="rag-note">{html(source.file)}</span>&ensp;'
     return (
         f'<div class="rag-card"><div class="rag-title">{rank}&ensp;{file}{marked(_name(source), answer)}</div>'

@@ -8,7 +8,7 @@ a conversation as the context of its next question.
 import math
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,24 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from rag.ask.doubt import Doubt, believed
+from rag.ask.doubt import NOT_HERE, Doubt, doubt_of_run
 from rag.ask.highlight import answer_sentence
+from rag.decoding.alternatives import Alternative, answers_and_candidates, merged, rivals
 from rag.decoding.answers import Answer
-from rag.decoding.generation import generate
 from rag.decoding.settings import Decoding
 from rag.errors import UserError
+from rag.evaluation.evidence import Evidence, gather, speaks
+from rag.evaluation.question_words import WordKnowledge
 from rag.index.folder import Index
 from rag.index.passage import whole_id
+from rag.index.splitting import sentences
+from rag.metrics.support import PassageWords, Support
 from rag.model import RagModel
 from rag.reopen import open_model
 from rag.retrievers.protocol import check_depth
 
 BETWEEN_TURNS = "\n"  # as rag/tasks/dialogue.py joins them
+LEAST_SHARE = 0.15  # of p(y|x) over all answers proposed, which an answer needs to rival the best
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,32 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """One of several answers that stand in different passages: log p(y|x) in nats, its share of p(y|x) over all answers
+    that the passages propose, and the passage that it comes from most."""
+
+    answer: str
+    logprob: float
+    share: float
+    source: Source
+
+    @property
+    def sentence(self) -> str:
+        """The sentence of its passage that holds it; "" where none does."""
+        return answer_sentence(self.source.text, self.answer)
+
+
+@dataclass(frozen=True)
 class Reply:
     """The answer to a question, log p(y|x) in nats, the passages in the order of retrieval, and T tokens.
 
-    others: further answers with their log p(y|x), where the decoding gives several. known: whether the answer is
-    believed (rag/ask/doubt.py); None where nobody asked whether.
+    others: further answers with their log p(y|x), where the decoding gives several. rivals: the best answer and those
+    that stand elsewhere, where the question means several things (rag/decoding/alternatives.py). known: whether the
+    answer is believed (rag/ask/doubt.py), from `threshold` of its answerability score; None where nobody asked.
+    unknown_words: those of the question that the models do not know; prior_share: how much of p(z|x,y) stands where
+    p(z|x) put it (rag/evaluation/evidence.py); None of a closed book or a classifier. guess: the answer that was
+    withheld, where `answer` says instead that the documents do not hold one. support: of a text that was drawn
+    (decoding=sample), each sentence and how much of it the passages support (rag/metrics/support.py).
     """
 
     question: str
@@ -75,6 +101,33 @@ class Reply:
     sources: tuple[Source, ...]
     others: tuple[tuple[str, float], ...] = ()
     known: bool | None = None
+    score: float | None = None
+    threshold: float | None = None
+    unknown_words: tuple[str, ...] = ()
+    prior_share: float | None = None
+    rivals: tuple[Rival, ...] = ()
+    guess: str | None = None
+    support: tuple[tuple[str, Support], ...] = ()
+
+    @property
+    def abstained(self) -> bool:
+        return self.guess is not None
+
+    @property
+    def quoted(self) -> str:
+        """What passages are searched for where they are shown: the answer, or nothing where it was withheld."""
+        return "" if self.abstained else self.answer
+
+    def evidence(self) -> list[str]:
+        """What speaks for or against the answer, in words; nothing of a closed book."""
+        said = []
+        if self.score is not None:
+            said.append(f"answerability {self.score:.2f} (believed from {self.threshold:.2f})")
+        if self.prior_share is not None:
+            said.append(f"{self.prior_share:.0%} of p(z|x,y) is the prior's")
+        if self.unknown_words:
+            said.append(f"unknown words: {', '.join(self.unknown_words)}")
+        return said
 
     @property
     def source(self) -> Source | None:
@@ -112,6 +165,38 @@ class Reply:
         }
         if self.known is not None and (source := self.source) is not None:
             record |= {"known": self.known, "file": source.file, "sentence": self.sentence}
+        if self.prior_share is not None:
+            record |= {
+                "answerability": None if self.score is None else round(self.score, 4),
+                "threshold": None if self.threshold is None else round(self.threshold, 4),
+                "unknown_words": list(self.unknown_words),
+                "prior_share": round(self.prior_share, 4),
+            }
+        if self.guess is not None:
+            record |= {"abstained": True, "guess": self.guess}
+        if self.support:
+            record["support"] = [
+                {
+                    "sentence": sentence,
+                    "trigrams": each.ngrams,
+                    "supported_trigrams": each.supported_ngrams,
+                    "names": list(each.names),
+                    "unsupported_names": list(each.unsupported_names),
+                }
+                for sentence, each in self.support
+            ]
+        if self.rivals:
+            record["alternatives"] = [
+                {
+                    "answer": rival.answer,
+                    "logprob": _finite(rival.logprob),
+                    "share": round(rival.share, 4),
+                    "passage": rival.source.id,
+                    "title": rival.source.title,
+                    "sentence": rival.sentence,
+                }
+                for rival in self.rivals
+            ]
         if self.others:
             record["others"] = [
                 {"answer": text, "logprob": _finite(logprob)} for text, logprob in self.others
@@ -123,6 +208,12 @@ def _finite(logprob: float) -> float | None:
     return round(logprob, 4) if math.isfinite(logprob) else None
 
 
+def supported(text: str, sources: Sequence[Source]) -> Iterable[tuple[str, Support]]:
+    """Each sentence of a text, and how much of it the passages support."""
+    words = PassageWords(part for source in sources for part in (source.title, source.text))
+    return [(each.strip(), words.of_sentence(each)) for each in sentences(text) if each.strip()]
+
+
 class Session:
     """A model that answers; several threads may ask at once and are served one after the other.
 
@@ -131,7 +222,8 @@ class Session:
 
     def __init__(self, model: RagModel, doubt: Doubt | None = None):
         self.model = model.eval()
-        self.doubt = doubt
+        self.doubt = doubt or Doubt()
+        self._knowledge = WordKnowledge(model) if speaks(model) else None
         self._lock = threading.Lock()
         self._opened: dict[Path, Index] = {}
         if model.retriever is not None:
@@ -152,11 +244,16 @@ class Session:
             self._take(choice)
             batch = self.model.prepare(questions).to(self.model.generator.model.device)
             contexts = self.model.read(batch, choice.n_docs)
-            answers = generate(self.model, contexts, choice.decoding)
-            known: Sequence[bool | None] = [None] * len(answers)
-            if self.doubt is not None:
-                known = believed(self.doubt, self.model, contexts, answers)
-            return [self._reply(*each) for each in zip(questions, answers, known, strict=True)]
+            answers, proposed = answers_and_candidates(self.model, contexts, choice.decoding)
+            evidence: Sequence[Evidence | None] = [None] * len(answers)
+            if self._knowledge is not None:
+                best = [each[0] for each in answers]
+                evidence = gather(self.model, self._knowledge, questions, contexts, best)
+            several = [rivals(merged(each), LEAST_SHARE) for each in proposed]
+            drawn = choice.decoding.do_sample
+            return [
+                self._reply(*each, drawn) for each in zip(questions, answers, evidence, several, strict=True)
+            ]
 
     def check(self, choice: Choice) -> None:
         """Raise the UserError that `answer` would raise for this choice's index and K."""
@@ -173,22 +270,50 @@ class Session:
             self.model.retriever.swap(index)
         self._opened[folder] = index
 
-    def _reply(self, question: str, answers: list[Answer], known: bool | None) -> Reply:
+    def _reply(
+        self,
+        question: str,
+        answers: list[Answer],
+        evidence: Evidence | None,
+        several: list[Alternative],
+        drawn: bool,
+    ) -> Reply:
         best, *others = answers
         generator = self.model.generator
         tokens = tuple(
             "(end)" if token == generator.end_token else str(generator.tokenizer.decode([token])).strip()
             for token in best.tokens
         )
-        return Reply(
+        reply = Reply(
             question,
             best.text,
             best.logprob,
             tokens,
             () if self.closed_book else tuple(self._sources(best)),
             tuple((other.text, other.logprob) for other in others),
-            known,
         )
+        if evidence is None:
+            return reply
+        reply = replace(
+            reply,
+            known=self.doubt.believes(evidence),
+            score=self.doubt.score(evidence),
+            threshold=self.doubt.threshold,
+            unknown_words=evidence.unknown_words,
+            prior_share=evidence.prior_share,
+        )
+        if drawn:
+            reply = replace(reply, support=tuple(supported(best.text, reply.sources)))
+        if self.doubt.abstain and not reply.known:
+            return replace(reply, answer=NOT_HERE, guess=best.text, tokens=(), others=(), support=())
+        if reply.known is False:
+            return reply
+        return replace(reply, rivals=tuple(self._rival(each) for each in several))
+
+    def _rival(self, alternative: Alternative) -> Rival:
+        answer = alternative.answer
+        best = max(self._sources(answer), key=lambda source: source.posterior)
+        return Rival(answer.text, alternative.logprob, alternative.share, best)
 
     def _sources(self, answer: Answer) -> Iterable[Source]:
         store = self.model.retriever.index.passages
@@ -237,7 +362,10 @@ def open_session(saved: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     model = open_model(saved.module)
     decoding = instantiate(saved.decoding)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    session = Session(model)
+    doubt = doubt_of_run(
+        model, saved.checkpoint, saved.n_docs, saved.answerability, saved.abstain, saved.precision
+    )
+    session = Session(model, doubt)
     if session.closed_book:
         return session, Choice(None, 1, decoding), {}
     own = Path(model.retriever.index.folder).resolve()

@@ -16,7 +16,9 @@ to resume; a finished index is left alone.
   python build_index.py … estimate=true                      estimate disk, memory and hours, and stop
   python build_index.py experiment=null corpus=wiki_dpr      take over the hub's vectors instead of encoding
   python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and its FAISS file
-  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          update an index
+  python build_index.py corpus.path=docs index.path=indexes/docs sync=true          embed what is new or changed
+  python build_index.py index.path=indexes/mine add=more.tsv remove=ids.txt          update an index; also remove=a.md
+  python build_index.py index.path=indexes/docs list=true    list the documents of an index
   python build_index.py index.path=indexes/mine verify=true  read every byte: is it as it was written?
   python build_index.py … overwrite=true                     replace an index of another corpus, encoder or type
   torchrun --nproc-per-node=4 build_index.py …               four processes share the embedding
@@ -30,7 +32,7 @@ def build_index(*overrides: str) -> Path:
     """
     cfg = compose_command("build_index", list(overrides))
     fetch_corpus(cfg)
-    looks = cfg.verify or cfg.add is not None or cfg.remove is not None
+    looks = cfg.verify or cfg.list or cfg.add is not None or cfg.remove is not None
     if not looks and not makes_the_encoder(cfg):
         check_corpus(cfg.corpus.path)
     with many_imports():

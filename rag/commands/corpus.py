@@ -10,7 +10,7 @@ from rag.errors import UserError
 def check_corpus(path: str) -> None:
     """UserError for a corpus that is not there."""
     if not Path(path).exists():
-        from rag.index.readers import FORMATS
+        from rag.index.corpus_files import FORMATS
 
         raise UserError(f"{path} does not exist: give corpus.path={FORMATS}")
 

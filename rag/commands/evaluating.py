@@ -180,7 +180,7 @@ def with_passages(cfg: DictConfig) -> dict[str, Any]:
     """`cfg.module` with an index that is there: what is searched by its words needs the corpus's passages alone."""
     module = plain(cfg.module)
     if module.get("prepare"):
-        index = prepare_passages(cfg.corpus.path, Path(cfg.paths.data) / "passages", *reading(cfg.corpus))
+        index = prepare_passages(cfg.corpus.path, Path(cfg.paths.data) / "passages", reading(cfg.corpus))
         module["model"]["index"] = str(index.folder)
     return module
 

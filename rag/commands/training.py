@@ -84,7 +84,7 @@ def train(cfg: DictConfig) -> Path:
         retriever.check_depth(module.model.n_docs)
         if plan.over_index(cfg) and Path(cfg.corpus.path).exists():
             PassageStore.prepare(  # refuses another corpus
-                cfg.corpus.path, retriever.index.folder / "passages", False, *reading(cfg.corpus)
+                cfg.corpus.path, retriever.index.folder / "passages", False, reading(cfg.corpus)
             )
     if cfg.info:
         settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}

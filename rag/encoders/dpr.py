@@ -188,5 +188,5 @@ class PassageEncoder(Encoder):
         return dict(tokens)
 
     def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
-        """The vectors d(z) of some passages, float32 on the CPU, made in one batch on the model's device."""
+        """The vectors d(z) of some passages, float32 on the CPU, made on the model's device."""
         return encode(self, passages)

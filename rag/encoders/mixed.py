@@ -10,6 +10,8 @@ from rag.encoders.protocol import AnyPassageEncoder, encode
 from rag.index.passage import Passage
 from rag.index.vectors import EncoderInfo
 
+BFLOAT16 = "bfloat16"  # the precision, in a manifest
+
 
 class InBfloat16:
     """A passage encoder whose products are in bfloat16: what an index needs of one, `encode` and `describe`.
@@ -21,7 +23,7 @@ class InBfloat16:
         self.encoder = encoder
 
     def describe(self) -> EncoderInfo:
-        return replace(self.encoder.describe(), precision="bfloat16")
+        return replace(self.encoder.describe(), precision=BFLOAT16)
 
     def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
         return encode(self.encoder, passages, half=True)

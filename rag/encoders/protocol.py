@@ -10,18 +10,19 @@ it, and where q(x) is trained further over the same index, so is a learned scale
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from rag.index.passage import Passage
 from rag.index.tokens import tokenizer_fingerprint
 from rag.index.vectors import EncoderInfo
 
+TOKENS_AT_ONCE = 1_024  # a thread of a CPU: more do not stay in its caches, fewer cost more calls
 COSINE, INNER_PRODUCT = "cosine", "inner product"
 SCALE_OF_COSINES = 20.0  # sentence-transformers' own; at 1 a softmax of cosines is all but uniform
 
@@ -93,11 +94,12 @@ class AnyPassageEncoder(AnyEncoder, Protocol):
         ...
 
     def tokenize(self, passages: Sequence[Passage]) -> dict[str, Tensor]:
-        """What `__call__` takes, padded to the longest."""
+        """What `__call__` takes, padded to the longest; where all of it has the shape (passages, length) of its
+        `attention_mask`, any rows of it may be encoded alone, without the columns that are padding in all of them."""
         ...
 
     def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
-        """The vectors of some passages, float32 on the CPU, made in one batch on the model's device."""
+        """The vectors of some passages, float32 on the CPU, made on the model's device."""
         ...
 
 
@@ -133,14 +135,35 @@ def hash_weights(weights: Mapping[str, Tensor], settings: Mapping[str, Any] | No
 def encode(
     encoder: Any, passages: Sequence[Passage], half: bool = False
 ) -> Float32[np.ndarray, "passages dim"]:
-    """The vectors of some passages in one batch, as float32 on the CPU.
+    """The vectors of some passages, as float32 on the CPU.
 
-    They are made in half precision on a GPU, and where `half` asks for it.
+    They are made in half precision on a GPU, in one batch, and where `half` asks for it. On a CPU passages of like
+    length go together, a few at once.
     """
     device = next(encoder.parameters()).device
-    tokens = {name: value.to(device, non_blocking=True) for name, value in encoder.tokenize(passages).items()}
+    tokens = encoder.tokenize(passages)
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if not on_gpu or torch.cuda.is_bf16_supported() else torch.float16
+    mask = tokens.get("attention_mask")
     with torch.autocast(device.type, dtype=dtype, enabled=on_gpu or half):
-        vectors = encoder(**tokens)
-    return vectors.float().cpu().numpy()
+        if on_gpu or mask is None or any(each.shape != mask.shape for each in tokens.values()):
+            tokens = {name: value.to(device, non_blocking=True) for name, value in tokens.items()}
+            return encoder(**tokens).float().cpu().numpy()
+        vectors = np.empty((len(mask), encoder.dim), np.float32)
+        for rows, columns in of_like_length(mask, TOKENS_AT_ONCE * torch.get_num_threads()):
+            part = {name: value[rows][:, columns] for name, value in tokens.items()}
+            vectors[rows.numpy()] = encoder(**part).float().numpy()
+    return vectors
+
+
+def of_like_length(
+    mask: Int[Tensor, "rows length"] | Bool[Tensor, "rows length"], most: int
+) -> Iterator[tuple[Int[Tensor, " some"], Bool[Tensor, " length"]]]:
+    """All rows of a padded batch, the longest first, in parts of at most `most` tokens, padding included, or of one
+    row: the rows of a part, and the columns that are not padding in all of them."""
+    lengths = mask.sum(dim=1)
+    order = lengths.argsort(descending=True, stable=True)
+    while len(order):
+        count = max(1, most // max(1, int(lengths[order[0]])))
+        rows, order = order[:count], order[count:]
+        yield rows, mask[rows].bool().any(dim=0)

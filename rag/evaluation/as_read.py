@@ -53,5 +53,5 @@ class AsRead:
         return (
             f"{of} {'does' if cut == 1 else 'do'} not fit the generator's context of "
             f"{self.generator.max_context_length} tokens: the rest is not read, and an answer there does not count as "
-            "found; build the index with corpus.split_words=100, or raise generator.max_context_length"
+            "found; build the index with corpus.split=words, or raise generator.max_context_length"
         )

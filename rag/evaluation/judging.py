@@ -16,9 +16,11 @@ from rag.evaluation.as_read import AsRead
 from rag.files import write_aside
 from rag.index.passage import Passage, whole_id
 from rag.index.passages import PassageStore
+from rag.index.splitting import sentences
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.record import BM25, NOT_RETRIEVED, Record
 from rag.metrics.retrieval import where_not_retrieved
+from rag.metrics.support import PassageWords, Support, support
 from rag.safe_text import json_text
 from rag.tasks.example import Example
 from rag.tasks.task import Task
@@ -113,12 +115,43 @@ def judge(
         alone = mean_with_interval(where_not_retrieved(scores[n_docs]["em"].per_example, hits))
         if alone.count:
             records.append(Record.of("em", alone, n_docs, split, NOT_RETRIEVED))
+    if "distinct_trigrams" in scores[n_docs]:
+        records += _supported(examples, answered, n_docs, store, split, as_read)
     of_answers = [name for name in scores[n_docs] if not name.endswith("_gold")]
     records += [
         Record.of(name, scores[k][name], k, split) for name in of_answers for k in sorted({*sweep} - {n_docs})
     ]
     shown = list(recall_at) or [n_docs]
     return records + _retrieved(task, examples, retrieval, store, shown, split, bm25, as_read)
+
+
+def _supported(
+    examples: Sequence[Example],
+    answered: Sequence[Answered],
+    n_docs: int,
+    store: PassageStore,
+    split: str,
+    as_read: AsRead | None,
+) -> list[Record]:
+    """How much of the texts, and of the reference texts, the K passages support (rag/metrics/support.py)."""
+    parts: dict[str, list[Support]] = {"": [], "_gold": []}
+    for example, each in zip(examples, answered, strict=True):
+        passages = [(row, store[row]) for row in each.rows[:n_docs] if row >= 0]
+        if as_read is not None:
+            passages = [(row, as_read(example.question, row, passage)) for row, passage in passages]
+        words = PassageWords(part for _, passage in passages for part in (passage.title, passage.text))
+        for name, text in (
+            ("", each.texts[n_docs]),
+            ("_gold", example.answers[0] if example.answers else ""),
+        ):
+            parts[name].append(Support.all_of(map(words.of_sentence, sentences(text))))
+    measured = {name: support(own) for name, own in parts.items()}
+    return [
+        Record.of(f"{what}_supported{name}", metric, n_docs, split)
+        for name, both in measured.items()
+        for what, metric in zip(("trigrams", "names"), both, strict=True)
+        if metric.count
+    ]
 
 
 def judge_passages(

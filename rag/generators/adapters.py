@@ -5,13 +5,13 @@ change what is read, and is not one.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rag.errors import UserError, one_line
 from rag.files import read_json
@@ -57,6 +57,12 @@ def add_adapter(
     if rank is not None:
         given["r"] = rank
     if modules is not None:
+        if not isinstance(modules, str) and not (
+            isinstance(modules, Sequence) and modules and all(isinstance(each, str) for each in modules)
+        ):
+            raise UserError(
+                f"generator.modules={modules} names no modules: give a list such as [q_proj, v_proj], or all-linear"
+            )
         given["target_modules"] = modules if isinstance(modules, str) else list(modules)
         _check_modules(model, given["target_modules"])
     config_class = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind.upper())]
@@ -110,6 +116,38 @@ def merge_adapter(adapted: Any) -> Any:
             model.config.tie_word_embeddings = False
     with _quietly():
         return adapted.merge_and_unload()
+
+
+def leave_out_frozen(module: nn.Module, applies: Callable[[Any], bool]) -> None:
+    """Where `applies(module)`, keep its frozen weights, which are read from where they came from, out of its state:
+    checkpoints hold what is trained, and a state with or without the others is loaded."""
+
+    def frozen(of: nn.Module, prefix: str) -> dict[str, Tensor]:
+        every = of.named_parameters(remove_duplicate=False) if applies(of) else ()
+        return {prefix + name: each.detach() for name, each in every if not each.requires_grad}
+
+    def drop(state: dict[str, Any], names: Container[str]) -> None:
+        for key in list(state):
+            if any(part in names for part in _and_above(key)):
+                del state[key]
+
+    def saved(of: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        drop(state, frozen(of, prefix))
+
+    def loaded(of: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        own = frozen(of, prefix)
+        drop(state, own)
+        state.update(own)
+
+    module.register_state_dict_post_hook(saved)
+    module.register_load_state_dict_pre_hook(loaded)
+
+
+def _and_above(key: str) -> Iterator[str]:
+    """a.b.c, a.b and a: what a quantised weight is beside its bits has names below its own."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 @contextmanager

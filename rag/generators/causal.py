@@ -21,8 +21,15 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag.errors import UserError
 from rag.files import write_json
-from rag.generators.adapters import ADAPTER, add_adapter, base_of, merge_adapter, open_adapter
-from rag.generators.causal_loading import check_reads, load_causal, mark
+from rag.generators.adapters import (
+    ADAPTER,
+    add_adapter,
+    base_of,
+    leave_out_frozen,
+    merge_adapter,
+    open_adapter,
+)
+from rag.generators.causal_loading import check_reads, let_gradients_through, load_causal, mark
 from rag.generators.context import Ragged, token_rows
 from rag.generators.prompts import Prompt, Template
 from rag.generators.seq2seq import (
@@ -91,6 +98,7 @@ class CausalGenerator(Generator):
             )
         self.origin: dict[str, Any] = {}  # how the model beneath an adapter is loaded again
         self._adapted: tuple[Any, ...] = ()  # peft's view of the model; no module of its own
+        leave_out_frozen(self, _is_read_again)
 
     @classmethod
     def from_pretrained(
@@ -134,6 +142,8 @@ class CausalGenerator(Generator):
             own["path"], own["dtype"], own["quantize"], path if reopened else None, pad_token, eos_token
         )
         generator = cls(model, tokenizer, **(saved | settings))
+        if own["quantize"] is not None and (reopened or adapter is not None):
+            let_gradients_through(model)
         check_reads(generator)
         if reopened:
             generator._adapted = (open_adapter(model, Path(path)),)
@@ -155,7 +165,9 @@ class CausalGenerator(Generator):
     def merge(self) -> Self:
         """The same model with its adapter's weights added to its own, to be saved or trained as a whole."""
         if self._adapted:
-            self.model = merge_adapter(self._adapted[0]).requires_grad_(True)
+            self.model = merge_adapter(self._adapted[0])
+            for weight in self.model.parameters():
+                weight.requires_grad_(weight.is_floating_point())  # four bits are not
             self._adapted = ()
         return self
 
@@ -345,6 +357,11 @@ class CausalGenerator(Generator):
         seen = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         states = self.body(inputs_embeds=inputs, attention_mask=seen, use_cache=False).last_hidden_state
         return states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))
+
+
+def _is_read_again(generator: CausalGenerator) -> bool:
+    """Whether what is not trained is read from where it came from, when a checkpoint is."""
+    return bool(generator._adapted) or generator.origin.get("quantize") is not None
 
 
 def _absolute(path: str | Path) -> str:

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from rag import hub
-from rag.errors import UserError
+from rag.errors import UserError, one_line
 from rag.generators.seq2seq import Generator
 from rag.pretrained import load_weights
 
@@ -84,6 +84,19 @@ def load_causal(
     return model, tokenizer
 
 
+def let_gradients_through(model: Any) -> None:
+    """Keep bitsandbytes' four bits as they are stored.
+
+    On some CPUs it packs them anew at the first pass in evaluation mode, for a product that has no gradient, and leaves
+    them so in training.
+    """
+    from bitsandbytes.nn import Linear4bit  # pyright: ignore[reportMissingImports]
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
 def mark(tokenizer: PreTrainedTokenizerBase) -> None:
     """UserError where a tokenizer has no mark for padding or for an answer's end."""
     for name, what in (("eos_token", "end-of-sequence"), ("pad_token", "padding")):
@@ -120,9 +133,10 @@ def _check_kind(config: dict[str, Any], path: str | Path) -> None:
         raise _not_read(kind, path)
 
 
-def _not_read(kind: Any, path: str | Path) -> UserError:
+def _not_read(kind: Any, path: str | Path, why: str = "") -> UserError:
+    because = f" ({why})" if why else ""
     return UserError(
-        f"{path} holds a model of type {kind}, which is not read as a causal language model: types such as "
+        f"{path} holds a model of type {kind}, which is not read as a causal language model{because}: types such as "
         f"{', '.join(KINDS)} are"
     )
 
@@ -156,7 +170,7 @@ def check_reads(generator: Generator) -> None:
             if not torch.allclose(
                 ours[row], theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())
             ):
-                raise ValueError("other scores")
+                raise ValueError("its scores are others when a prompt was read before")
     except (
         ArithmeticError,
         AssertionError,
@@ -166,6 +180,8 @@ def check_reads(generator: Generator) -> None:
         TypeError,
         ValueError,
     ) as error:
-        raise _not_read(model.config.model_type, generator.tokenizer.name_or_path) from error
+        raise _not_read(
+            model.config.model_type, generator.tokenizer.name_or_path, one_line(str(error))
+        ) from error
     finally:
         model.train(mode)

@@ -77,10 +77,16 @@ def _text(template: Template, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     """A template as text with its two places, and whether it was a chat's, whose special tokens it holds itself."""
     if isinstance(template, str) and template != CHAT:
         return template, False
-    messages = [{"role": "user", "content": CONTENT}] if isinstance(template, str) else list(template)
-    if not all(isinstance(each, Mapping) and {"role", "content"} == set(each) for each in messages):
+    messages: Any = [{"role": "user", "content": CONTENT}] if isinstance(template, str) else template
+    if not isinstance(messages, Sequence) or not all(
+        isinstance(each, Mapping)
+        and {"role", "content"} == set(each)
+        and all(isinstance(part, str) for part in each.values())
+        for each in messages
+    ):
         raise UserError(
-            "generator.template is neither text nor a list of messages: give each message a role and a content"
+            "generator.template is neither text nor a list of messages: give each message a role and a content, both "
+            "of them text"
         )
     if not tokenizer.chat_template:
         raise UserError(

@@ -82,6 +82,14 @@ class Generator(nn.Module):
         quote: bool = False,
     ):
         super().__init__()
+        for name, length in {
+            "max_context_length": max_context_length,
+            "max_target_length": max_target_length,
+        }.items():
+            if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+                raise UserError(
+                    f"generator.{name}={length} is no length: give a whole number of tokens, 1 at least"
+                )
         self.model: Any = plain_outputs(model)
         self.tokenizer = tokenizer
         limit = getattr(model.config, "max_position_embeddings", None) or max(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rag.index.passage import Passage as Passage
     from rag.index.passages import PassageStore as PassageStore
     from rag.index.readers import read_passages as read_passages
+    from rag.index.reading import CorpusReading as CorpusReading
     from rag.index.ready_index import ReadyIndex as ReadyIndex
 
 __getattr__, __dir__ = face(
@@ -21,6 +22,7 @@ __getattr__, __dir__ = face(
         "read_passages": "readers",
         "Index": "folder",
         "Manifest": "manifest",
+        "CorpusReading": "reading",
         "IndexType": "faiss_types",
         "ReadyIndex": "ready_index",
     },

@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from rag.errors import UserError
 from rag.files import hash_file, write_aside
 from rag.index import lazy_faiss as faiss
+from rag.index.catalog import FILE as CATALOG
 from rag.index.editions import remove_half_written
 from rag.index.embed import lock_folder, seconds_embedding
 from rag.index.faiss_types import IndexType, add_rest, fill, new_index, train
@@ -127,6 +128,7 @@ def _finish(
     with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
         _write_faiss(index, aside)
         names = ["passages/passages.arrow", "passages/store.json"]
+        names += [f"passages/{CATALOG}"] if (folder / "passages" / CATALOG).is_file() else []
         if isinstance(vectors, Vectors):
             shards = range(-(-len(store) // vectors.shard_size))
             names += ["vectors/plan.json", *(f"vectors/{shard_file(Path(), number)}" for number in shards)]

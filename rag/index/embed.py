@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float32, Int64
 
 from rag.errors import UserError
 from rag.files import lock_file, read_json, write_aside, write_json
+from rag.index.corpus_files import FORMATS
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
-from rag.index.readers import FORMATS
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.index.vectors import BLOCK_ROWS, PLAN_FORMAT, EncoderInfo, shard_file, shard_shape
 from rag.progress import progress_bar
 
@@ -27,11 +28,9 @@ def prepare(
     corpus: Path | str,
     folder: Path | str,
     show_progress: bool = True,
-    encoding: str | None = None,
-    words: int | None = None,
+    reading: CorpusReading = AS_USUAL,
 ) -> PassageStore:
-    """The first step: the passages of `corpus`, a file or folder that `read_passages` reads, in
-    `folder`/passages. encoding, words: as in `read_passages`.
+    """The first step: the passages of `corpus`, a file or folder that `read_passages` reads, in `folder`/passages.
 
     A store that is already there is opened. One process calls this, before all of them embed. Raises
     UserError if the corpus is malformed or is not the one that the folder was started with, or if another build
@@ -41,7 +40,7 @@ def prepare(
     if not Path(corpus).exists():
         raise UserError(f"{corpus} does not exist: give the path of a corpus ({FORMATS})")
     with lock_folder(folder):
-        return PassageStore.prepare(corpus, folder / "passages", show_progress, encoding, words)
+        return PassageStore.prepare(corpus, folder / "passages", show_progress, reading)
 
 
 class Known(Protocol):
@@ -162,6 +161,15 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} was started with the passage encoder {was.name} (weights {was.weights}), not with "
             f"{now.name} (weights {now.weights}): {instead}"
+        )
+    if was.precision != now.precision:
+        before, wanted = (
+            "in the usual precision" if each.precision is None else f"in {each.precision}"
+            for each in (was, now)
+        )
+        raise UserError(
+            f"{folder} was started {before}, not {wanted}: give bfloat16={str(was.precision is not None).lower()}, or "
+            f"delete {path.parent} to start over"
         )
     if begun.get("shard_size") != plan["shard_size"]:
         raise UserError(

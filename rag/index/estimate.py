@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
+from rag.index.corpus_files import corpus_files
 from rag.index.faiss_types import (
     POINTS_PER_CENTROID,
     IndexType,
@@ -29,7 +30,8 @@ from rag.index.faiss_types import (
     new_index,
 )
 from rag.index.passage import Passage
-from rag.index.readers import corpus_files, read_passages
+from rag.index.readers import read_passages
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.text_files import plain_name
 
 _SAMPLE = 2_000  # passages that are looked at
@@ -70,19 +72,18 @@ def estimate(
     batch_size: int = 64,
     processes: int = 1,
     passages_per_second: float | None = None,
-    encoding: str | None = None,
-    words: int | None = None,
+    reading: CorpusReading = AS_USUAL,
 ) -> Estimate:
     """Estimate the index of a corpus. Raises UserError for a corpus that cannot be read and a type that cannot
     work for its size.
 
     passages_per_second: of one process; None measures it with `encode` on two batches. processes: that share
-        the embedding. encoding, words: as in `read_passages`.
+        the embedding.
     """
     corpus = Path(corpus)
-    sample = list(islice(read_passages(corpus, encoding, words), _SAMPLE))
+    sample = list(islice(read_passages(corpus, reading), _SAMPLE))
     mean = sum(len(f"{p.id}{p.title}{p.text}".encode()) for p in sample) / len(sample)
-    passages, counted = count_passages(corpus, sample, mean, words is not None)
+    passages, counted = count_passages(corpus, sample, mean, reading.split is not None)
     factory, index = new_index(kind, passages, dim)
     size = file_bytes(index, passages)
     vectors = 4.0 * passages * dim

@@ -31,6 +31,7 @@ from rag.fingerprints import check_hashes
 from rag.index.manifest import DPR_READING, Manifest
 from rag.index.opening import open_files
 from rag.index.passages import PassageStore
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.index.tokens import TokenStore, tokenizer_fingerprint
 from rag.index.tuning import find
 from rag.index.vectors import EMBED_AGAIN, UNKNOWN, DecodedVectors, Vectors, have_unit_length
@@ -90,8 +91,7 @@ class Index:
         vectors: "ReadyVectors | Path | str | Sequence[Path | str] | None" = None,
         embed_missing: bool = False,
         queries: Float32[np.ndarray, "Q D"] | None = None,
-        encoding: str | None = None,
-        split_words: int | None = None,
+        reading: CorpusReading = AS_USUAL,
         shard_size: int = 50_000,
         batch_size: int = 64,
         overwrite: bool | str = False,
@@ -109,7 +109,7 @@ class Index:
         vectors: vectors that exist already, as ReadyVectors or the files of them. embed_missing: embed the passages
             that they lack.
         queries: vectors of held-out questions, which the recall is measured with; None: perturbed passages.
-        encoding, split_words: the corpus's, as in `read_passages`. shard_size: passages in a file of vectors.
+        reading: how the corpus is read. shard_size: passages in a file of vectors.
         batch_size: passages encoded at once. overwrite: "changed" replaces an index of another corpus, encoder
             or type, True the very same as well.
         process_index, process_count: where several processes share the embedding (`rag.processes.processes`).
@@ -127,8 +127,7 @@ class Index:
             vectors,
             embed_missing,
             queries,
-            encoding,
-            split_words,
+            reading,
             shard_size,
             batch_size,
             overwrite,
@@ -144,8 +143,7 @@ class Index:
         remove: Sequence[str] = (),
         passage_encoder: "PassageEncoder | None" = None,
         queries: Float32[np.ndarray, "Q D"] | None = None,
-        encoding: str | None = None,
-        split_words: int | None = None,
+        reading: CorpusReading = AS_USUAL,
         batch_size: int = 64,
         show_progress: bool = True,
     ) -> "Index":
@@ -169,7 +167,7 @@ class Index:
             queries,
             batch_size,
             show_progress,
-            (encoding, split_words),
+            reading,
         )
         return type(self).open(self.folder)
 

@@ -21,13 +21,12 @@ from rag.index.faiss_types import IndexType, filled_factory
 from rag.index.manifest import Manifest
 from rag.index.opening import open_files
 from rag.index.passages import PassageStore
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.index.ready_index import ReadyIndex, adopt, factory_of
 from rag.index.ready_vectors import MatchedVectors, ReadyVectors
 from rag.index.vectors import UNKNOWN, EncoderInfo
 from rag.processes import wait_for_all
 from rag.safe_text import say
-
-Reading = tuple[str | None, int | None]  # encoding, words of a piece: as in `read_passages`
 
 
 def build_from_corpus(
@@ -38,8 +37,7 @@ def build_from_corpus(
     vectors: ReadyVectors | Path | str | Sequence[Path | str] | None = None,
     embed_missing: bool = False,
     queries: Float32[np.ndarray, "Q D"] | None = None,
-    encoding: str | None = None,
-    split_words: int | None = None,
+    reading: CorpusReading = AS_USUAL,
     shard_size: int = 50_000,
     batch_size: int = 64,
     overwrite: bool | str = False,
@@ -49,7 +47,7 @@ def build_from_corpus(
 ) -> None:
     """See `Index.build`, whose parameters these are. Every process of `rag.processes.processes` calls it."""
     folder = Path(folder)
-    first, reading = process_index == 0, (encoding, split_words)
+    first = process_index == 0
     index_type = IndexType(index_type) if isinstance(index_type, str) else index_type
     if vectors is not None and not isinstance(vectors, ReadyVectors):
         vectors = ReadyVectors.find(vectors)
@@ -77,7 +75,7 @@ def build_from_corpus(
             _announce(folder, corpus, index_type, info, vectors)
         if overwrite and _begun_otherwise(work, corpus, reading, info):
             shutil.rmtree(work)
-        prepare(corpus, work, show_progress, *reading)
+        prepare(corpus, work, show_progress, reading)
     wait_for_all()
     store = PassageStore.open(work / "passages")
     known = None
@@ -111,7 +109,7 @@ def build_from_corpus(
 def _where_to_work(
     folder: Path,
     corpus: Path | str,
-    reading: Reading,
+    reading: CorpusReading,
     encoder: EncoderInfo,
     index_type: IndexType | ReadyIndex,
     overwrite: bool | str,
@@ -138,7 +136,7 @@ def _where_to_work(
 
 
 def _other_vectors(
-    folder: Path, corpus: Path | str, reading: Reading, encoder: EncoderInfo
+    folder: Path, corpus: Path | str, reading: CorpusReading, encoder: EncoderInfo
 ) -> tuple[str | None, UserError | None]:
     """In what the vectors of an index are not the ones asked for, None if they are; and what of it is damaged, None if
     nothing is. An index whose passages are damaged is another."""
@@ -153,7 +151,7 @@ def _other_vectors(
     if not made_by.may_be(encoder):
         return f"vectors of another encoder ({made_by.name})", damage
     try:
-        store = PassageStore.prepare(corpus, folder / "passages", False, *reading)
+        store = PassageStore.prepare(corpus, folder / "passages", False, reading)
         store.verify() if damage is not None else None
     except UserError as error:
         return f"a damaged index ({error})" if damage is not None else f"another corpus ({error})", damage
@@ -187,14 +185,14 @@ def _other_type(manifest: Manifest, index_type: IndexType | ReadyIndex) -> str |
     return None
 
 
-def _begun_otherwise(folder: Path, corpus: Path | str, reading: Reading, encoder: EncoderInfo) -> bool:
+def _begun_otherwise(folder: Path, corpus: Path | str, reading: CorpusReading, encoder: EncoderInfo) -> bool:
     """Whether an unfinished build in `folder` is of another corpus or encoder."""
     plan, store = folder / "vectors" / "plan.json", folder / "passages"
     if plan.exists() and not EncoderInfo(**read_json(plan)["encoder"]).may_be(encoder):
         return True
     try:
         if (store / "store.json").exists():
-            PassageStore.prepare(corpus, store, False, *reading)
+            PassageStore.prepare(corpus, store, False, reading)
     except UserError:
         return True
     return False

@@ -5,25 +5,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rag.errors import UserError
+from rag.errors import UserError, listed
 from rag.index.fields import Row, fields
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.json_files import json_records, kind, not_too_deep
 from rag.text_files import first_bytes
 
 
-def read_json_passages(path: Path, encoding: str | None = None) -> Iterator[Row]:
-    """The rows of a .jsonl or .json file, streamed. Raises UserError, with the line, for what is malformed."""
-    line = None
-    for line, record in json_records(path, encoding):
+def read_json_passages(path: Path, reading: CorpusReading = AS_USUAL) -> Iterator[Row]:
+    """The rows of a .jsonl or .json file, streamed. Raises UserError, with the line, for what is malformed, and at the
+    end where no object has the field that is given as the title."""
+    line, first = None, {}
+    title = reading.columns.get("title")
+    titled = title is None
+    for line, record in json_records(path, reading.encoding):
         where = f"{path}, line {line}"
-        if "paragraphs" in record:
+        first, titled = first or record, titled or title in record
+        if "paragraphs" in record and "text" not in reading.columns:
             yield from _paragraphs(record, line, where)
         else:
             with not_too_deep(where):
-                row = fields(record, where)
+                row = fields(record, where, reading.columns)
             yield line, *row
     if line is None and not first_bytes(path, 1 << 16).removeprefix(b"\xef\xbb\xbf").strip():
         raise UserError(f"{path} is empty: expected one passage per line, as a JSON object")
+    if line is not None and not titled:
+        raise UserError(f"{path} has no field {title} (corpus.columns.title): there are {listed(first)}")
 
 
 def _paragraphs(article: dict[str, Any], line: int, where: str) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """The corpus (section 3): N passages in a memory-mapped store.
 
 The paper's non-parametric memory is English Wikipedia cut into 21 million disjoint passages of 100 words.
-Nothing here holds a corpus in memory: `read_passages` (readers.py) streams any of the usual file formats,
+Nothing here holds a corpus in memory: `CorpusReader` (readers.py) streams any of the usual file formats,
 `PassageStore` keeps ids, titles and texts in an Arrow file, `TokenStore` (tokens.py) keeps the generator's
 tokens of "title / text" in one flat array. Both stores are opened by mapping their files, so that all processes of a
 machine share one copy.
@@ -12,7 +12,7 @@ which is also its number in the index). N is the number of passages.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,40 +22,44 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from rag.errors import UserError, one_line
-from rag.files import hash_file, read_json, write_aside, write_json
-from rag.index.passage import Passage, has_half_pair
-from rag.index.readers import FORMATS, SeenIds, corpus_files, read_passages
+from rag.files import read_json, write_aside, write_json
+from rag.index.catalog import (
+    DocumentInfo,
+    counted_in,
+    digest_of,
+    documents_of,
+    read_catalog,
+    write_catalog,
+)
+from rag.index.corpus_files import FORMATS, corpus_files
+from rag.index.passage import Passage, SeenIds, has_half_pair
+from rag.index.readers import CorpusReader
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.progress import progress_bar
 from rag.text_files import unreadable
 
+CUT = 2  # how documents are cut into passages; another number, another cut
 _STORE_FORMAT = 1
 _ROWS_PER_BATCH = 4096
 
 
 def describe_corpus(
-    path: Path | str, encoding: str | None = None, words: int | None = None
+    path: Path | str, reading: CorpusReading = AS_USUAL, documents: Iterable[DocumentInfo] | None = None
 ) -> dict[str, Any]:
     """What a corpus file (or folder of files) is now: path, bytes, time of change in ns, SHA-256 of its bytes, a hash
-    of its files' names, sizes and times of change (`state`), and how it is read, where that is not the usual way (see
-    `read_passages`)."""
+    of its files' names, sizes and times of change (`state`), how it is read, where that is not the usual way, and by
+    which edition of what cuts it. documents: its files, where they are known."""
     path = Path(path)
-    files, _ = corpus_files(path)
-    digest = hashlib.sha256()
-    size = changed = 0
-    for file in files:
-        digest.update(f"{file.relative_to(path)}\n{hash_file(file)}\n".encode(errors="surrogateescape"))
-        stat = file.stat()
-        size, changed = size + stat.st_size, max(changed, stat.st_mtime_ns)
+    documents = list(documents_of(path).values() if documents is None else documents)
     description = {
         "path": str(path),
-        "bytes": size,
-        "changed_ns": changed,
-        "sha256": digest.hexdigest(),
+        "bytes": sum(each.bytes for each in documents),
+        "changed_ns": max(each.changed_ns for each in documents),
+        "sha256": digest_of(path, documents),
         "state": corpus_state(path),
+        "cut": CUT,
     }
-    return description | {
-        name: value for name, value in (("encoding", encoding), ("words", words)) if value is not None
-    }
+    return description | ({"reading": settings} if (settings := reading.settings()) else {})
 
 
 def corpus_state(path: Path) -> str:
@@ -68,10 +72,6 @@ def corpus_state(path: Path) -> str:
         for file in corpus_files(path)[0]
     ]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
-
-
-def _or_null(value: Any) -> Any:
-    return "null" if value is None else value
 
 
 def _framed(passages: Iterable[Passage]) -> bytes:
@@ -107,11 +107,13 @@ class PassageStore:
         source: dict[str, Any] | None = None,
         show_progress: bool = False,
         unique: bool = False,
+        documents: Callable[[], Iterable[DocumentInfo]] | None = None,
     ) -> "PassageStore":
         """Write `passages`, streaming, into `folder`, which appears when it is complete, and open it.
 
         `source` is kept as it is (see `describe_corpus`). unique: the ids are known to be, as those of
-        `read_passages`, and are not looked at again. Raises UserError for an id that comes twice, no
+        `read_passages`, and are not looked at again. documents: gives, once the passages were read, the files that
+        they are of. Raises UserError for an id that comes twice, no
         passages at all, or a place that cannot be written.
         """
         folder = Path(folder)
@@ -155,6 +157,8 @@ class PassageStore:
                 "rows_per_batch": _ROWS_PER_BATCH,
                 "source": source,
             }
+            if documents is not None:
+                write_catalog(aside, documents())
             write_json(aside / "store.json", meta)
         return cls.open(folder)
 
@@ -193,38 +197,50 @@ class PassageStore:
             raise UserError(f"{folder} is damaged or was edited ({error!r}): rebuild it") from error
 
     @classmethod
+    def read(
+        cls,
+        corpus: Path | str,
+        folder: Path | str,
+        show_progress: bool = False,
+        reading: CorpusReading = AS_USUAL,
+    ) -> "PassageStore":
+        """Write the passages of `corpus`, anything `read_passages` reads, into `folder`, and open it."""
+        reader = CorpusReader(corpus, reading)
+        files = documents_of(reader.corpus)
+        return cls.write(
+            reader.passages(),
+            folder,
+            describe_corpus(corpus, reading, files.values()),
+            show_progress,
+            unique=True,
+            documents=lambda: counted_in(files, reader.counts),
+        )
+
+    @classmethod
     def prepare(
         cls,
         corpus: Path | str,
         folder: Path | str,
         show_progress: bool = False,
-        encoding: str | None = None,
-        words: int | None = None,
+        reading: CorpusReading = AS_USUAL,
     ) -> "PassageStore":
         """The store of `corpus` (anything `read_passages` reads) in `folder`: opened if it is there, else
-        written. encoding, words: as in `read_passages`.
+        written.
 
         Raises UserError if `folder` holds the passages of another corpus, or of this one before it was
         changed, or read in another way.
         """
         folder = Path(folder)
         if not (folder / "store.json").is_file():
-            passages = read_passages(corpus, encoding, words)
-            source = describe_corpus(corpus, encoding, words)
-            return cls.write(passages, folder, source, show_progress, unique=True)
+            return cls.read(corpus, folder, show_progress, reading)
         store = cls.open(folder)
         was = store.source or {}
         path = Path(corpus)
-        for setting, mine, asked in (
-            ("encoding", was.get("encoding"), encoding),
-            ("split_words", was.get("words"), words),
-        ):
-            if mine != asked:
-                raise UserError(
-                    f"{folder} holds passages read with corpus.{setting}={_or_null(mine)}, not {_or_null(asked)}: "
-                    f"give corpus.{setting}={_or_null(mine)}, choose another index.path, or delete that folder to "
-                    "rebuild it"
-                )
+        if differ := (mine := store.reading).unlike(reading):
+            raise UserError(
+                f"{folder} holds passages read with {differ}, not {reading.unlike(mine)}: give {differ}, choose "
+                "another index.path, or delete that folder to rebuild it"
+            )
         if path.is_file():  # the same size and time of change: the same file, without reading it all
             stat = path.stat()
             if (stat.st_size, stat.st_mtime_ns) == (was.get("bytes"), was.get("changed_ns")):
@@ -233,14 +249,24 @@ class PassageStore:
             raise UserError(f"{path} does not exist: give the path of a corpus ({FORMATS})")
         elif corpus_state(path) == was.get("state"):
             return store
-        if (now := describe_corpus(path, encoding, words))["sha256"] != was.get("sha256"):
+        if (now := describe_corpus(path, reading))["sha256"] != was.get("sha256"):
+            changed = str(path) == was.get("path")
             raise UserError(
                 f"{folder} holds the {len(store):,} passages of {was.get('path', 'another source')} "
                 f"({was.get('bytes', 0):,} bytes), not those of {path} as it is now "
-                f"({now['bytes']:,} bytes): choose another index.path, or delete that folder to build it "
-                "again"
+                f"({now['bytes']:,} bytes): {'sync=true embeds what changed; or ' if changed else ''}choose another "
+                "index.path, or delete that folder to build it again"
             )
         return store
+
+    @property
+    def reading(self) -> CorpusReading:
+        """How its passages were read."""
+        return CorpusReading.of(self.source)
+
+    def documents(self) -> list[DocumentInfo] | None:
+        """The files that its passages are of, in the passages' order; None where it does not say."""
+        return read_catalog(self.folder, len(self))
 
     def __len__(self) -> int:
         return self._length

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Int64
 
 from rag.errors import UserError
+from rag.index.corpus_files import check_shards
 from rag.index.embed import Encode
 from rag.index.passages import PassageStore
-from rag.index.readers import check_shards
 
 COLUMN = "embeddings"
 FORMS = f".parquet with a column {COLUMN!r}, .npy with an array (vectors, dimensions), or a folder of either"

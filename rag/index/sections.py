@@ -1,25 +1,26 @@
-"""Documents for people's questions: text and Markdown cut where their authors did, into passages with a title each.
+"""Documents cut where their authors did, into passages with a title each; text and Markdown as such documents.
 
-Section 3 cuts Wikipedia every 100 words. A file of notes is shorter and has headings: a passage here never crosses one,
-is titled by the file's title and the headings above it ("Algeria – Government"), and ends with a paragraph or else a
-sentence where that can be done within 100 words. What is marked up is read as a reader sees it, without the marks.
+Section 3 cuts Wikipedia every 100 words. A file of notes is shorter and has headings: by headings, a passage never
+crosses one, is titled by the file's title and the headings above it ("Algeria – Government"), and ends with a paragraph
+or else a sentence where that can be done within 100 words. What is marked up is read as a reader sees it, without the
+marks.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import regex
 
-from rag.index.splitting import WORDS_PER_PASSAGE, pieces
+from rag.index.reading import CorpusReading
+from rag.index.splitting import cut, packed
 from rag.index.text_folders import LIGATURES, front_matter
-from rag.text_files import plain_name, text_parts
-from rag.words import split_units
+from rag.text_files import LONGEST_LINE, plain_name, text_parts
 
 BETWEEN_HEADINGS = " – "
 _HEADING = regex.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 _UNDERLINE = regex.compile(r" {0,3}(=+|-{2,})[ \t]*$")
-_FENCE = regex.compile(r" {0,3}(```|~~~)")
+_FENCE = regex.compile(r" {0,3}(`{3,}|~{3,})")
 _RULE = regex.compile(
     r"[ \t]*([-*_])([ \t]*\1){2,}[ \t]*$|[ \t]*\|?[ \t:|-]*-{3,}[ \t:|-]*$"
 )  # and a table's
@@ -37,45 +38,96 @@ _MARKS = (
     (regex.compile(r"`+([^`]+)`+"), r"\1"),
 )
 _BROKEN_WORD = regex.compile(r"(?<=\p{L})-\n[ \t]*(?=\p{Ll})")
-# A sentence ends before a space and what does not go on in small letters; an initial or a title does not end one.
-_SENTENCE = regex.compile(
-    r"(?<=[.!?…][\"'”’)\]]*)(?<!\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|St|Lt|Gen|Col|Jr|Sr|No|vs|e\.g|i\.e|ca|approx)\.)"
-    r"\s+(?=[\p{Lu}\p{N}\"“'‘(\[*])|(?<=[。！？])"
-)
+_LINE = regex.compile(r"[^\n]*\n|[^\n]+")
 
 
 @dataclass
-class _Section:
+class Section:
     """Paragraphs under the headings above them."""
 
     headings: list[str]
-    paragraphs: list[str] = field(default_factory=list)
+    paragraphs: Iterable[str]
 
 
-def read_sections(
-    file: Path, encoding: str | None = None, words: int | None = None
-) -> Iterator[tuple[str, str]]:
-    """(title, text) of the passages of a file, each of at most `words` words (None: 100).
+@dataclass
+class Document:
+    """A file as its author divided it. title: "" where it gives none."""
 
-    The title is the file's, of its front matter, the heading above all others or its name, and the headings above the
-    passage. A sentence that is longer is cut. Raises UserError as rag/text_files.py does.
+    title: str
+    sections: list[Section]
+
+
+def read_sections(file: Path, reading: CorpusReading) -> Iterator[tuple[str, str]]:
+    """(title, text) of the passages of a text or Markdown file. Raises UserError as rag/text_files.py does."""
+    yield from passages_of(text_document(file, reading.encoding), name_of(file), reading)
+
+
+def passages_of(document: Document, name: str, reading: CorpusReading) -> Iterator[tuple[str, str]]:
+    """(title, text) of the passages of a document.
+
+    The title is the document's, the heading above all others or `name`; by headings also the headings above the
+    passage, which are part of the text otherwise. A sentence that is longer than a passage is cut.
     """
-    matter, title = front_matter(file, encoding)
-    text = "".join(part for number, part in text_parts(file, encoding) if number > matter)
-    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(LIGATURES)
-    markdown = plain_name(file).endswith(".md")
-    if markdown:
-        sections = list(_sections(_COMMENT.sub("", text).split("\n")))
-    else:
-        text = _BROKEN_WORD.sub("", text)
-        sections = [_Section([], [" ".join(each.split()) for each in regex.split(r"\n\s*\n", text)])]
+    title, sections = document.title, document.sections
     if not title:
         uppermost = {section.headings[0] for section in sections if section.headings}
-        title = uppermost.pop() if len(uppermost) == 1 else name_of(file)
+        title = uppermost.pop() if len(uppermost) == 1 else name
+    if reading.split == "headings":
+        for section in sections:
+            headings = section.headings[1:] if section.headings[:1] == [title] else section.headings
+            for piece in packed(filter(None, section.paragraphs), reading.length, reading.overlap):
+                yield BETWEEN_HEADINGS.join([title, *headings]), piece
+        return
+    for piece in cut(_running(sections, title), reading):
+        yield title, piece
+
+
+def _running(sections: Iterable[Section], title: str) -> Iterator[str]:
+    """All paragraphs, and before those of each section its own heading, unless it is the title."""
+    above: list[str] = []
     for section in sections:
-        headings = section.headings[1:] if section.headings[:1] == [title] else section.headings
-        for piece in packed(filter(None, section.paragraphs), words or WORDS_PER_PASSAGE):
-            yield BETWEEN_HEADINGS.join([title, *headings]), piece
+        if section.headings and section.headings != above and section.headings[-1] != title:
+            yield section.headings[-1]
+        above = section.headings
+        yield from filter(None, section.paragraphs)
+
+
+def text_document(file: Path, encoding: str | None = None) -> Document:
+    """A text or Markdown file. Markdown is held at once; plain text comes a paragraph at a time, under no heading."""
+    matter, title = front_matter(file, encoding)
+    lines = (part for number, part in text_parts(file, encoding) if number > matter)
+    if not plain_name(file).endswith(".md"):
+        return Document(title, [Section([], plain_paragraphs(lines))])
+    return Document(title, markdown_sections("".join(lines)))
+
+
+def markdown_sections(text: str) -> list[Section]:
+    """The sections of a text in Markdown."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(LIGATURES)
+    return list(_sections(_COMMENT.sub("", text).split("\n")))
+
+
+def plain_paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Plain text's paragraphs, each as one line: what empty lines separate, or a megabyte at most.
+
+    Ligatures become letters, and a word that was broken at a line's end is joined, as text out of PDF needs it.
+    """
+    held: list[str] = []
+    length = 0
+
+    def paragraph() -> str:
+        return " ".join(_BROKEN_WORD.sub("", "".join(held).translate(LIGATURES)).split())
+
+    for part in lines:
+        for line in _LINE.findall(part.replace("\r\n", "\n").replace("\r", "\n")):
+            if line.strip():
+                held.append(line)
+                length += len(line)
+            if held and (not line.strip() or length > LONGEST_LINE):
+                yield paragraph()
+                held, length = [], 0
+    if held:
+        yield paragraph()
 
 
 def name_of(file: Path) -> str:
@@ -84,24 +136,27 @@ def name_of(file: Path) -> str:
     return " ".join(regex.sub(r"[_-]+", " ", stem).split()) or stem
 
 
-def _sections(lines: Iterable[str]) -> Iterator[_Section]:
+def _sections(lines: Iterable[str]) -> Iterator[Section]:
     """Markdown's sections in their order, each with its headings from the top."""
     levels: list[tuple[int, str]] = []
-    section = _Section([])
+    texts: list[str] = []
+    section = Section([], texts)
     paragraph: list[str] = []
     fence = ""
 
     def end_paragraph() -> None:
         if text := " ".join(" ".join(paragraph).split()):
-            section.paragraphs.append(text)
+            texts.append(text)
         paragraph.clear()
 
-    def heading(level: int, text: str) -> _Section:
+    def heading(level: int, text: str) -> Section:
+        nonlocal texts
         while levels and levels[-1][0] >= level:
             levels.pop()
         if text := without_marks(text).strip():
             levels.append((level, text))
-        return _Section([each for _, each in levels])
+        texts = []
+        return Section([each for _, each in levels], texts)
 
     for line in lines:
         if fence:
@@ -144,39 +199,3 @@ def without_marks(text: str) -> str:
     for pattern, instead in _MARKS:
         text = pattern.sub(instead, text)
     return regex.sub(r"\\([\\`*_{}\[\]()#+\-.!|<>~])", r"\1", text)
-
-
-def packed(paragraphs: Iterable[str], words: int) -> Iterator[str]:
-    """Paragraphs, a line each, in pieces of at most `words` words; those that are longer are cut between sentences.
-
-    A paragraph goes whole to the next piece rather than in two parts, where it fits there.
-    """
-    held, count = "", 0
-    for paragraph in paragraphs:
-        size = _count(paragraph)
-        if count + size > words and held:
-            yield held
-            held, count = "", 0
-        between = "\n"
-        for part in [paragraph] if size <= words else sentences(paragraph):
-            size = _count(part)
-            if count + size > words and held:
-                yield held
-                held, count = "", 0
-            if size > words:
-                *whole, part = pieces(part.split(), words)
-                yield from whole
-                size = _count(part)
-            held, count = f"{held}{between}{part}" if held else part, count + size
-            between = " "
-    if held:
-        yield held
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text; a line's end ends one."""
-    return [sentence for line in text.split("\n") for sentence in _SENTENCE.split(line) if sentence]
-
-
-def _count(text: str) -> int:
-    return sum(1 for _ in split_units(text.split()))

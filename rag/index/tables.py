@@ -4,15 +4,17 @@ rag/text_tables.py reads the rows of text tables; here it is told which column i
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rag.errors import UserError, listed
-from rag.index.fields import ID_NAMES, TEXT_NAMES, TITLE_NAMES, Row, fields, named, unquoted_title
+from rag.index.fields import NAMES, TEXT_NAMES, Row, column, fields, unquoted_title
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.text_files import first_bytes, plain_name, text_lines
 from rag.text_tables import SEPARATORS, Fields, table_rows
 
@@ -21,33 +23,42 @@ log = logging.getLogger(__name__)
 _LOOKED_AT = 100  # rows that say which column is the text, where no header does
 
 
-def is_table(path: Path) -> bool:
+def is_table(path: Path, reading: CorpusReading = AS_USUAL) -> bool:
     """Whether a text file is a table, by its name or by a header that names a text column between tabs."""
     if plain_name(path).endswith((".tsv", ".csv")):
         return True
     first = first_bytes(path, 1 << 16).split(b"\n")[0].decode("utf-8-sig", "replace")
-    return "\t" in first and _position(_names(first.split("\t")), TEXT_NAMES) is not None
+    return "\t" in first and _position(_names(first.split("\t")), _text_names(reading)) is not None
 
 
-def read_table(path: Path, encoding: str | None = None) -> Iterator[Row]:
+def read_table(path: Path, reading: CorpusReading = AS_USUAL) -> Iterator[Row]:
     """The rows of a .tsv or .csv file, with a header or without.
 
     A header names the columns, in any order and in any case; those beyond id, title and text are left out. Without
     one, two or three columns are told apart by the first rows: ids hold no spaces, and texts are longer than titles.
     """
-    first = next((text for _, text in text_lines(path, encoding) if text.strip()), "")
-    separator = _separator(path, first)
-    records = table_rows(path, separator, encoding)
+    first = next((text for _, text in text_lines(path, reading.encoding) if text.strip()), "")
+    separator = _separator(path, first, _text_names(reading))
+    records = table_rows(path, separator, reading.encoding)
     if (begin := next(records, None)) is None:
         raise UserError(f"{path} is empty: expected a table with the columns id, text and title")
     line, header = begin
     columns = _names(header)
-    at_text = _position(columns, TEXT_NAMES)
-    at_id, at_title = _position(columns, ID_NAMES), _position(columns, TITLE_NAMES)
-    if at_text is None and (at_id is not None or at_title is not None) and len(header) > 1:
+    given = {what: name.lower() for what, name in reading.columns.items() if name is not None}
+    at_id, at_title, at_text = (
+        None
+        if (name := column(columns, what, given, f"{path}, line {line},")) is None
+        else columns.index(name)
+        for what in NAMES
+    )
+    if (
+        at_text is None
+        and (given or at_id is not None or at_title is not None)
+        and (given or len(header) > 1)
+    ):
         raise UserError(
             f"{path}, line {line}: the header has no column text: expected id, text and title, separated by "
-            f"{SEPARATORS[separator]}"
+            f"{SEPARATORS[separator]}, or corpus.columns.text= one of {listed(columns)}"
         )
     if at_text is None:
         looked_at = [(line, header), *islice(records, _LOOKED_AT)]
@@ -87,6 +98,12 @@ def _rows(
         )
 
 
+def _text_names(reading: CorpusReading) -> Sequence[str]:
+    """What the column of the text may be called."""
+    name = reading.columns.get("text")
+    return TEXT_NAMES if name is None else (name.lower(),)
+
+
 def _names(header: Sequence[str]) -> list[str]:
     return [name.strip().strip('"').lower() for name in header]
 
@@ -95,13 +112,13 @@ def _position(columns: Sequence[str], names: Sequence[str]) -> int | None:
     return next((columns.index(name) for name in names if name in columns), None)
 
 
-def _separator(path: Path, first: str) -> str:
+def _separator(path: Path, first: str, text_names: Sequence[str]) -> str:
     """What separates the columns: tabs in a .tsv; elsewhere what gives a header with a text, or the most columns."""
     if plain_name(path).endswith(".tsv") or "\t" in first and not plain_name(path).endswith(".csv"):
         return "\t"
     split = {separator: _names(first.split(separator)) for separator in (",", ";", "\t")}
     with_text = [
-        each for each, names in split.items() if len(names) > 1 and _position(names, TEXT_NAMES) is not None
+        each for each, names in split.items() if len(names) > 1 and _position(names, text_names) is not None
     ]
     return (with_text or sorted(split, key=lambda each: -len(split[each])))[0]
 
@@ -129,26 +146,52 @@ def _guess(path: Path, rows: list[list[str]], separator: str) -> tuple[int | Non
     return (0, 1, 2) if length[2] > length[1] else (0, 2, 1)
 
 
-def read_parquet(path: Path, encoding: str | None = None) -> Iterator[Row]:
+def read_parquet(path: Path, reading: CorpusReading = AS_USUAL) -> Iterator[Row]:
     """The rows of a Parquet file; columns beyond id, title and text, as `embeddings`, are left unread."""
     try:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # not a row group at once
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a Parquet file, or was cut short ({error})") from error
     with file:
-        columns = file.schema_arrow.names
-        present = {name for names in (ID_NAMES, TITLE_NAMES, TEXT_NAMES) if (name := named(columns, names))}
-        if not named(columns, TEXT_NAMES):
-            raise UserError(
-                f"{path} has no column text: expected id, text and title, found {listed(columns)}"
-            )
-        row = 0
-        try:
-            for batch in file.iter_batches(1024, columns=sorted(present)):
-                for row, record in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
-                    id, title, text = fields(record, f"{path}, row {row}")
-                    yield row, id, unquoted_title(title), text
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}, after row {row}: not UTF-8 ({error.reason})") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is damaged after row {row} ({error}): download it again") from error
+        present = _present(path, file.schema_arrow.names, reading)
+        yield from _batch_rows(path, lambda: file.iter_batches(1024, columns=present), reading)
+
+
+def read_arrow(path: Path, reading: CorpusReading = AS_USUAL) -> Iterator[Row]:
+    """The rows of an Arrow file, a stream as `datasets` writes them, with the same columns."""
+    try:
+        reader: Any = pa.ipc.open_stream(pa.memory_map(str(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a stream of Arrow's, or was cut short ({error})") from error
+    present = _present(path, reader.schema.names, reading)
+    few = (part.select(present) for batch in reader for part in _parts(batch))
+    yield from _batch_rows(path, lambda: few, reading)
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    yield from (batch.slice(start, 1024) for start in range(0, batch.num_rows, 1024))
+
+
+def _present(path: Path, columns: Sequence[str], reading: CorpusReading) -> list[str]:
+    """Those of the columns that are read."""
+    found = {what: column(columns, what, reading.columns, str(path)) for what in NAMES}
+    if found["text"] is None:
+        raise UserError(
+            f"{path} has no column text: expected id, text and title, found {listed(columns)}; corpus.columns.text= "
+            "names another"
+        )
+    sections = {"section"} & set(columns) if "title" not in reading.columns else set()
+    return sorted({name for name in found.values() if name is not None} | sections)
+
+
+def _batch_rows(path: Path, batches: Callable[[], Iterable[Any]], reading: CorpusReading) -> Iterator[Row]:
+    row = 0
+    try:
+        for batch in batches():
+            for row, record in enumerate(batch.to_pylist(), start=row + 1):  # noqa: B020
+                id, title, text = fields(record, f"{path}, row {row}", reading.columns)
+                yield row, id, unquoted_title(title), text
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, after row {row}: not UTF-8 ({error.reason})") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is damaged after row {row} ({error}): download it again") from error

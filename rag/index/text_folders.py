@@ -7,7 +7,8 @@ from pathlib import Path
 
 import regex
 
-from rag.index.splitting import WORDS_PER_PASSAGE, pieces
+from rag.index.reading import CorpusReading
+from rag.index.splitting import pieces
 from rag.text_files import plain_name, text_parts, unreadable
 
 LIGATURES = str.maketrans(
@@ -21,6 +22,7 @@ LIGATURES = str.maketrans(
         "ﬆ": "st",
     }  # what PDF leaves of letters
 )
+_FENCE = regex.compile(r" {0,3}(`{3,}|~{3,})")
 _BROKEN_WORD = regex.compile(r"\p{L}-\r?\n$")
 _FRONT_MATTER_TITLE = regex.compile(r"title:\s*(.+?)\s*$")
 _LONGEST_FRONT_MATTER = 200  # lines
@@ -92,15 +94,15 @@ def _kind(file: Path) -> str:
     return file.suffix.lower() or "without an ending"
 
 
-def read_text(file: Path, encoding: str | None = None, words: int | None = None) -> Iterator[tuple[str, str]]:
-    """(title, text) of the passages of a file: disjoint pieces of `words` words (None: 100) in constant memory.
+def read_text(file: Path, reading: CorpusReading) -> Iterator[tuple[str, str]]:
+    """(title, text) of the passages of a text or Markdown file, by words, in constant memory.
 
     The title is that of the front matter, or the first Markdown heading, or the file's name. Neither front matter nor
     that heading is part of the text. Ligatures become letters, and a word that was broken at the end of a line of a
     .txt file is joined, as text out of PDF needs it.
     """
-    title, left_out = _title(file, encoding)
-    for piece in pieces(_words(file, encoding, left_out), words or WORDS_PER_PASSAGE):
+    title, left_out = _title(file, reading.encoding)
+    for piece in pieces(_words(file, reading.encoding, left_out), reading.length, reading.overlap):
         yield title, piece
 
 
@@ -149,12 +151,14 @@ def _title(file: Path, encoding: str | None) -> tuple[str, set[int]]:
     matter, title = front_matter(file, encoding)
     if title:
         return title, set(range(1, matter + 1))
-    begun = 0  # the line whose beginning was seen
+    begun, fence = 0, ""  # the line whose beginning was seen; of a code block, which has no headings
     for number, line in text_parts(file, encoding):
         if number <= matter:
             continue
+        if number > begun and (match := _FENCE.match(line)) is not None:
+            fence = "" if fence and match[1].startswith(fence) else fence or match[1]
         marks = len(line) - len(line.lstrip("#"))
-        if number > begun and 1 <= marks <= 6 and line[marks : marks + 1] in (" ", "\t"):
+        if number > begun and not fence and 1 <= marks <= 6 and line[marks : marks + 1] in (" ", "\t"):
             if title := line.strip("# \t\r\n"):
                 return title, {number, *range(1, matter + 1)}
         begun = number

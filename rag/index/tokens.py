@@ -5,6 +5,7 @@ Made once when an index is first used with a generator, so that a batch is a gat
 
 import hashlib
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,15 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     rules.pop("truncation", None)
     rules.pop("padding", None)
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def unread_words(tokenizer: Any, words: Sequence[str]) -> list[str]:
+    """Those of the words that a tokenizer has no token for, in whole or in part."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or not words:
+        return []
+    tokens = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+    return [word for word, own in zip(words, tokens, strict=True) if unknown in own]
 
 
 class TokenStore:

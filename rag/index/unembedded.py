@@ -12,6 +12,7 @@ from rag.fingerprints import digest
 from rag.index.folder import Index
 from rag.index.manifest import CorpusInfo, Manifest
 from rag.index.passages import PassageStore, corpus_state
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.index.vectors import EncoderInfo
 
 NO_VECTORS = "no vectors"
@@ -81,7 +82,7 @@ def open_passages(folder: Path | str) -> Index:
 
 
 def prepare_passages(
-    corpus: Path | str, cache: Path | str, encoding: str | None = None, split_words: int | None = None
+    corpus: Path | str, cache: Path | str, reading: CorpusReading = AS_USUAL
 ) -> UnembeddedIndex:
     """The passages of a corpus, in any form of `read_passages`, kept in a folder of `cache` until the corpus changes.
 
@@ -90,8 +91,8 @@ def prepare_passages(
     corpus = Path(corpus).expanduser()
     if not corpus.exists():
         raise UserError(f"{corpus} does not exist: give the path of a corpus, or of an index")
-    known_by = digest([str(corpus.resolve()), corpus_state(corpus), encoding, split_words])
+    known_by = digest([str(corpus.resolve()), corpus_state(corpus), reading.settings()])
     folder = Path(cache) / f"{corpus.resolve().name}-{known_by}"
     with one_process(folder):
-        PassageStore.prepare(corpus, folder / "passages", False, encoding, split_words)
+        PassageStore.prepare(corpus, folder / "passages", False, reading)
     return UnembeddedIndex.open(folder)

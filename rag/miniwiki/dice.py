@@ -12,7 +12,7 @@ class Dice:
 
     The other methods of `random.Random` (`sample`, `shuffle`, `choices`) have changed between Python
     versions; these two have not. Each part of the world rolls its own `stream`, so that a change in one part
-    (another real fact, say) leaves the others as they were.
+    (another institution, say) leaves the others as they were.
     """
 
     def __init__(self, seed: int, stream: int):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from rag.miniwiki import facts, names, sentences
+from rag.miniwiki import names, sentences
 from rag.miniwiki.dice import Dice
 
 PRIVATE_SHARE = 0.6  # of people have a third passage
@@ -167,26 +167,6 @@ def write_institution(dice: Dice, institution: Institution) -> list[Entry]:
             compose(leadership, institution.head_b, since_b, colour),
         ),
     ]
-
-
-def write_fact(dice: Dice, topic: facts.Topic, row: dict[str, str]) -> Entry:
-    """Write the passage of one row of a table of real facts."""
-    slots = row | {
-        f"a_{column}": sentences.article(row[column]) for column in ("form", "kind") if column in row
-    }
-    written = []
-    for column in dice.shuffled(list(topic.sentences)):
-        slots["name"] = topic.again if written else row["name"]
-        slots["it"] = "it" if written else row["name"]
-        written.append(sentences.fill(dice.pick(topic.sentences[column]), slots))
-    text = " ".join(written)
-    return Entry(fact_title(row), topic.name, text, text)
-
-
-def fact_title(row: dict[str, str]) -> str:
-    """The title of a fact's passage: its name with a capital and without the article "the"."""
-    name = row["name"].removeprefix("the ")
-    return name[0].upper() + name[1:]
 
 
 def colours(dice: Dice) -> dict[str, str]:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rag.miniwiki import facts, sentences
+from rag.miniwiki import sentences
 from rag.miniwiki.dice import Dice
-from rag.miniwiki.entries import Institution, Person, fact_title
+from rag.miniwiki.entries import Institution, Person
 
 FACTS_PER_PERSON = 5  # questions about a training person
 # A passage may hold two cities or two years, and only some people have a private life: these relations would be
@@ -16,7 +16,6 @@ TRAINING_WEIGHTS: dict[str, int] = dict.fromkeys(
 )
 TEST_QUESTIONS_PER_PERSON = 2
 HEAD_WORDINGS = 3  # questions about a training institution
-DEV_FACTS = 150
 
 # The first retriever learns from questions of these relations alone, one a kind of passage. It learns to find
 # the person; which passage holds the other ten relations is left to training end to end.
@@ -81,10 +80,9 @@ def ask(
     left = [institution for institution in other_institutions if institution.title not in used]
     dev += take((ask_institution(dice, i, 2) for i in left), max(4, len(institutions) * 3 // 70))
 
-    fact_train, fact_dev = ask_facts(dice)
     return {
-        "train": split.shuffled(train + fact_train),
-        "dev": dev + fact_dev,
+        "train": split.shuffled(train),
+        "dev": dev,
         "test": test,
         "hotswap": hotswap,
         "dpr": [question for question in train if question.relation in DPR_RELATIONS],
@@ -129,23 +127,3 @@ def ask_institution(dice: Dice, institution: Institution, count: int) -> list[Qu
         )
         for wording in dice.some([kind["question"], *sentences.HEAD_QUESTIONS], count)
     ]
-
-
-def ask_facts(dice: Dice) -> tuple[list[Question], list[Question]]:
-    """Ask about real facts: each once in training, some again in dev in a wording training never saw."""
-    train, dev = [], []
-    for topic in facts.TOPICS:
-        for row in topic.rows():
-            for relation, wordings in topic.questions.items():
-                for wording, questions in ((dice.pick(wordings[:-1]), train), (wordings[-1], dev)):
-                    questions.append(
-                        Question(
-                            sentences.fill(wording, row),
-                            row[relation].removeprefix("the "),
-                            (fact_title(row), topic.name),
-                            relation,
-                            fact_title(row),
-                            "facts",
-                        )
-                    )
-    return train, dice.some(dev, DEV_FACTS)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rag.errors import UserError
 from rag.files import hash_file, remove_leftovers, write_aside, write_json
-from rag.miniwiki import facts, names, sentences
+from rag.miniwiki import names, sentences
 from rag.miniwiki.dice import Dice
 from rag.miniwiki.entries import (
     Entry,
@@ -22,14 +22,13 @@ from rag.miniwiki.entries import (
     Person,
     make_person,
     name_maker,
-    write_fact,
     write_institution,
     write_person,
 )
 from rag.miniwiki.questions import Question, ask
 
-# Streams of dice, one a part of the world.
-NAMING, PEOPLE, INSTITUTIONS, FACTS, SPLIT, ASKING = range(6)
+# Streams of dice, one a part of the world; those that are there keep their number, and so their rolls.
+NAMING, PEOPLE, INSTITUTIONS, SPLIT, ASKING = 0, 1, 2, 4, 5
 
 HARD_NEGATIVES = 6
 
@@ -62,9 +61,6 @@ def make_world(seed: int, people: int, institutions: int) -> World:
         )
         world.institutions.append(institution)
         world.entries.extend(write_institution(dice, institution))
-    dice = Dice(seed, FACTS)
-    for topic in facts.TOPICS:
-        world.entries.extend(write_fact(dice, topic, row) for row in topic.rows())
     world.entries.sort(key=lambda entry: (entry.title, entry.part))
     world.questions = ask(world.people, world.institutions, Dice(seed, SPLIT), Dice(seed, ASKING))
     return world
@@ -180,7 +176,6 @@ def count_all(world: World) -> dict[str, int]:
         "passages": len(world.entries),
         "about people": sum(len(person.passages) for person in world.people),
         "about institutions": 2 * len(world.institutions),
-        "about real facts": sum(len(topic.rows()) for topic in facts.TOPICS),
         "different words": len({word for text in texts for word in words_of(text)}),
         **{f"{file} questions": len(questions) for file, questions in world.questions.items()},
     }

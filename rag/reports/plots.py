@@ -18,7 +18,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from rag.files import write_aside
+from rag.metrics import refusal
 from rag.metrics.record import Record
+from rag.metrics.refusal import Scored
 from rag.reports.contrast import text_on
 from rag.reports.result_table import label_of as metric_label
 from rag.safe_text import printable
@@ -189,6 +191,54 @@ def curves(axes: Axes, steps: Mapping[str, tuple[Sequence[float], Sequence[float
     axes.set_xlabel("training step")
     axes.grid(axis="y", alpha=0.3)
     legend_below(axes, len(steps))
+
+
+def diversity_against_support(
+    axes: Axes, points: Mapping[str, tuple[float, float]], colours: Sequence[str]
+) -> None:
+    """{name: (distinct trigrams, supported trigrams)}, each from 0 to 1, a point with its name."""
+    for number, (name, (distinct, supported)) in enumerate(points.items()):
+        axes.plot(
+            distinct,
+            supported,
+            MARKERS[number % len(MARKERS)],
+            color=colours[number % len(colours)],
+            label=name,
+            markersize=8,
+        )
+    shares(axes, "share of trigrams that the passages hold")
+    axes.set_xlim(0, 1.05)
+    axes.set_xlabel("share of trigrams that are distinct")
+    legend_below(axes, len(points))
+
+
+def risk_coverage(axes: Axes, scored: Mapping[str, Scored]) -> None:
+    """The share of wrong answers against the share of questions that are answered, a line for each score; the lowest
+    that any score could reach is grey."""
+    for number, (name, each) in enumerate(scored.items()):
+        coverage, risk = refusal.risk_coverage(each)
+        axes.plot(coverage, risk, label=name, color=PALETTE[number], linewidth=2.6 if number == 0 else 1.2)
+    right = next(iter(scored.values())).right
+    perfect = refusal.Scored(right.astype(float), next(iter(scored.values())).answerable, right)
+    coverage, risk = refusal.risk_coverage(perfect)
+    axes.plot([0, *coverage], [0, *risk], label="the best possible", color=GREY, linestyle="dashed")
+    shares(axes, "wrong among the answered")
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("questions answered, best score first")
+    legend_below(axes, 1 + len(scored))
+
+
+def refusals(axes: Axes, scored: Mapping[str, Scored], coverage: float) -> None:
+    """How many questions without an answer are refused against how many of the others are answered."""
+    asked = np.linspace(0, 1, 101)[1:]
+    for number, (name, each) in enumerate(scored.items()):
+        refused = [refusal.refused_below(each, refusal.threshold_for(each, share)) for share in asked]
+        axes.plot(asked, refused, label=name, color=PALETTE[number], linewidth=2.6 if number == 0 else 1.2)
+    axes.axvline(coverage, color=GREY, linestyle="dotted")
+    shares(axes, "refused of those without an answer")
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel("answered of those with one")
+    legend_below(axes, len(scored))
 
 
 def bars(axes: Axes, values: Mapping[str, float], form: str) -> None:

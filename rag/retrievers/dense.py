@@ -11,6 +11,7 @@ s is 1 for inner products, as in the paper, and a temperature for cosines (rag/r
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.fingerprints import fingerprint
 from rag.index.folder import Index
+from rag.index.tokens import unread_words
 from rag.index.vectors import UNKNOWN
 from rag.parts import TrainedPart, describe
 from rag.retrievers.null_document import NullDocument
@@ -112,6 +114,9 @@ class DenseRetriever(nn.Module, Retriever):
     def reads_whole(self, question: str) -> bool:
         tokens = self.question_encoder.tokenizer(question, verbose=False).input_ids
         return len(tokens) <= self.question_encoder.max_length
+
+    def unread(self, words: Sequence[str]) -> list[str]:
+        return unread_words(self.question_encoder.tokenizer, words)
 
     def identity(self) -> Any:
         return [self.question_encoder.fingerprint(), fingerprint(self.index.folder)]

@@ -25,7 +25,7 @@ from rag.marginalize import without_autocast
 from rag.parts import TrainedPart, describe_partial
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.null_document import NullDocument
-from rag.retrievers.protocol import Questions, Retrieved, Retriever
+from rag.retrievers.protocol import Lexicon, Questions, Retrieved, Retriever
 from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
 
 
@@ -94,6 +94,9 @@ class HybridRetriever(DenseRetriever):
     def identity(self) -> Any:
         numbers = [number_of(self.scale), number_of(self.weight), self.candidates]
         return [*super().identity(), self.scorer.settings, *numbers]
+
+    def lexicon(self) -> Lexicon | None:
+        return self.scorer if isinstance(self.scorer, Lexicon) else None
 
     def find(self, questions: Questions, n_docs: int) -> Int64[np.ndarray, "batch docs"]:
         return Retriever.find(self, questions, n_docs)  # the index alone does not know the sum

@@ -166,6 +166,19 @@ class _TermMatrix:
         """What decides its scores beside the passages, as plain containers."""
         raise NotImplementedError
 
+    def analyze(self, text: str) -> list[str]:
+        """The terms of a text, in order: those that questions and passages are compared by."""
+        raise NotImplementedError
+
+    def passages_with(self, term: str) -> int:
+        """How many passages hold a term of `analyze`."""
+        number = self._number(term)
+        return 0 if number is None else int(self.terms.indptr[number + 1] - self.terms.indptr[number])
+
+    def _number(self, term: str) -> int | None:
+        """The term's row of `terms`; None where no passage holds it."""
+        raise NotImplementedError
+
     def _similar(self, questions: list[str]) -> Any:
         """(B, N), sparse: a score wherever a question and a passage share a term."""
         raise NotImplementedError
@@ -261,17 +274,17 @@ class BM25(_TermMatrix):
             **asdict(self.words),
         }
 
-    def _similar(self, questions: list[str]) -> Any:
-        known = self.scorer.vocab_dict
+    def analyze(self, text: str) -> list[str]:
+        return self._analyze(text)
+
+    def _number(self, term: str) -> int | None:
+        number = self.scorer.vocab_dict.get(term)
         # the last number may be bm25s's empty token, which no passage has
-        ids = [
-            [
-                known[term]
-                for term in self._analyze(question)
-                if known.get(term, self.terms.shape[0]) < self.terms.shape[0]
-            ]
-            for question in questions
-        ]
+        return None if number is None or number >= self.terms.shape[0] else int(number)
+
+    def _similar(self, questions: list[str]) -> Any:
+        numbers = [[self._number(term) for term in self._analyze(question)] for question in questions]
+        ids = [[number for number in row if number is not None] for row in numbers]
         ends = np.cumsum([0] + [len(row) for row in ids])
         terms = np.fromiter((i for row in ids for i in row), np.int64, ends[-1])
         counts = sp.csr_array(
@@ -308,6 +321,13 @@ class _Counted(_TermMatrix):
     @property
     def settings(self) -> dict[str, Any]:
         return {"kind": self.kind, "terms": _FORMAT, **asdict(self.words)}
+
+    def analyze(self, text: str) -> list[str]:
+        return list(self.vectorizer.build_analyzer()(text))
+
+    def _number(self, term: str) -> int | None:
+        number = self.vectorizer.vocabulary_.get(term)
+        return None if number is None else int(number)
 
     @classmethod
     def _vectorizer(cls, words: Words, vocabulary: list[str] | None = None) -> Any:

@@ -12,7 +12,7 @@ from rag.index.folder import Index
 from rag.index.passages import PassageStore
 from rag.index.unembedded import open_passages
 from rag.parts import TrainedPart, describe, describe_partial
-from rag.retrievers.protocol import Questions, Retrieved, Retriever
+from rag.retrievers.protocol import Lexicon, Questions, Retrieved, Retriever
 from rag.runs import INDEX
 
 
@@ -65,6 +65,9 @@ class LexicalRetriever(nn.Module, Retriever):
 
     def identity(self) -> Any:
         return [self.scorer.settings, self.index.passages.sha256]
+
+    def lexicon(self) -> Lexicon | None:
+        return self.scorer if isinstance(self.scorer, Lexicon) else None
 
     def forward(self, questions: Questions, n_docs: int) -> Retrieved:
         scores, rows = self.scorer.search(questions.text, n_docs)

@@ -46,6 +46,24 @@ class Retrieved:
 
 
 @runtime_checkable
+class Lexicon(Protocol):
+    """What is known of the words of the passages."""
+
+    @property
+    def passages(self) -> int:
+        """N, the number of passages."""
+        ...
+
+    def analyze(self, text: str) -> list[str]:
+        """The terms of a text, in order; none for words that say nothing, such as stop words."""
+        ...
+
+    def passages_with(self, term: str) -> int:
+        """How many passages hold a term of `analyze`."""
+        ...
+
+
+@runtime_checkable
 class Retriever(Protocol):
     """What a model needs of a retriever. One that is written elsewhere derives from it, as from nn.Module, and gives
     `__call__` and `description`; the rest has defaults here, for a retriever without a question encoder.
@@ -76,6 +94,14 @@ class Retriever(Protocol):
     def reads_whole(self, question: str) -> bool:
         """Whether nothing of a question so long is cut before passages are sought for it."""
         return True
+
+    def lexicon(self) -> Lexicon | None:
+        """The words of the passages, where it searches by them."""
+        return None
+
+    def unread(self, words: Sequence[str]) -> list[str]:
+        """Those of the words that its question encoder has no token for."""
+        return []
 
     def identity(self) -> Any:
         """What decides which passages are found, as plain containers; prepared training targets are known by it."""

@@ -17,6 +17,7 @@ from rag.errors import UserError
 from rag.generators.context import Ragged, special_tokens, token_rows
 from rag.index.passage import Passage
 from rag.index.readers import read_passages
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.model import Batch, RagModel
 from rag.retrievers.protocol import Questions
 from rag.tasks.example import Example
@@ -86,8 +87,7 @@ class DenoisingData(StepDataModule):
         absent_share: float = 0.15,
         num_workers: int = 0,
         seed: int = 0,
-        encoding: str | None = None,
-        split_words: int | None = None,
+        reading: CorpusReading = AS_USUAL,
     ):
         super().__init__(num_workers)
         self.files = passages
@@ -98,7 +98,7 @@ class DenoisingData(StepDataModule):
         self.name_share = name_share
         self.absent_share = absent_share
         self.seed = seed
-        self.reading = encoding, split_words
+        self.reading = reading
         self.passages: list[Passage] = []
         self.room = self.generator.max_context_length - sum(
             map(len, special_tokens(self.generator.tokenizer))
@@ -106,7 +106,7 @@ class DenoisingData(StepDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if not self.passages:
-            self.passages = [passage for path in self.files for passage in read_passages(path, *self.reading)]
+            self.passages = [passage for path in self.files for passage in read_passages(path, self.reading)]
             if not self.generator.tokenizer.mask_token:
                 raise UserError("denoising needs a tokenizer with a mask token, such as BART's")
 

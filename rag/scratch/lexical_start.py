@@ -29,6 +29,7 @@ from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
 from rag.index.passage import Passage
 from rag.index.readers import read_passages
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.scratch.one_layer import OneLayerPassageEncoder, OneLayerQuestionEncoder
 
 _UNSEEN = -8.0  # log-weight of [CLS], separators and padding: they are not attended to
@@ -46,8 +47,7 @@ def lexical_encoders(
     score_scale: float = 0.05,
     idf_power: float = 1.0,
     max_passages: int = 50_000,
-    encoding: str | None = None,
-    split_words: int | None = None,
+    reading: CorpusReading = AS_USUAL,
 ) -> tuple[QuestionEncoder, PassageEncoder]:
     """A question and a passage encoder that share their word vectors; idf from the first `max_passages` passages.
 
@@ -68,9 +68,7 @@ def lexical_encoders(
     )
     question_model, passage_model = DPRQuestionEncoder(config), DPRContextEncoder(config)
     question, passage = question_model.question_encoder.bert_model, passage_model.ctx_encoder.bert_model
-    idf = inverse_document_frequencies(
-        tokenizer, islice(read_passages(passages, encoding, split_words), max_passages)
-    )
+    idf = inverse_document_frequencies(tokenizer, islice(read_passages(passages, reading), max_passages))
     start_as_words(question, tokenizer, idf_power * np.log(idf), copy_strength, score_scale)
     passage.load_state_dict(question.state_dict())
     passage.embeddings.word_embeddings.weight = question.embeddings.word_embeddings.weight

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from rag.index.readers import read_passages
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.progress import progress_bar
 from rag.tasks.qa import read_examples
 
@@ -20,8 +21,7 @@ def train_word_tokenizer(
     passages: list[str],
     questions: list[str] | None = None,
     max_words: int = 50_000,
-    encoding: str | None = None,
-    split_words: int | None = None,
+    reading: CorpusReading = AS_USUAL,
 ) -> PreTrainedTokenizerFast:
     """Every lower-cased word and every punctuation mark of the files is a token; others become <unk>."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
@@ -30,9 +30,7 @@ def train_word_tokenizer(
     trainer: Any = trainers.WordLevelTrainer(
         vocab_size=max_words, special_tokens=SPECIAL_TOKENS, show_progress=False
     )
-    tokenizer.train_from_iterator(
-        [*SEPARATORS, *_texts(passages, questions, None, encoding, split_words)], trainer
-    )
+    tokenizer.train_from_iterator([*SEPARATORS, *_texts(passages, questions, None, reading)], trainer)
     return _wrap(tokenizer)
 
 
@@ -41,8 +39,7 @@ def train_bpe_tokenizer(
     questions: list[str] | None = None,
     vocab_size: int = 16_384,
     max_passages: int = 50_000,
-    encoding: str | None = None,
-    split_words: int | None = None,
+    reading: CorpusReading = AS_USUAL,
 ) -> PreTrainedTokenizerFast:
     """Byte-level BPE over lower-cased text, learned from the first `max_passages` passages of each file."""
     tokenizer = Tokenizer(models.BPE())
@@ -55,7 +52,7 @@ def train_bpe_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(passages, questions, max_passages, encoding, split_words), trainer)
+    tokenizer.train_from_iterator(_texts(passages, questions, max_passages, reading), trainer)
     return _wrap(tokenizer)
 
 
@@ -63,12 +60,11 @@ def _texts(
     passages: Iterable[str | Path],
     questions: Iterable[str | Path] | None,
     max_passages: int | None,
-    encoding: str | None,
-    split_words: int | None,
+    reading: CorpusReading,
 ) -> Iterator[str]:
     with progress_bar("learning the tokenizer", None, "texts") as advance:
         for path in passages:
-            for passage in islice(read_passages(path, encoding, split_words), max_passages):
+            for passage in islice(read_passages(path, reading), max_passages):
                 yield f"{passage.title} {passage.text}"
                 advance(1)
         for path in questions or ():

@@ -16,6 +16,7 @@ from rag.files import one_process
 from rag.fingerprints import digest, fingerprint
 from rag.index.passage import Passage, piece_id
 from rag.index.passages import PassageStore
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.metrics.retrieval import answer_matcher
 from rag.tasks.dpr_json import AskedQuestion, open_dpr_json, warn_of_left_out
 from rag.tasks.example import Example
@@ -45,7 +46,7 @@ class DprData(StepDataModule):
     mined: adds BM25's to the hard negatives that the files name; None adds none.
     distant: finds passages that contain the answers for a file whose questions name none; None refuses such a file.
     distant_cloze: an inverse cloze for training on such questions, beside them, where there is no `inverse_cloze`.
-    encoding, split_words: how the corpus is read, as in `read_passages`.
+    reading: how the corpus is read.
     cache: a folder for what is made of the files once (passage stores, mined negatives).
     """
 
@@ -70,8 +71,7 @@ class DprData(StepDataModule):
         mined: MinedNegatives | None = None,
         distant: DistantPositives | None = None,
         distant_cloze: Any = None,
-        encoding: str | None = None,
-        split_words: int | None = None,
+        reading: CorpusReading = AS_USUAL,
     ):
         super().__init__(num_workers)
         self.file = passages
@@ -90,7 +90,7 @@ class DprData(StepDataModule):
         self.distant = distant
         self.distant_cloze = distant_cloze
         self.cache = Path(cache)
-        self.reading = encoding, split_words
+        self.reading = reading
         self.seed = seed
         self.store: PassageStore | None = None
         self.questions: list[AskedQuestion] = []
@@ -108,7 +108,7 @@ class DprData(StepDataModule):
         read = {} if self.file is None else {file: read_examples(file) for file in dict.fromkeys(files)}
         for file, examples in read.items():
             self._check_named(file, examples)
-        corpus = None if self.file is None else open_corpus(self.file, self.cache, *self.reading)
+        corpus = None if self.file is None else open_corpus(self.file, self.cache, self.reading)
         store, questions = corpus, []
         if self.question_file is not None:
             store, questions = self._asked(corpus, self.question_file, read.get(self.question_file))
@@ -290,22 +290,17 @@ class DevSet:
         self.right = torch.from_numpy(padded(known))
 
 
-def open_corpus(
-    passages: str | Path, cache: Path, encoding: str | None = None, words: int | None = None
-) -> PassageStore:
-    """A corpus as a memory-mapped store: a store that is there (an index's passages/), or a file converted once.
-
-    encoding, words: as in `read_passages`.
-    """
+def open_corpus(passages: str | Path, cache: Path, reading: CorpusReading = AS_USUAL) -> PassageStore:
+    """A corpus as a memory-mapped store: a store that is there (an index's passages/), or a file converted once."""
     path = Path(passages)
     if (path / "store.json").is_file():
         return PassageStore.open(path)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the passages that the questions were made for")
-    way = [] if (encoding, words) == (None, None) else [encoding, words]
-    folder = cache / f"passages-{digest([fingerprint(path), *way] if way else fingerprint(path))}"
+    way = reading.settings()
+    folder = cache / f"passages-{digest([fingerprint(path), way] if way else fingerprint(path))}"
     with one_process(folder):
-        return PassageStore.prepare(path, folder, True, encoding, words)
+        return PassageStore.prepare(path, folder, True, reading)
 
 
 def _row(store: PassageStore, passage: str, example: Example, right: bool, file: Any) -> int:

@@ -27,6 +27,7 @@ from rag.files import packed
 from rag.generators.context import Ragged, special_tokens
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
+from rag.index.reading import AS_USUAL, CorpusReading
 from rag.model import Batch, RagModel
 from rag.retrievers.protocol import Questions
 from rag.tasks.example import Example
@@ -104,8 +105,7 @@ class ReadingData(StepDataModule):
         window_steps: int = 0,
         num_workers: int = 0,
         seed: int = 0,
-        encoding: str | None = None,
-        split_words: int | None = None,
+        reading: CorpusReading = AS_USUAL,
         unanswerable: float = 0.0,
         mined: MinedNegatives | None = None,
         *,
@@ -126,7 +126,7 @@ class ReadingData(StepDataModule):
         self.dev_limit = dev_limit
         self.window, self.window_steps = window, window_steps
         self.seed = seed
-        self.reading = encoding, split_words
+        self.reading = reading
         self.unanswerable = unanswerable
         self.mined = mined or MinedNegatives()
         self.cache = Path(cache)
@@ -155,7 +155,7 @@ class ReadingData(StepDataModule):
         every = [example for _, examples in asked for example in examples]
         every_dev = [] if dev_file is None else list(self.task.read(str(dev_file)))
         wanted = {each for example in [*every, *every_dev] for each in example.positive_ids}
-        store = self.store = open_corpus(self.file, self.cache, *self.reading)
+        store = self.store = open_corpus(self.file, self.cache, self.reading)
         gold = _passages_of(store, wanted)
         if dev_file is not None and dev and not any(e.positive_ids[0] in gold for e in dev):
             raise UserError(
