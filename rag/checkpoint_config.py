@@ -167,10 +167,13 @@ def _from_transformers(
     """The configuration for a checkpoint that holds a model and nothing else; `settings` are the script's."""
     path = cfg.checkpoint
     keys = {key_of(override).replace("/", ".").split(".")[0]: override for override in overrides}
+    # One that needs no question encoder, as for passages that come with their questions.
+    others = "retriever" in keys and "task" in settings and "question_encoder" not in cfg.retriever
     for key, override in keys.items():
-        if key not in ("experiment", "model"):
+        if key not in ("experiment", "model", *(["retriever"] if others else [])):
             refuse(key, override)
-    over_passages = "index" in keys or "corpus" in keys
+    needs_index = not others or "index" in cfg.retriever
+    over_passages = "index" in keys or "corpus" in keys or not needs_index
     if "task" not in settings and not over_passages:
         raise UserError(
             f"checkpoint={path} does not say which passages it reads: give index.path=…, an index that build_index.py "
@@ -190,10 +193,9 @@ def _from_transformers(
     }
     target = known.get(of_checkpoint, cfg.model._target_)
     named = keys.get("model") or keys.get("experiment")
-    if named is not None and (cfg.model._target_ != target or "question_encoder" not in cfg.retriever):
-        retriever = (
-            "" if "question_encoder" in cfg.retriever else " over another retriever than a question encoder"
-        )
+    fits = others or "question_encoder" in cfg.retriever
+    if named is not None and (cfg.model._target_ != target or not fits):
+        retriever = "" if fits else " over another retriever than a question encoder"
         wanted, of_file = (each.rpartition(".")[2] for each in (cfg.model._target_, str(target)))
         raise UserError(
             f"{named} is about {wanted}{retriever} but checkpoint={path} is {of_file}: give an experiment of that model"
@@ -201,21 +203,22 @@ def _from_transformers(
     if "n_docs" not in keys:
         of_experiment = cfg.n_docs if cfg.test_n_docs is None else cfg.test_n_docs
         cfg.n_docs = of_experiment if "experiment" in keys else n_docs
+    for key in cfg.task:
+        if OmegaConf.is_missing(cfg.task, key):  # files that only training needs
+            cfg.task[key] = None
     cfg.module = {
         "model": {
             "_target_": f"{target}.from_pretrained",
             "path": path,
-            "index": cfg.index.path,
+            "index": cfg.index.path if needs_index else None,
             "n_docs": cfg.n_docs,
             "trainable": False,
+            **({"retriever": plain(cfg.retriever)} if others else {}),
         },
         "folder": None,
         "answers": True,
         "reads": True,
     }
-    for key in cfg.task:
-        if OmegaConf.is_missing(cfg.task, key):  # files that only training needs
-            cfg.task[key] = None
     kept = ("name", "seed", "paths", "module", "paper", "scripts", *settings)
     return OmegaConf.create(
         {

@@ -134,15 +134,17 @@ class RagModel(nn.Module):
     def from_pretrained(
         cls,
         path: str | Path,
-        index: Index | str | Path,
+        index: Index | str | Path | None = None,
         n_docs: int | None = None,
         trainable: bool = True,
+        retriever: Retriever | None = None,
         **generator: Any,
     ) -> Self:
         """Load a folder or hub id in the format of facebook/rag-token-nq and rag-sequence-nq, over an index.
 
-        n_docs: K; None: the checkpoint's. trainable: False freezes the question encoder. generator: settings of
-        the Generator that go before the checkpoint's, such as max_target_length.
+        n_docs: K; None: the checkpoint's. trainable: False freezes the question encoder. retriever: finds passages in
+        place of the checkpoint's question encoder and `index`. generator: settings of the Generator that go before the
+        checkpoint's, such as max_target_length.
 
         Raises UserError where there is no such checkpoint, its weights are not all there, or the index does not
         fit. A checkpoint of the other model is loaded with a warning.
@@ -150,7 +152,10 @@ class RagModel(nn.Module):
         saved = checkpoint.load(path, **generator)
         if saved.architecture not in ("", cls.architecture):
             log.warning("%s was trained as %s and is used as %s", path, saved.architecture, cls.architecture)
-        retriever = DenseRetriever(saved.question_encoder, _opened(index), trainable)
+        if retriever is None:
+            if index is None:
+                raise UserError(f"{path} searches an index: give index, or another retriever")
+            retriever = DenseRetriever(saved.question_encoder, _opened(index), trainable)
         return cls(retriever, saved.generator, saved.n_docs if n_docs is None else n_docs)
 
     @classmethod

@@ -15,6 +15,8 @@ from tiny_runs import write_run
 from torch.testing import assert_close
 
 from rag.compose import compose_config
+from rag.decoding.generation import generate
+from rag.decoding.settings import Decoding
 from rag.errors import UserError
 from rag.files import read_json
 from rag.generators.context import Ragged, token_rows
@@ -310,9 +312,30 @@ def test_a_model_is_trained_over_given_passages_without_an_index(tmp_path, bart,
     assert [passage["id"] for passage in json.loads(line)["passages"]] == ["4", "5"]
 
 
-@pytest.mark.parametrize(
-    "experiment", ["local/rag_sequence", "local/rag_token", "scratch/rag_token", "miniwiki/rag_token"]
-)
+def test_a_released_checkpoint_reads_given_passages(tmp_path, retriever, bart, questions, capsys):
+    """In the format of facebook/rag-sequence-nq, without an index: what it answers is what Python gives."""
+    RagSequence(retriever, bart, n_docs=3).save_pretrained(tmp_path / "released")
+    results = tmp_path / "results"
+    settings = [
+        "retriever=given",
+        "task=qa",
+        f"task.test={questions}",
+        f"paths.data={tmp_path}",
+        f"results={results}",
+    ]
+    settings += [f"checkpoint={tmp_path / 'released'}", "n_docs=2", "decoding.max_new_tokens=10"]
+    assert run("evaluate", *settings) == 0, capsys.readouterr().err
+    said = [json.loads(line) for line in (results / "predictions.jsonl").read_text().splitlines()]
+    assert [[each["id"] for each in one["passages"]] for one in said] == [["1", "2"], ["7", "3"]]
+    given_ones = GivenPassages.over(QuestionAnswering(test=questions), ["test"], tmp_path / "other")
+    model = RagSequence.from_pretrained(tmp_path / "released", retriever=given_ones).eval()
+    answers = generate(model, model.read(model.prepare([FRANCE, TIBER]), 2), Decoding(max_new_tokens=10))
+    assert [one[0].text for one in answers] == [one["prediction"] for one in said]
+    with pytest.raises(UserError, match="searches an index: give index, or another retriever"):
+        RagSequence.from_pretrained(tmp_path / "released")
+
+
+@pytest.mark.parametrize("experiment", ["local/rag_sequence", "local/rag_token", "scratch/rag_token"])
 def test_an_experiment_takes_the_retriever_as_its_file_says(experiment):
     """A scale that the experiment's own retriever needs is none of given passages'."""
     cfg = compose_config(
