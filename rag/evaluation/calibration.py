@@ -70,7 +70,7 @@ class Calibration:
         return _sigmoid(self.bias + float(features @ np.array(self.weights)))
 
     def believes(self, evidence: Evidence) -> bool:
-        return self.score(evidence) >= self.threshold
+        return evidence.answered and self.score(evidence) >= self.threshold
 
     def at(self, precision: float) -> Self:
         """With the lowest threshold that reached the precision where it was fitted; UserError where none did."""
