@@ -47,10 +47,10 @@ def write_pdf(path: Path, *pages: list[str]) -> Path:
 def write_docx(path: Path, *paragraphs: tuple[str, str], extra: dict[str, bytes] | None = None) -> Path:
     """Paragraphs of (style, text); a style of "" is the usual one."""
     styles = {style for style, _ in paragraphs if style}
-    body = "".join(
-        f"<w:p>{f'<w:pPr><w:pStyle w:val={_id(style)!r}/></w:pPr>' if style else ''}<w:r><w:t>{escape(text)}</w:t></w:r></w:p>"
-        for style, text in paragraphs
-    )
+    body = ""
+    for style, text in paragraphs:
+        named = f'<w:pPr><w:pStyle w:val="{_id(style)}"/></w:pPr>' if style else ""
+        body += f"<w:p>{named}<w:r><w:t>{escape(text)}</w:t></w:r></w:p>"
     named = "".join(
         f'<w:style w:type="paragraph" w:styleId="{_id(style)}"><w:name w:val="{style}"/></w:style>'
         for style in styles

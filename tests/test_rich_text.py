@@ -24,7 +24,10 @@ PAGE = """<!DOCTYPE html><html><head><title>Algeria - Some Site</title><style>p 
 <pre># no heading</pre><h2>Land</h2>Sand &amp; stone.<script>alert("x")</script></body></html>"""
 
 
-def found(path: Path, reading: CorpusReading = CorpusReading(split="headings")) -> list[tuple[str, str]]:
+BY_HEADINGS = CorpusReading(split="headings")
+
+
+def found(path: Path, reading: CorpusReading = BY_HEADINGS) -> list[tuple[str, str]]:
     return [(p.title, p.text) for p in read_passages(path, reading)]
 
 
@@ -230,7 +233,7 @@ def test_without_the_extra_they_are_named_with_what_installs_it(mixture, monkeyp
     assert "2 .pdf (broken.pdf, …), 1 .html (b.html), 1 .docx (c.docx), 1 .png (picture.png)" in caplog.text
     assert '(.docx, .html, .pdf are read after python -m pip install -e ".[documents]"' in caplog.text
     with pytest.raises(
-        UserError, match="b.html: .html files are read with the extra documents, which is not installed"
+        UserError, match="b.html: .html files are read with the extra documents, which is not"
     ):
         list(read_documents(mixture / "b.html"))
     for name in ("a.txt", "sub/rows.csv", "settings.json"):

@@ -26,57 +26,11 @@ _READ_BY = {
     ".pdf": ("pypdf",),
     ".docx": ("mammoth", "bs4"),
 }
-_UNSEEN = {
-    "head",
-    "script",
-    "style",
-    "template",
-    "noscript",
-    "svg",
-    "math",
-    "iframe",
-    "object",
-    "nav",
-    "select",
-}
-_INLINE = {  # what does not end a paragraph
-    *(
-        "a",
-        "abbr",
-        "acronym",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "cite",
-        "code",
-        "data",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-        "img",
-    ),
-    *(
-        "input",
-        "ins",
-        "kbd",
-        "label",
-        "mark",
-        "q",
-        "rp",
-        "rt",
-        "ruby",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strike",
-        "strong",
-    ),
-    *("sub", "sup", "time", "tt", "u", "var", "wbr", "button", "output", "td", "th"),
-}
+_UNSEEN = set("head title script style template noscript svg math iframe object nav select".split())
+_INLINE = set(  # what does not end a paragraph
+    "a abbr acronym b bdi bdo big button cite code data del dfn em font i img input ins kbd label mark output q rp rt "
+    "ruby s samp small span strike strong sub sup td th time tt u var wbr".split()
+)
 _STYLES = "p[style-name='Title'] => h1:fresh\n" + "\n".join(
     f"p[style-name='Heading {n}'] => h{n + 1}:fresh\np[style-name='heading {n}'] => h{n + 1}:fresh"
     for n in range(1, 6)
