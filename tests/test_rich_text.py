@@ -80,6 +80,8 @@ def test_the_encoding_of_a_page(tmp_path):
         "text <![CDATA[ x",
         "text &#xD800; &#99999999999999;",
         "<!-- text",
+        "<?xml version='1.0'?><html xmlns='http://www.w3.org/1999/xhtml'><p>text</p></html>",
+        "https://example.org/a.html",
         "\0<p>text\0",
     ],
 )

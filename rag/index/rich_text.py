@@ -7,6 +7,7 @@ no headings. All three come with the extra `documents`.
 import importlib.util
 import io
 import logging
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,7 +128,11 @@ def html_document(data: bytes, encoding: str | None = None) -> Document:
     """A page: its visible text, without what only serves to move between pages."""
     import bs4
 
-    soup = bs4.BeautifulSoup(data, "html.parser", from_encoding=encoding)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of XML, which reads as HTML, and of characters that are not of the encoding
+        soup = bs4.BeautifulSoup(data, "html.parser", from_encoding=encoding)
     title = " ".join(soup.title.get_text().split()) if soup.title is not None else ""
     sections = list(_html_sections(soup))
     uppermost = {section.headings[0] for section in sections if section.headings}
