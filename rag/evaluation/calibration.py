@@ -123,8 +123,8 @@ class Calibration:
         model.fit((table - mean) / scale, truth)
         fitted = cls(
             tuple(features),
-            *(tuple(map(float, each)) for each in (mean, scale, model.coef_[0])),  # type: ignore[arg-type]
-            bias=float(model.intercept_[0]),
+            *(tuple(map(float, each)) for each in (mean, scale, np.ravel(model.coef_))),
+            bias=float(np.ravel(model.intercept_)[0]),
             threshold=0.5,
             fitted_for=fitted_for,
             n_docs=n_docs,
