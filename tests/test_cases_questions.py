@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rag.errors import UserError
+from rag.index.readers import read_passages
 from rag.retrievers import BM25
 from rag.tasks.contexts import read_contexts
 from rag.tasks.dpr_json import open_dpr_json
@@ -247,3 +248,17 @@ def test_gold_ids_that_are_none(written, tmp_path):
     (tmp_path / "q.jsonl").write_text(_lines({"question": "q?", "answers": "a", "positive_ids": written}))
     with pytest.raises(UserError, match="line 1: positive_ids is not a list of passage ids"):
         read_examples(tmp_path / "q.jsonl")
+
+
+def test_numbers_of_hundreds_of_digits_are_read_as_they_are_written(tmp_path):
+    """Such an id or answer is no float, and needs not be one."""
+    digits = "9" * 400
+    (tmp_path / "q.jsonl").write_text(
+        f'{{"question": "q?", "answers": [{digits}], "positive_ids": [{digits}]}}'
+    )
+    (example,) = read_examples(tmp_path / "q.jsonl")
+    assert example.answers == example.positive_ids == (digits,)
+    (tmp_path / "p.jsonl").write_text(f'{{"id": {digits}, "title": "", "text": "a passage"}}')
+    assert [passage.id for passage in read_passages(tmp_path / "p.jsonl")] == [digits]
+    (tmp_path / "t.jsonl").write_text(f'{{"title": {digits}, "text": {digits}}}')
+    assert [passage.text for passage in read_passages(tmp_path / "t.jsonl")] == [digits]

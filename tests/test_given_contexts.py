@@ -4,12 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from commands import run
 from conftest import PASSAGES
 from hydra.utils import instantiate
+from hypothesis import given as given_values
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tiny_runs import write_run
 from torch.testing import assert_close
@@ -147,6 +150,31 @@ def test_a_wrong_passage_is_named(written, problem):
     with pytest.raises(UserError) as error:
         read_contexts("here", written)
     assert problem in str(error.value)
+
+
+_PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+_NAMES = st.sampled_from(
+    ["id", "passage_id", "title", "text", "contents", "score", "similarity", "sentences"]
+)
+_ANYTHING = st.recursive(
+    _PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given_values(st.lists(_ANYTHING, max_size=4) | _ANYTHING)
+@hypothesis.settings(max_examples=400)
+def test_whatever_is_written_is_read_or_refused_in_one_sentence(written):
+    try:
+        contexts = read_contexts("here", written)
+    except UserError as error:
+        assert str(error).startswith("here") and "\n" not in str(error)
+        return
+    assert all(text.strip() and (id is None or isinstance(id, str)) for id, _, text, _ in contexts)
+    scores = [score for *_, score in contexts if score is not None]
+    assert len(scores) in (0, len(contexts)) and scores == sorted(scores, reverse=True)
+    assert all(map(math.isfinite, scores)) and len({each[:3] for each in contexts}) == len(contexts)
 
 
 def test_a_question_without_passages_is_named_with_its_line_and_nothing_is_left(tmp_path):

@@ -75,9 +75,9 @@ def written(value: Any) -> Any:
     """A number as text; anything else, also NaN, infinity and a truth value, as it is."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
     try:
-        return str(value) if is_number else value
+        return str(value) if number and not isinstance(value, bool) else value
     except ValueError:  # one of thousands of digits
         return value
 
