@@ -99,7 +99,7 @@ def test_the_threshold_keeps_a_precision_and_another_can_be_asked_for():
     assert low.threshold < high.threshold and low.weights == high.weights
     for each in (low, high):
         point = next(point for point in each.curve if point.threshold == each.threshold)
-        assert point.precision >= each.precision
+        assert point.precision >= (each.precision or 1)
         assert point.precision == pytest.approx(point.answered / (point.answered + 1 - point.refused))
     assert low.at(0.95) == high
     with pytest.raises(UserError, match="was reached at no threshold: give at most"):
@@ -345,7 +345,7 @@ def test_records_of_support_stand_beside_diversity(folders, tmp_path):
         (folder / "config.yaml").write_text(config.replace("  max_new_tokens: 6", drawn))
         runs.append(folder)
     found = diversity(runs)
-    assert found.table[SUPPORTED].tolist() == [75.0, 90.0, 40.0] and found.table[NAMES].isna().all()
+    assert found.table[SUPPORTED].tolist() == [75.0, 90.0, 40.0] and found.table[NAMES].isna().sum() == 3
     assert found.table["model"].tolist() == [
         "reference texts",
         "rag_token, temperature 1",

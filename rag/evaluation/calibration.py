@@ -121,10 +121,11 @@ class Calibration:
         scale[scale < 1e-9] = 1.0  # the same for all questions: no weight comes of it
         model = LogisticRegression(C=_INVERSE_REGULARISATION, class_weight="balanced", max_iter=10_000)
         model.fit((table - mean) / scale, truth)
+        coefficients, bias = np.ravel(model.coef_), float(np.ravel(model.intercept_)[0])
         fitted = cls(
             tuple(features),
-            *(tuple(map(float, each)) for each in (mean, scale, model.coef_[0])),  # type: ignore[arg-type]
-            bias=float(model.intercept_[0]),
+            *(tuple(map(float, each)) for each in (mean, scale, coefficients)),  # type: ignore[arg-type]
+            bias=bias,
             threshold=0.5,
             fitted_for=fitted_for,
             n_docs=n_docs,
