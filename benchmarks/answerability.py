@@ -4,8 +4,9 @@
 
 Asks `limit` dev questions of SQuAD as `python -m rag.ask documents=` asks them, over all passages of DATA: as they are,
 and with every passage taken out that holds an answer. With --foreign, also half as many questions of another set, of
-which no passage holds an answer. Half of the articles are fitted on, the others measured. --save writes the calibration
-to configs/answerability.json; --report the page and picture of `python -m rag.analysis answerability`.
+which no passage holds an answer. Half of the articles are fitted on, the others measured. --save fits once more, on all
+of them, and writes that calibration to configs/answerability.json; --report writes the page and picture of `python -m
+rag.analysis answerability`.
 
 DATA holds passages.tsv, and squad_dev.jsonl or dev.jsonl with positive_ids, each also as .gz or .xz; FILE has questions
 with answers. --index: where the index of MiniLM is, or is to be made.
@@ -26,7 +27,7 @@ from rag.ask.command import quoted
 from rag.ask.documents import CALIBRATION
 from rag.cli import mistakes_in_one_sentence, quieten
 from rag.compose import CONFIGS, compose_config, plain
-from rag.evaluation.calibration import identity_of
+from rag.evaluation.calibration import Calibration, identity_of
 from rag.evaluation.evidence import FEATURES
 from rag.evaluation.unanswerable import REMOVED, Asked, ask, holds_answer
 from rag.files import packed, write_aside
@@ -115,7 +116,12 @@ def main(arguments: Sequence[str]) -> None:
         )
     print(f"{seconds:.3f} CPU seconds a question")
     if given.save:
-        calibration.save(CONFIGS / CALIBRATION)
+        every = [*asked, *foreign]
+        evidence, truth = [each.evidence for each in every], [each.answerable for each in every]
+        of_all = Calibration.fit(
+            evidence, truth, PRECISION, OVER_ANY_PASSAGES, identity_of(model), n_docs, len(store)
+        )
+        of_all.save(CONFIGS / CALIBRATION)
         print(f"written: {CONFIGS / CALIBRATION}")
     if given.report is not None:
         command = ["python", "-m", "benchmarks.answerability", *arguments]

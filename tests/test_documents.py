@@ -465,6 +465,7 @@ def test_the_evidence_by_hand(settings, reader, encoder_folder, tmp_path):
     assert found.log_probability == -1.0 and found.margin == pytest.approx(-2.0 - float(empty[1]))
     assert found.entropy == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / np.log(2))
     assert found.prior_share == pytest.approx(0.25 + 0.4)
+    assert contexts.retrieved is not None
     assert found.retrieval == pytest.approx(float(contexts.retrieved.scores[0, 1]))
     # of five passages one holds "engineer", two "lighthouse" and none "Narnia"; "who", "was" and "in" say nothing
     idf = {n: np.log(1 + (5 - n + 0.5) / (n + 0.5)) for n in (0, 1, 2, 3)}

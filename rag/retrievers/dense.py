@@ -125,15 +125,9 @@ class DenseRetriever(nn.Module, Retriever):
         parts = [
             TrainedPart("question_encoder", self.question_encoder, "retriever", self._save_question_encoder)
         ]
-        if self.null_document is not None:
-            parts.append(
-                TrainedPart(
-                    "null_document.safetensors",
-                    self.null_document,
-                    "retriever",
-                    self.null_document.save_pretrained,
-                )
-            )
+        if (null := self.null_document) is not None:
+            file = "null_document.safetensors"
+            parts.append(TrainedPart(file, null, "retriever", null.save_pretrained))
         return [*parts, *parts_of(self.scale, "scale")]
 
     def description(self) -> dict[str, Any]:
