@@ -77,8 +77,7 @@ class CorpusReader:
         self.first_id = first_id
         self.counts: dict[str, int] = {}
         self._begin()
-        if only is None:
-            tell_left_out(self.corpus, left_out)
+        tell_left_out(self.corpus, left_out)
 
     def _begin(self) -> None:
         self.replaced = self.split = self.pieces = 0
