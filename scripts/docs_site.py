@@ -198,7 +198,8 @@ def settings() -> str:
     for group in groups:
         lines += ["", f"## {group.name}"]
         for file in sorted(group.glob("*.yaml")):
-            lines += config_section(file, f"{group.name}={file.stem}", f"{group.name}.")
+            title = f"every {group.name}" if file.stem[0] == "_" else f"{group.name}={file.stem}"
+            lines += config_section(file, title, f"{group.name}.")
     lines += ["", "## experiment", "", "Each header holds the commands that run it.", ""]
     lines += ["| experiment | subject |", "|---|---|"]
     for file in sorted((configs / "experiment").rglob("*.yaml")):

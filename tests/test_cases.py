@@ -31,6 +31,12 @@ def written(path: Path, content: bytes) -> Path:
         ("a.tsv", b"x1\tRome\tThe city is old.\nx2\tNile\tA river.\n", [("x1", "Rome"), ("x2", "Nile")]),
         ("a.tsv", b"TEXT\nThe city is old.\n", [("1", "")]),
         ("a.csv", b"id;text\n7;The city, which is old.\n", [("7", "")]),
+        ("a.csv", b"sep=;\r\nid;text\r\n7;x, y\r\n", [("7", "")]),  # what a spreadsheet may say first
+        ("a.txt", "id\ttitle\ttext\r\n7\tT\tx\r\n".encode("utf-16"), [("7", "T")]),  # its "Unicode text"
+        ("a.csv", b"Rome,The city is old.\nNile,A river.\n", [("1", "Rome"), ("2", "Nile")]),
+        ("a.csv", b'"Rome";"The city; it is old."\n"Nile";"A river."\n', [("1", "Rome"), ("2", "Nile")]),
+        ("a.csv", b"id\ttext\n7\tx\n", [("7", "")]),
+        ("a.jsonl", b'\xef\xbb\xbf{"id": 7, "text": "x"}\r\n\r\n', [("7", "")]),
         ("a.csv", b'"text","id"\r\n"The ""city""\nis old.","7"\r\n', [("7", "")]),
         ("a.csv.gz", gzip.compress(b"id,text\n7,x\n", mtime=0), [("7", "")]),
         ("a.tsv", b"id\ttext\r1\tA city.\r2\tA river.\r", [("1", ""), ("2", "")]),  # an old Mac's line ends

@@ -178,6 +178,7 @@ def test_the_same_folder_by_headings(caplog):
         ("nul.txt#1", "nul", "A\0B text"),
         ("pdfdirt.txt#1", "pdfdirt", "The guarantee is valid for five years. Page 2 of 9 final floor office"),
     ]
+    assert "1 file without text: empty.txt" in caplog.text
     assert "1 file left out: 1 hidden (.hidden.txt)" in caplog.text
 
 

@@ -156,8 +156,10 @@ def test_a_document_is_removed_by_its_name(docs):
         UserError, match="no passage 'Cuba.md' .* no document of that name: give ids that it holds"
     ):
         update(folder, removed=["Cuba.md"], show_progress=False)
-    assert sync(folder, docs).embedded == 3  # it comes back with its folder; Peru.md is as it was read
-    assert {d.name for d in listed_documents(folder)} == {*left, "more/Cuba.md"}
+    encoder = Encoder()
+    assert sync(folder, docs, encoder) == Synchronised(1, 1, 0, 4, 4)  # both come back with their folder
+    assert sorted(encoder.seen) == ["Peru.md#2", *(f"more/Cuba.md#{n}" for n in (1, 2, 3))]
+    check_like_new(folder, docs)
 
 
 def test_what_was_added_from_elsewhere_is_listed_and_goes(docs, tmp_path):

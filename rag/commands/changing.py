@@ -106,6 +106,6 @@ def list_documents(folder: Path) -> None:
     table = Table("document", "passages", "changed", "sha256", title=f"documents of {folder}")
     for each in documents:
         changed = datetime.fromtimestamp(each.changed_ns / 1e9).isoformat(" ", "seconds")
-        table.add_row(each.name, f"{each.passages:,}", changed, each.sha256[:12])
+        table.add_row(each.name, f"{each.passages:,}", changed, each.sha256[:12] or "(in part)")
     Terminal().print(table)
     say(f"{len(documents):,} documents, {sum(each.passages for each in documents):,} passages")

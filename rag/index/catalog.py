@@ -21,7 +21,8 @@ FILE = "documents.json"
 
 @dataclass(frozen=True)
 class DocumentInfo:
-    """A file of a corpus. name: its path in the folder. sha256: of its bytes. changed_ns: when it was changed."""
+    """A file of a corpus. name: its path in the folder. sha256: of its bytes; "" where some of its passages were
+    removed. changed_ns: when it was changed."""
 
     name: str
     sha256: str
@@ -78,11 +79,12 @@ def read_catalog(folder: Path, passages: int) -> list[DocumentInfo] | None:
 
 
 def without_rows(documents: Iterable[DocumentInfo], kept: Bool[np.ndarray, " N"]) -> list[DocumentInfo]:
-    """The documents of which passages stay, and how many."""
+    """The documents of which passages stay, and how many; of which only some do is another than its file."""
     left, row = [], 0
     for each in documents:
         stay = int(kept[row : row + each.passages].sum())
         row += each.passages
         if stay or not each.passages:
-            left.append(replace(each, passages=stay))
+            whole = stay == each.passages
+            left.append(replace(each, passages=stay, sha256=each.sha256 if whole else ""))
     return left

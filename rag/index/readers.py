@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from pathlib import Path
 
-from rag.errors import UserError, shortened
+from rag.errors import UserError, listed, shortened
 from rag.index.corpus_files import (
     FORMATS,
     corpus_files,
@@ -77,12 +77,11 @@ class CorpusReader:
         self.first_id = first_id
         self.counts: dict[str, int] = {}
         self._begin()
-        if only is None:
-            tell_left_out(self.corpus, left_out)
+        tell_left_out(self.corpus, left_out)
 
     def _begin(self) -> None:
         self.replaced = self.split = self.pieces = 0
-        self.unread: list[str] = []
+        self.unread: dict[str, str] = {}  # name → why
         self.counts = {}
         self._made: bool | None = None  # whether the first passage had no id
 
@@ -91,7 +90,9 @@ class CorpusReader:
         yield from self.any_passages()
         if not any(self.counts.values()):
             if self.unread:
-                raise UserError(f"{self.corpus} holds no text that can be read: {self.unread[0]}")
+                raise UserError(
+                    f"{self.corpus} holds no text that can be read: {next(iter(self.unread.values()))}"
+                )
             if self.corpus.is_dir():
                 raise UserError(f"{self.corpus} holds no text: all of its {len(self.files)} files are empty")
             raise UserError(f"{self.corpus} holds no {'text' if is_document(self.files[0]) else 'passages'}")
@@ -130,7 +131,7 @@ class CorpusReader:
                 optional = self.corpus.is_dir() and (is_rich(file) or self.mixture and not is_document(file))
                 if not optional or self.counts[name] or isinstance(error, EncodingError):
                     raise
-                self.unread.append(str(error))
+                self.unread[name] = str(error)
 
     def _of_file(self, file: Path, name: str, numbers: Iterator[int]) -> Iterator[tuple[str, Passage]]:
         kind = _kind(file, self.reading)
@@ -192,8 +193,12 @@ class CorpusReader:
                 "%s: %s left out: %s",
                 self.corpus,
                 counted(len(self.unread), "unreadable file"),
-                "; ".join(shortened(each, 300) for each in self.unread[:5]) + "; …" * (len(self.unread) > 5),
+                "; ".join(shortened(each, 300) for each in [*self.unread.values()][:5])
+                + "; …" * (len(self.unread) > 5),
             )
+        empty = [name for name, count in self.counts.items() if not count and name not in self.unread]
+        if empty and self.corpus.is_dir():
+            log.warning("%s: %s without text: %s", self.corpus, counted(len(empty), "file"), listed(empty, 5))
 
 
 def _read_document(file: Path, reading: CorpusReading) -> Iterator[tuple[str, str]]:

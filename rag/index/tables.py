@@ -4,6 +4,7 @@ rag/text_tables.py reads the rows of text tables; here it is told which column i
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,11 +16,12 @@ import pyarrow.parquet as pq
 from rag.errors import UserError, listed
 from rag.index.fields import NAMES, TEXT_NAMES, Row, column, fields, unquoted_title
 from rag.index.reading import AS_USUAL, CorpusReading
-from rag.text_files import first_bytes, plain_name, text_lines
+from rag.text_files import plain_name, text_lines, text_parts
 from rag.text_tables import SEPARATORS, Fields, table_rows
 
 log = logging.getLogger(__name__)
 
+_SAID = re.compile(r'\s*"?sep=([,;\t])"?\s*$', re.IGNORECASE)  # a spreadsheet's first line
 _LOOKED_AT = 100  # rows that say which column is the text, where no header does
 
 
@@ -27,7 +29,7 @@ def is_table(path: Path, reading: CorpusReading = AS_USUAL) -> bool:
     """Whether a text file is a table, by its name or by a header that names a text column between tabs."""
     if plain_name(path).endswith((".tsv", ".csv")):
         return True
-    first = first_bytes(path, 1 << 16).split(b"\n")[0].decode("utf-8-sig", "replace")
+    first = next((part for _, part in text_parts(path, reading.encoding)), "").split("\n")[0]
     return "\t" in first and _position(_names(first.split("\t")), _text_names(reading)) is not None
 
 
@@ -38,8 +40,11 @@ def read_table(path: Path, reading: CorpusReading = AS_USUAL) -> Iterator[Row]:
     one, two or three columns are told apart by the first rows: ids hold no spaces, and texts are longer than titles.
     """
     first = next((text for _, text in text_lines(path, reading.encoding) if text.strip()), "")
-    separator = _separator(path, first, _text_names(reading))
+    said = _SAID.match(first)
+    separator = said[1] if said else _separator(path, first, _text_names(reading))
     records = table_rows(path, separator, reading.encoding)
+    if said:
+        next(records)
     if (begin := next(records, None)) is None:
         raise UserError(f"{path} is empty: expected a table with the columns id, text and title")
     line, header = begin
