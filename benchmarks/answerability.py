@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
     print(page.text)
     print(page.table.to_string(index=False))
     rest = [each for each in foreign if not fitted_half[each.number]]
-    if rest:
+    if rest and given.foreign is not None:
         answered = [each for each in measured.asked if each.answerable]
         _, refused, _ = refused_with(measure(calibration, [*answered, *rest]).score, calibration.threshold)
         print(

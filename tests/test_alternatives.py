@@ -1,6 +1,7 @@
 """What every passage proposes, with its exact p(y|x), and which answers rival one another."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from reader_folders import tiny_reader, write_notes
 from sentence_folders import tiny_transformer, write_modules
 
 from rag.ask import open_documents
+from rag.ask.printed import several
+from rag.ask.reply_html import answer_html
+from rag.ask.session import Reply, Rival, Source
 from rag.decoding.alternatives import Alternative, answers_and_candidates, candidates, merged, rivals
 from rag.decoding.answers import Answer
 from rag.decoding.generation import generate
@@ -129,3 +133,30 @@ def test_two_people_of_one_name(tmp_path):
     alternatives = reply.record()["alternatives"]
     assert [each["passage"] for each in alternatives] == [rival.source.id for rival in reply.rivals]
     assert ask("Where was John Smith the sailor born?").rivals == ()
+
+
+def test_rivals_are_shown_with_share_document_and_sentence():
+    painter = Source("a.md#1", "John Smith <b>", "He painted. He was born in Leeds.", 0.6, 0.9, None)
+    sailor = Source("b.md#2", "", "He sailed. He was born in Dover.", 0.4, 0.8, None)
+    pair = (Rival("Leeds", -0.7, 0.6, painter), Rival("Dover", -1.1, 0.4, sailor))
+    reply = Reply(ASKED, "Leeds", -0.7, (), (painter, sailor), rivals=pair)
+    lines = [" ".join(line.plain.split()) for line in several(reply)]
+    assert lines == [
+        "Different passages give different answers:",
+        "60% Leeds a.md, John Smith <b>: He was born in Leeds.",
+        "40% Dover b.md: He was born in Dover.",
+    ]
+    page = answer_html(reply, "RAG")
+    assert "60%&ensp;<strong>Leeds</strong>" in page and "<mark>Dover</mark>" in page
+    assert "&lt;b&gt;" in page and "<b>" not in page
+    assert reply.record()["alternatives"][1] == {
+        "answer": "Dover",
+        "logprob": -1.1,
+        "share": 0.4,
+        "passage": "b.md#2",
+        "title": "",
+        "sentence": "He was born in Dover.",
+    }
+    alone = replace(reply, rivals=())
+    assert several(alone) == [] and "Different passages" not in answer_html(alone, "RAG")
+    assert "alternatives" not in alone.record()

@@ -187,12 +187,65 @@ def test_add_and_remove(run, encoder, tmp_path, capsys):
     capsys.readouterr()
     # the index knows its encoder, so that passage_encoder need not be given
     assert run(f"add={more}", f"remove={tmp_path / 'ids.txt'}", f"passage_encoder={tmp_path / 'none'}") == 0
-    assert "removing 2 passages" in capsys.readouterr().out
+    assert "removing 2 ids" in capsys.readouterr().out
     expected = [p for p in PASSAGES if p.id not in ("3", "25")]
     index = Index.open(tmp_path / "index")
     assert list(index.passages) == expected
     np.testing.assert_allclose(index.vectors(np.arange(28)), encoder.encode(expected), rtol=1e-4, atol=1e-5)
     assert index.manifest.recall["20"] == 1.0
+
+
+def test_a_folder_is_synchronised_listed_and_a_document_removed(run, encoder, tmp_path, capsys, monkeypatch):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for number in range(6):
+        (docs / f"{number}.md").write_text(PASSAGES[number].text)
+    command = [f"corpus.path={docs}", "sync=true"]
+    assert run(*command) == 0  # the first time it is built
+    assert len(Index.open(tmp_path / "index")) == 6
+    (docs / "0.md").write_text(PASSAGES[10].text)
+    (docs / "new.txt").write_text(PASSAGES[11].text)
+    (docs / "1.md").unlink()
+    capsys.readouterr()
+    assert run(f"corpus.path={docs}") == 2  # what is said works
+    assert "sync=true embeds what changed" in refusal(capsys)
+    assert run(*command) == 0
+    assert "1 new, 1 changed, 1 gone, 4 unchanged; 2 passages embedded" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    index = Index.open(tmp_path / "index")
+    np.testing.assert_allclose(
+        index.vectors(np.arange(6)), encoder.encode(list(index.passages)), rtol=1e-4, atol=1e-5
+    )
+    assert run(*command) == 0
+    assert "6 unchanged; 0 passages embedded" in " ".join(capsys.readouterr().out.split())
+    assert run("list=true") == 0
+    listed = capsys.readouterr().out
+    assert "new.txt" in listed and "1.md" not in listed and "6 documents, 6 passages" in listed
+    monkeypatch.chdir(docs)  # where a file of that name is no list of ids
+    assert run("remove=new.txt") == 0
+    assert "removing new.txt" in capsys.readouterr().out and len(Index.open(tmp_path / "index")) == 5
+    assert run("remove=new.txt") == 0
+    assert "already is what this update makes of it" in " ".join(capsys.readouterr().out.split())
+    assert run("remove=[2.md,3.md]") == 0
+    assert set(Index.open(tmp_path / "index").passages.ids(range(3))) == {"0.md#1", "4.md#1", "5.md#1"}
+    assert run(*command, "remove=4.md") == 2
+    assert "sync=true makes an index what corpus.path holds" in refusal(capsys)
+
+
+def test_columns_are_named_on_the_command_line(run, tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("key,body\na,one\nb,two\n")
+    assert run(f"corpus.path={tmp_path / 'p.csv'}", "corpus.columns.text=bodi") == 2
+    assert "bodi (corpus.columns.text): there are key, body" in refusal(capsys)
+    named = ["corpus.columns.text=body", "corpus.columns.id=key"]
+    assert run(f"corpus.path={tmp_path / 'p.csv'}", *named) == 0
+    assert list(Index.open(tmp_path / "index").passages) == [Passage("a", "", "one"), Passage("b", "", "two")]
+    assert run(f"corpus.path={tmp_path / 'p.csv'}", "corpus.split_words=2") == 2
+    assert "corpus.split_words is not a setting any more: give corpus.split=words corpus.size=2" in refusal(
+        capsys
+    )
+    assert run(f"corpus.path={tmp_path / 'p.csv'}", "corpus.split=lines") == 2
+    assert "corpus.split=lines does not exist: give words, sentences, tokens, headings" in refusal(capsys)
 
 
 def test_what_cannot_be_added_or_removed(run, encoder, tmp_path, capsys):

@@ -338,10 +338,10 @@ def test_a_folder_answers_on_the_command_line(settings, tmp_path, monkeypatch, c
         and str(tmp_path / ".my notes, 2021.rag") in shown.err
     )
     assert "maria-kestrel.md, maria kestrel – Work" in " ".join(shown.out.split())
-    main([*settings, "json=true", "who described forty mosses in Varne with Zanzibarites"])
+    main([*settings, "json=true", "who described forty mosses"])
     record = json.loads(capsys.readouterr().out)
     assert record["known"] in (True, False) and record["passages"][0]["id"] == "maria-kestrel.md#2"
-    assert "Zanzibarites" in record["unknown_words"] and 0 <= record["prior_share"] <= 1
+    assert 0 <= record["prior_share"] <= 1
     assert record["answerability"] is None  # of a reader that the project's calibration is not for
     assert record["file"] in ("maria-kestrel.md", "lighthouse.md", "animals/otter.txt")
     assert record["answer"].casefold() in record["sentence"].casefold()
@@ -466,7 +466,7 @@ def test_the_evidence_by_hand(settings, reader, encoder_folder, tmp_path):
     assert found.entropy == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / np.log(2))
     assert found.prior_share == pytest.approx(0.25 + 0.4)
     assert found.retrieval == pytest.approx(float(contexts.retrieved.scores[0, 1]))
-    # of five passages one holds "engineer", two "lighthouse" and none "Narnia"; "who", "was", "the", "of", "in" say nothing
+    # of five passages one holds "engineer", two "lighthouse" and none "Narnia"; "who", "was" and "in" say nothing
     idf = {n: np.log(1 + (5 - n + 0.5) / (n + 0.5)) for n in (0, 1, 2, 3)}
     known = WordKnowledge(model).of_question(question)
     assert set(known.weights) == {"engineer", "lighthouse", "narnia"}

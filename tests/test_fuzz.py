@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from benchmarks import fuzz
+from benchmarks.fuzz.counts import Counts, count
+from benchmarks.fuzz.overrides import fuzz_overrides
+from benchmarks.fuzz.readers import fuzz_readers, readers
+from rag.errors import LONGEST_SENTENCE, UserError
+from rag.index.passage import Passage
+
+# of Python's codec unicode_escape, one of the encodings
+pytestmark = pytest.mark.filterwarnings("ignore:invalid (escape|octal):DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -15,47 +22,48 @@ def no_warnings(capsys):
     logging.disable(logging.NOTSET)
 
 
-def nothing_broken(counts: dict[str, fuzz.Counts]) -> None:
+def nothing_broken(counts: dict[str, Counts]) -> None:
     assert not [problem for each in counts.values() for problem in each.broken]
     for name, each in counts.items():
         assert each.inputs == each.read + each.refused, name
 
 
 def test_a_second_of_mutated_files():
-    counts = fuzz.fuzz_readers(5_000, seed=sys.hexversion, seconds=1)
+    counts = fuzz_readers(5_000, seed=sys.hexversion, seconds=1)
     nothing_broken(counts)
     assert counts["read_passages"].read and counts["QuestionAnswering"].read
     assert counts["read_passages"].refused and counts["QuestionAnswering"].refused
 
 
 def test_a_few_random_overrides():
-    counts = fuzz.fuzz_overrides(20, seconds=2)
+    counts = fuzz_overrides(20, seconds=2)
     nothing_broken(counts)
     assert any(each.refused for each in counts.values())
 
 
 @pytest.mark.slow
-def test_twenty_thousand_mutated_files():
-    nothing_broken(fuzz.fuzz_readers(20_000, seed=1))
+@pytest.mark.parametrize("reader", list(readers()))
+def test_twenty_thousand_mutated_files(reader):
+    nothing_broken(fuzz_readers(20_000, seed=1, only=reader))
 
 
 @pytest.mark.slow
 def test_two_hundred_random_overrides():
-    nothing_broken(fuzz.fuzz_overrides(200, seed=1))
+    nothing_broken(fuzz_overrides(200, seed=1))
 
 
 def test_what_is_broken_is_told():
     """The check itself finds an exception, half a character, an empty text and an id that comes twice."""
-    counts = fuzz.Counts()
-    fuzz._count(counts, lambda: [fuzz.Passage("1", "", " ")], "a")
-    fuzz._count(counts, lambda: [fuzz.Passage("1", "", "\ud83d")], "b")
-    fuzz._count(counts, lambda: [fuzz.Passage("1", "", "x"), fuzz.Passage("1", "", "y")], "c")
-    fuzz._count(counts, lambda: [1 // 0], "d")
+    counts = Counts()
+    count(counts, lambda: [Passage("1", "", " ")], "a")
+    count(counts, lambda: [Passage("1", "", "\ud83d")], "b")
+    count(counts, lambda: [Passage("1", "", "x"), Passage("1", "", "y")], "c")
+    count(counts, lambda: [1 // 0], "d")
     assert [problem[0] for problem in counts.broken] == list("abcd")
 
 
 def test_a_sentence_is_one_line_whatever_it_quotes():
-    assert str(fuzz.UserError("one\ntwo\u2028three\r\n")) == "one two three"
-    sentence = str(fuzz.UserError("found " + "x" * 100_000 + ": do this"))
-    assert len(sentence) == fuzz.LONGEST_SENTENCE + 3
+    assert str(UserError("one\ntwo\u2028three\r\n")) == "one two three"
+    sentence = str(UserError("found " + "x" * 100_000 + ": do this"))
+    assert len(sentence) == LONGEST_SENTENCE + 3
     assert sentence.startswith("found x") and sentence.endswith("x: do this")

@@ -21,7 +21,7 @@ def about_documents(overrides: Sequence[str]) -> bool:
 def check_documents(folder: str) -> None:
     """UserError for documents that are not there."""
     if not Path(folder).expanduser().exists():
-        raise UserError(f"{folder} does not exist: give documents=FOLDER, a folder of .txt and .md files")
+        raise UserError(f"{folder} does not exist: give documents=FOLDER, a folder of documents")
 
 
 def opening(cfg: DictConfig) -> str:

@@ -39,9 +39,7 @@ def change(cfg: DictConfig, folder: Path) -> None:
             "passage_encoder=… a copy of it"
         )
     parts = [f"adding {cfg.add}"] * (cfg.add is not None)
-    parts += [f"removing {removed[0] if len(removed) == 1 else f'{len(removed):,} ids or documents'}"] * bool(
-        removed
-    )
+    parts += [f"removing {removed[0] if len(removed) == 1 else f'{len(removed):,} ids'}"] * bool(removed)
     say(f"{' and '.join(parts)}: {folder} stays in place until its new edition is complete")
     index = index.update(
         cfg.add,

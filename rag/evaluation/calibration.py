@@ -70,7 +70,7 @@ class Calibration:
         return _sigmoid(self.bias + float(features @ np.array(self.weights)))
 
     def believes(self, evidence: Evidence) -> bool:
-        return self.score(evidence) >= self.threshold
+        return evidence.answered and self.score(evidence) >= self.threshold
 
     def at(self, precision: float) -> Self:
         """With the lowest threshold that reached the precision where it was fitted; UserError where none did."""
@@ -123,8 +123,8 @@ class Calibration:
         model.fit((table - mean) / scale, truth)
         fitted = cls(
             tuple(features),
-            *(tuple(map(float, each)) for each in (mean, scale, model.coef_[0])),  # type: ignore[arg-type]
-            bias=float(model.intercept_[0]),
+            *(tuple(map(float, each)) for each in (mean, scale, np.ravel(model.coef_))),
+            bias=float(np.ravel(model.intercept_)[0]),
             threshold=0.5,
             fitted_for=fitted_for,
             n_docs=n_docs,

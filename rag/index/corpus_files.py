@@ -103,7 +103,7 @@ def _of_datasets(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = read_json(folder / "dataset_dict.json").get("splits")
         if not isinstance(splits, list) or len(splits) != 1:
-            places = listed(str(folder / str(name)) for name in splits or [])
+            places = ", ".join(str(folder / str(name)) for name in splits or [])
             raise UserError(f"{folder} holds several splits: give one of them: {places}")
         folder = folder / str(splits[0])
     if not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):

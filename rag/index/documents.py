@@ -87,7 +87,7 @@ def index_documents(
 
 def _existing(documents: Path | str) -> Path:
     documents = Path(documents).expanduser()
-    return existing(documents, "give documents=FOLDER, a folder of .txt and .md files").resolve()
+    return existing(documents, "give documents=FOLDER, a folder of documents").resolve()
 
 
 def _usable(folder: Path, encoder: EncoderInfo) -> bool:

@@ -59,7 +59,8 @@ def fields(
     for name, at, value in (("id", at_id, id), ("title", at_title, title), ("text", at_text, text)):
         if not isinstance(value, str) and not (name == "id" and value is None):
             problem = f"no {name} among {listed(record)}" if at is None else f"{at} is {value!r:.80}"
-            raise UserError(f"{location}: {problem}: expected a string each for id, title and text")
+            advice = f", or corpus.columns.{name}= what it is called" if at is None else ""
+            raise UserError(f"{location}: {problem}: expected a string each for id, title and text{advice}")
     if at_text == "contents" and at_title is None and (match := _TITLE_LINE.match(text)):  # type: ignore[arg-type]
         title, text = match[1], text[match.end() :]  # type: ignore[index]
     return id, title if "title" in given else _with_section(title, record), text  # type: ignore[return-value]

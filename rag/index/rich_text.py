@@ -7,6 +7,7 @@ no headings. All three come with the extra `documents`.
 import importlib.util
 import io
 import logging
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,57 +27,11 @@ _READ_BY = {
     ".pdf": ("pypdf",),
     ".docx": ("mammoth", "bs4"),
 }
-_UNSEEN = {
-    "head",
-    "script",
-    "style",
-    "template",
-    "noscript",
-    "svg",
-    "math",
-    "iframe",
-    "object",
-    "nav",
-    "select",
-}
-_INLINE = {  # what does not end a paragraph
-    *(
-        "a",
-        "abbr",
-        "acronym",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "cite",
-        "code",
-        "data",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-        "img",
-    ),
-    *(
-        "input",
-        "ins",
-        "kbd",
-        "label",
-        "mark",
-        "q",
-        "rp",
-        "rt",
-        "ruby",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strike",
-        "strong",
-    ),
-    *("sub", "sup", "time", "tt", "u", "var", "wbr", "button", "output", "td", "th"),
-}
+_UNSEEN = set("head title script style template noscript svg math iframe object nav select".split())
+_INLINE = set(  # what does not end a paragraph
+    "a abbr acronym b bdi bdo big button cite code data del dfn em font i img input ins kbd label mark output q rp rt "
+    "ruby s samp small span strike strong sub sup td th time tt u var wbr".split()
+)
 _STYLES = "p[style-name='Title'] => h1:fresh\n" + "\n".join(
     f"p[style-name='Heading {n}'] => h{n + 1}:fresh\np[style-name='heading {n}'] => h{n + 1}:fresh"
     for n in range(1, 6)
@@ -173,7 +128,11 @@ def html_document(data: bytes, encoding: str | None = None) -> Document:
     """A page: its visible text, without what only serves to move between pages."""
     import bs4
 
-    soup = bs4.BeautifulSoup(data, "html.parser", from_encoding=encoding)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of XML, which reads as HTML, and of characters that are not of the encoding
+        soup = bs4.BeautifulSoup(data, "html.parser", from_encoding=encoding)
     title = " ".join(soup.title.get_text().split()) if soup.title is not None else ""
     sections = list(_html_sections(soup))
     uppermost = {section.headings[0] for section in sections if section.headings}

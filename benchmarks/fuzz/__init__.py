@@ -1,0 +1,1 @@
+"""Readers under mutated files, command lines under random overrides: see __main__.py."""
