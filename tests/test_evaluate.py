@@ -167,7 +167,7 @@ def test_a_checkpoint_in_the_format_of_facebooks(retriever, bart, index, questio
             *files,
             "model=rag_token",
         ): f"model=rag_token is about RagToken but checkpoint={folder} is RagSequence",
-        (*files, "retriever=bm25"): "retriever=bm25 contradicts the checkpoint",
+        (*files, "retriever=hybrid"): "retriever=hybrid contradicts the checkpoint",
         ("experiment=table1/nq_rag_token",): "experiment=table1/nq_rag_token is about RagToken but",
     }.items():
         assert run("evaluate", *command, *wrong) == 2

@@ -223,6 +223,35 @@ def test_what_bm25_found_is_what_given_passages_read(tmp_path, asked, corpus, in
     assert BM25.build(index.passages).search([QUESTIONS[0]], 1)[1].tolist() == [[0]]
 
 
+def test_another_tools_ranking_is_judged_without_a_model(tmp_path, asked, corpus, capsys):
+    """reader=none retriever=given: nDCG of a file of a re-ranker's; and gold passages, which BM25's corpus holds."""
+    ranked = [
+        ASKED[0]
+        | {"ctxs": [{"id": "2", "text": "Berlin", "score": 1}, {"id": "1", "text": "Paris", "score": 3}]},
+        ASKED[1]
+        | {"ctxs": [{"id": "9", "text": "no", "score": 2}, {"id": "2", "text": "Berlin", "score": 1}]},
+    ]
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ranked))
+    command = ["reader=none", "task=qa", f"paths.data={tmp_path}", "trec=true", "recall_at=[1,2]"]
+    given = ["retriever=given", f"task.test={tmp_path / 'ranked.jsonl'}", f"results={tmp_path / 'given'}"]
+    assert run("evaluate", *command, *given) == 0, capsys.readouterr().err
+    first = find(records_of(read_json(tmp_path / "given" / "result.json")), "recall", 1)
+    assert first is not None and (first.value, first.n) == (0.5, 2)
+    gain = 1 / np.log2(3)
+    of_second = gain / (1 + gain)  # rank 2, of two gold passages
+    said = read_json(tmp_path / "given" / "trec" / "measures.json")
+    assert said["recall"]["nDCG@10"]["value"] == pytest.approx((1 + of_second) / 2)
+    gold = [
+        "retriever=gold",
+        f"task.test={asked}",
+        "limit=2",
+        f"corpus.path={corpus}",
+        f"results={tmp_path / 'gold'}",
+    ]
+    assert run("evaluate", *command, *gold) == 2  # the sample holds a question without
+    assert "retriever=gold knows no gold passage" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "settings, problem",
     [
