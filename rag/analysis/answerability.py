@@ -37,7 +37,7 @@ KINDS = {REMOVED: "its passages taken out", NOBODY: "about nobody"}
 def answerability(
     run: Path, split: str = "dev", limit: int = 600, precision: float = 0.8, unanswerable: str = REMOVED
 ) -> Analysis:
-    """Fits and saves an answerability score: what abstain=true of rag.ask goes by.
+    """What the passages do not hold: a score to refuse by, fitted and measured, which abstain=true of rag.ask goes by.
 
     limit: questions of `split`, half to fit on and half to measure. precision: of the questions that are answered, the
     share that can be answered, where half of those asked can. unanswerable: removed (a question's passages are taken
