@@ -31,7 +31,7 @@ from rag.tasks.example import Example
 from rag.training.datamodule import sample
 
 COVERAGE = 0.9  # of the answerable questions, at which refusals are compared
-KINDS = {REMOVED: "its passages taken out", NOBODY: "about nobody"}
+KINDS = {REMOVED: "without its passages", NOBODY: "about nobody"}
 
 
 def answerability(
@@ -224,7 +224,7 @@ def shown(calibration: Calibration, measured: Measured, questions: str, which: s
             for each in [*by_score[:4], *by_score[-4:]]
         ]
     )
-    return Analysis(f"Answerability: questions {which}", text, frame, figure, examples)
+    return Analysis(f"Answerability: questions also asked {which}", text, frame, figure, examples)
 
 
 def _with_interval(metric: Metric) -> str:
