@@ -98,6 +98,8 @@ def test_forms_in_small(tmp_path, name, content, expected):
         ("a.tsv", b"PK\x03\x04 and so on", "is an archive: unpack it"),
         ("a.tar", b"x", "is an archive: unpack it"),
         ("f/a.png", b"x", r"found 1 .png \(a.png\); expected"),
+        ("a.txt", b"\xef\xbb\xbf", "holds no text"),  # nothing but a byte order mark
+        ("a.md", b"\xff\xfe", "holds no text"),
         ("f/.hidden.txt", b"x", r"found 1 hidden \(.hidden.txt\)"),
     ],
 )

@@ -28,15 +28,15 @@ def nothing_broken(counts: dict[str, Counts]) -> None:
         assert each.inputs == each.read + each.refused, name
 
 
-def test_a_second_of_mutated_files():
-    counts = fuzz_readers(5_000, seed=sys.hexversion, seconds=1)
+def test_some_mutated_files():
+    counts = fuzz_readers(700, seed=sys.hexversion)
     nothing_broken(counts)
     assert counts["read_passages"].read and counts["QuestionAnswering"].read
     assert counts["read_passages"].refused and counts["QuestionAnswering"].refused
 
 
 def test_a_few_random_overrides():
-    counts = fuzz_overrides(20, seconds=2)
+    counts = fuzz_overrides(20)
     nothing_broken(counts)
     assert any(each.refused for each in counts.values())
 

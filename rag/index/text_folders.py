@@ -132,7 +132,7 @@ def _whole_words(file: Path, encoding: str | None, left_out: set[int]) -> Iterat
         else:
             text = _joined(text)
             words = text.split()
-            cut = "" if text[-1].isspace() or not words or len(words[-1]) > _LONGEST_WORD else words.pop()
+            cut = "" if text[-1:].isspace() or not words or len(words[-1]) > _LONGEST_WORD else words.pop()
         yield from words
     yield from _joined(cut).split()
 
