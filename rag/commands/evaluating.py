@@ -121,7 +121,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                 found = (scores_of(answered), store, n_docs, texts, as_read)
                 export(
                     exports,
-                    Outcome(task, examples, np.array([each.rows for each in answered]), *found),
+                    Outcome(task, examples, np.array([each.rows for each in answered], np.int64), *found),
                     run,
                     cfg,
                 )
