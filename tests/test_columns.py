@@ -171,6 +171,9 @@ def test_a_damaged_folder_of_datasets(tmp_path):
         file.write_bytes(content)
         with pytest.raises(UserError, match="was cut short|is damaged after row|holds no"):
             list(read_passages(folder))
+    file.write_bytes(whole.replace(b"text\0", b"\xf4ext\0"))  # a column's name that is no text
+    with pytest.raises(UserError, match="is not a stream of Arrow's"):
+        list(read_passages(folder))
     file.unlink()
     with pytest.raises(UserError, match="lacks data-00000-of-00001.arrow: save or copy it again"):
         read_passages(folder)

@@ -155,10 +155,11 @@ def read_parquet(path: Path, reading: CorpusReading = AS_USUAL) -> Iterator[Row]
     """The rows of a Parquet file; columns beyond id, title and text, as `embeddings`, are left unread."""
     try:
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)  # not a row group at once
-    except (pa.ArrowInvalid, OSError) as error:
+        names = file.schema_arrow.names
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a Parquet file, or was cut short ({error})") from error
     with file:
-        present = _present(path, file.schema_arrow.names, reading)
+        present = _present(path, names, reading)
         yield from _batch_rows(path, lambda: file.iter_batches(1024, columns=present), reading)
 
 
@@ -166,9 +167,10 @@ def read_arrow(path: Path, reading: CorpusReading = AS_USUAL) -> Iterator[Row]:
     """The rows of an Arrow file, a stream as `datasets` writes them, with the same columns."""
     try:
         reader: Any = pa.ipc.open_stream(pa.memory_map(str(path)))
-    except (pa.ArrowInvalid, OSError) as error:
+        names = reader.schema.names
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a stream of Arrow's, or was cut short ({error})") from error
-    present = _present(path, reader.schema.names, reading)
+    present = _present(path, names, reading)
     few = (part for batch in reader for part in _parts(batch.select(present)))
     yield from _batch_rows(path, lambda: few, reading)
 
