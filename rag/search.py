@@ -25,6 +25,7 @@ from rag.compose import nearest
 from rag.errors import UserError
 from rag.files import hidden_beside
 from rag.fingerprints import digest
+from rag.index.corpus_files import corpus_files, is_mixture
 from rag.index.folder import Index
 from rag.index.reading import AS_USUAL, CorpusReading
 from rag.index.unembedded import open_passages, prepare_passages
@@ -124,6 +125,8 @@ def open_search(
             )
         index = open_passages(place)
     else:
+        if place.exists() and is_mixture(corpus_files(place)[0]):
+            reading = reading.by("headings")  # of documents, as rag.ask reads them
         index = prepare_passages(place, kept, reading)
         kept = index.folder
         for other in kept.parent.glob(f"{place.resolve().name}-*") if cache is None else ():

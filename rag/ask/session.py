@@ -126,7 +126,7 @@ class Reply:
         if self.prior_share is not None:
             said.append(f"{self.prior_share:.0%} of p(z|x,y) is the prior's")
         if self.unknown_words:
-            said.append(f"unknown words: {', '.join(self.unknown_words)}")
+            said.append(f"words in no passage or vocabulary: {', '.join(self.unknown_words)}")
         return said
 
     @property
