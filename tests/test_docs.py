@@ -274,8 +274,8 @@ def test_readme_answers_from_real_text(tmp_path):
     is left beside them."""
     (block,) = [each for each in python_blocks(demo=False) if each.page == "README.md"]
     shutil.copytree(PROJECT / "notebooks" / "documents", tmp_path / "notebooks" / "documents")
-    said, *passages, logprob = run_python(block, tmp_path).splitlines()
-    assert said == "Paris | france.md | Its capital is Paris, which lies on the Seine."
+    said, sentence, *passages, logprob = run_python(block, tmp_path).splitlines()
+    assert (said, sentence) == ("Paris | france.md", "Its capital is Paris, which lies on the Seine.")
     priors, posteriors = zip(*(re.findall(r"[01]\.\d\d", line) for line in passages), strict=True)
     assert passages[0].startswith("France: ") and len(passages) == 5
     assert abs(sum(map(float, priors)) - 1) < 0.03 and abs(sum(map(float, posteriors)) - 1) < 0.03
