@@ -616,7 +616,8 @@ def test_no_row_of_a_step_is_lost_or_doubled_by_an_interruption(demo):
         assert demo("train", *stopped, *stop) == 130
     assert demo("train", *stopped) == 0
     rows = curves_of(demo.root / "logged")
-    assert curves_of(demo.root / "logged_stopped") == rows
+    one, other = (demo.root / name / "metrics.csv" for name in ("logged", "logged_stopped"))
+    assert other.read_bytes() == one.read_bytes()
     trained = [row["step"] for row in rows if "train/nll_per_token" in row]
     assert trained == [str(step) for step in range(6)]
 

@@ -28,7 +28,7 @@ def join_curves(folder: Path) -> None:
             first = min(int(row["step"]) for row in its_rows)
             rows = [row for row in rows if int(row["step"]) < first] + its_rows
     with write_aside(file) as aside, aside.open("w", encoding="utf-8", newline="") as out:
-        table = csv.DictWriter(out, sorted(names), lineterminator="\n", restval="")
+        table = csv.DictWriter(out, sorted(names), restval="")  # line ends as Lightning writes them
         table.writeheader()
         table.writerows(rows)
     for part in parts:
