@@ -224,7 +224,7 @@ def test_wrong_files_are_told_before_anything_is_written(command, tmp_path, caps
         "batch_size=0": "batch_size=0: a whole number from 1 is expected",
         "batch_size=five": "batch_size=five: a whole number from 1 is expected",
         "split=tset": "split=tset does not exist; available: train, dev, test",
-        "k_sweep=[0]": "K = 0 passages cannot be retrieved",
+        "k_sweep=[0]": "k_sweep=[0]: a list of whole numbers from 1 is expected",
         "report=table9": "report=table9 does not exist; available: table1, table2",
     }.items():
         assert run("evaluate", *command, wrong, f"results={tmp_path / 'none'}") == 2

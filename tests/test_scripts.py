@@ -959,7 +959,13 @@ def test_evaluate_refuses_what_contradicts_the_checkpoint(demo, tmp_path, capsys
         "experiment=miniwiki/rag_token": "was trained as demo/rag_sequence",
         "~index": "contradicts the checkpoint",
         "split=tset": "split=tset does not exist; available: train, dev, test (with a file: train, dev, test)",
-        "limit=0": "limit=0 leaves no question",
+        "limit=0": "limit=0: a whole number from 1 is expected",
+        "limit=abc": "limit=abc: a whole number from 1 is expected",
+        "k_sweep=5": "k_sweep=5: a list of whole numbers from 1 is expected, as in k_sweep=[1,5,20]",
+        "k_sweep=null": "k_sweep=null: a list of whole numbers",
+        "recall_at=[a]": "recall_at=['a']: a list of whole numbers",
+        "export=trec": "export=trec: a list is expected",
+        "hot_swap=3": "hot_swap=3: two editions are expected",
         f"index.path={tmp_path}": "manifest.json is missing",
     }.items():
         assert demo("evaluate", checkpoint, wrong) == 2

@@ -280,13 +280,30 @@ def paper_cells(cfg: DictConfig) -> list[Cell]:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """UserError for a limit or batch size that is none."""
-    if cfg.limit is not None and cfg.limit < 1:
-        raise UserError(f"limit={cfg.limit} leaves no question: give 1 or more")
-    if cfg.batch_size is not None and (type(cfg.batch_size) is not int or cfg.batch_size < 1):
+    """UserError for a limit, a batch size or numbers of passages that are none."""
+    for name in ("limit", "batch_size", "n_docs"):
+        value = plain(cfg.get(name))
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{name}={value}: a whole number from 1 is expected, as in {name}=32")
+    for name in ("k_sweep", "recall_at"):
+        value = plain(cfg.get(name, []))
+        if not isinstance(value, list) or any(type(each) is not int or each < 1 for each in value):
+            raise UserError(
+                f"{name}={_typed(value)}: a list of whole numbers from 1 is expected, as in {name}=[1,5,20]"
+            )
+    exports = plain(cfg.export)
+    if not isinstance(exports, list) or not all(isinstance(each, str) for each in exports):
+        raise UserError(f"export={_typed(exports)}: a list is expected, as in export=[{','.join(FORMS)}]")
+    swap = plain(cfg.get("hot_swap"))
+    if swap is not None and not (isinstance(swap, dict) and {"questions", "editions"} <= swap.keys()):
         raise UserError(
-            f"batch_size={cfg.batch_size}: a whole number from 1 is expected, as in batch_size=32"
+            f"hot_swap={_typed(swap)}: two editions are expected, as in "
+            "configs/experiment/hotswap/nq_rag_sequence.yaml, or null"
         )
+
+
+def _typed(value: Any) -> Any:
+    return "null" if value is None else value
 
 
 def place(cfg: DictConfig, settings: dict[str, Any]) -> Path:
