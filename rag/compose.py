@@ -105,7 +105,8 @@ def _searched() -> list[str]:
 
 
 def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
-    """UserError for text where the default is a number or a truth value, and for a fraction where it is whole."""
+    """UserError for text where the default is a number or a truth value, for a fraction where it is whole, and for what
+    is no list or no settings where a command's own default is."""
     key = key_of(override)
     if override[0] in "~+" or key in GROUPS or key in ("overwrite", "trainer.devices"):
         return  # the last two have names for values as well
@@ -113,6 +114,15 @@ def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
         value, before = OmegaConf.select(cfg, key), OmegaConf.select(default, key)
     except OmegaConfBaseException:
         return  # an interpolation that leads nowhere is told where it is used
+    if "." not in key and OmegaConf.is_config(before) and not isinstance(value, type(before)):
+        raise UserError(
+            f"{shortened(override)}: "
+            + (
+                f"a list is expected, as in {key}=[]"
+                if OmegaConf.is_list(before)
+                else f"set {key}.NAME=… instead"
+            )
+        )
     kinds = {bool: "true or false", int: "a whole number", float: "a number"}
     allowed = (int, float) if type(before) is float else type(before)
     if (

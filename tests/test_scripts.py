@@ -878,6 +878,8 @@ COMMANDS = {
     "generator.path.x=3": "there is nothing under generator.path",
     "paths.run=a=b": "needs quotes, as in 'paths.run=\"a=b\"'",
     "n_docs=[1,": "n_docs=[1, cannot be read",
+    "inputs=5": "inputs=5: a list is expected, as in inputs=[]",
+    "datamodule=null": "datamodule=null: set datamodule.NAME=… instead",
     "n_docs=five": "n_docs=five: a whole number is expected, as in n_docs=5",
     "retriever.trainable=maybe": "true or false is expected, as in retriever.trainable=true",
     "overwrite=maybe": "overwrite=maybe does not exist",
