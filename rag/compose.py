@@ -114,7 +114,13 @@ def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
         value, before = OmegaConf.select(cfg, key), OmegaConf.select(default, key)
     except OmegaConfBaseException:
         return  # an interpolation that leads nowhere is told where it is used
-    if "." not in key and OmegaConf.is_config(before) and not isinstance(value, type(before)):
+    none_of_it = value is None and OmegaConf.is_dict(before)  # as in hot_swap=null
+    if (
+        "." not in key
+        and OmegaConf.is_config(before)
+        and not isinstance(value, type(before))
+        and not none_of_it
+    ):
         raise UserError(
             f"{shortened(override)}: "
             + (
