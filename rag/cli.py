@@ -82,6 +82,15 @@ def mistakes_in_one_sentence(less: str = "batch sizes or n_docs") -> Iterator[No
         sys.exit(1)
 
 
+@contextmanager
+def mistakes_as_user_errors() -> Iterator[None]:
+    """For callers in Python: a mistake that Hydra or OmegaConf found, or wrapped, as the UserError that it is."""
+    try:
+        yield
+    except (InstantiationException, OmegaConfBaseException) as error:
+        raise UserError(one_sentence(error)) from error
+
+
 def stop_writing() -> None:
     """Let what is still to be written to standard output go nowhere; the error again where that is not what broke."""
     there = select.poll()

@@ -13,6 +13,7 @@ from test_prompts import WORDS
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from rag.commands.train import train
 from rag.errors import UserError
 from rag.generators.causal import CausalGenerator
 from rag.model import ClosedBook, RagSequence
@@ -247,6 +248,10 @@ def test_a_run_with_an_adapter_is_trained_reopened_and_judged(folder, index, tmp
     ]
     assert run("train", *settings, "decoding.max_new_tokens=40") == 2
     assert "decoding.max_new_tokens is 40 but the generator has 20 positions" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match="generator.modules names nothing_proj"
+    ):  # from Python, as the command tells it
+        train(*settings, "generator.modules=[nothing_proj]")
     assert run("train", *settings) == 0
     folder = tmp_path / "runs" / "wiki" / "causal"
     saved = folder / "model" / "generator"

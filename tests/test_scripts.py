@@ -884,6 +884,8 @@ COMMANDS = {
     "n_docs=[1,": "n_docs=[1, cannot be read",
     "inputs=5": "inputs=5: a list is expected, as in inputs=[]",
     "datamodule=3": "datamodule=3: set datamodule.NAME=… instead",
+    "datamodule=null": "datamodule=null leaves nothing to train: set datamodule.NAME=… instead",
+    "module=null": "module=null leaves nothing to train",
     "n_docs=five": "n_docs=five: a whole number is expected, as in n_docs=5",
     "retriever.trainable=maybe": "true or false is expected, as in retriever.trainable=true",
     "overwrite=maybe": "overwrite=maybe does not exist",

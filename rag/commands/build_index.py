@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rag.cli import compose_command, many_imports, quieten, run_command
+from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import check_corpus, fetch_corpus, makes_the_encoder
 
 USAGE = """
@@ -25,6 +25,7 @@ to resume; a finished index is left alone.
 """
 
 
+@mistakes_as_user_errors()
 def build_index(*overrides: str) -> Path:
     """`python build_index.py` with these overrides, from Python; the index's folder.
 

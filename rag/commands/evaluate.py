@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rag.checkpoint_config import from_checkpoint
-from rag.cli import compose_command, many_imports, quieten, run_command
+from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import fetch_corpus
 from rag.commands.retrieving import without_reader
 
@@ -29,6 +29,7 @@ predictions.jsonl and result.json to RUN/evaluation/. Rerun the same command to 
 """
 
 
+@mistakes_as_user_errors()
 def evaluate(*overrides: str) -> Path | None:
     """`python evaluate.py` with these overrides, from Python; the results' folder, None for a report.
 

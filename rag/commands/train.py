@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from rag.cli import compose_command, many_imports, quieten, run_command
+from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import fetch_corpus
 from rag.reports.finished import complete_run
 from rag.sweep import sweep_if_asked
@@ -30,6 +30,7 @@ command to resume; a finished run is left alone.
 """
 
 
+@mistakes_as_user_errors()
 def train(*overrides: str) -> Path:
     """`python train.py` with these overrides, from Python; the run's folder.
 

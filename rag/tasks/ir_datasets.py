@@ -89,8 +89,9 @@ def _documents(dataset: Any, id: str) -> Iterator[dict[str, str]]:
     with progress_bar(f"writing {id}", dataset.docs_count() or None, "documents") as advance:
         for document in dataset.docs_iter():
             advance(1)
-            title = getattr(document, "title", "") or ""
-            text = getattr(document, "text", None) or (document.default_text() if not title else "") or title
+            known = document._asdict()  # a named tuple, whose fields are the dataset's own
+            title = known.get("title") or ""
+            text = known.get("text") or (document.default_text() if not title else "") or title
             if text.strip():
                 yield {"_id": str(document.doc_id), "title": title, "text": text}
             else:

@@ -20,6 +20,11 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
 
     Where no experiment was asked for, the first line says which one it is.
     """
+    for name in ("module", "datamodule"):
+        if cfg.get(name) is None:
+            raise UserError(
+                f"{name}=null leaves nothing to train: set {name}.NAME=… instead, or leave it out"
+            )
     run = look(cfg)
     if not cfg.info and not any(key_of(each) == "experiment" for each in overrides):
         say(default_line(cfg), flush=True)
