@@ -10,9 +10,14 @@ from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from rag.errors import UserError
+from rag.evaluation.judging import describe_gold_not_held
 from rag.generators.context import Ragged, token_rows
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.index.unembedded import UnembeddedIndex
 from rag.model import RagSequence
 from rag.retrievers import GoldRetriever, Questions
+from rag.tasks.example import Example
 
 ASKED = [
     {
@@ -72,3 +77,24 @@ def test_what_is_wrong_is_told(index, file, tmp_path):
     (tmp_path / "none.jsonl").write_text(json.dumps(ASKED[2]) + "\n")
     with pytest.raises(UserError, match=r"none.jsonl: no question has positive_ids"):
         GoldRetriever.over(index.folder, str(tmp_path / "none.jsonl"))
+
+
+def test_the_pieces_of_a_gold_passage_are_read_in_their_order(tmp_path):
+    """Of a corpus that was split, whose ids are "7#1", "7#2"; what only looks like a piece of 7 is none."""
+    passages = [Passage(id, "", id) for id in ("7#2", "70", "8", "7#1", "7#x", "#3")]
+    PassageStore.write(passages, tmp_path / "passages")
+    index = UnembeddedIndex.open(tmp_path)
+    assert index.passages.rows_of(["7", "8", "9", "#3", "7#1"]) == {"7": [0], "8": [2], "7#1": [3], "#3": [5]}
+    assert index.passages.rows_of(["7", "absent"]) == {"7": [0, 3]}
+    retriever = GoldRetriever(index, {"q": ["8", "7"]})
+    assert retriever(Questions(["q"], {}), 4).rows.tolist() == [[2, 0, 3, -1]]
+    assert index.passages.rows_of([]) == {}
+
+
+def test_gold_passages_of_another_corpus_are_told_not_counted_as_not_found_in_silence(index):
+    asked = [Example("a?", (), ("1",)), Example("b?", (), ("x", "y")), Example("c?", ("no gold",))]
+    said = describe_gold_not_held(index.passages, asked, "dev.jsonl")
+    assert said is not None and said.startswith(
+        "dev.jsonl: the gold passages of 1 of 2 questions (such as x of 'b?') are not among the "
+    )
+    assert describe_gold_not_held(index.passages, [asked[0], asked[2]], "dev.jsonl") is None

@@ -29,7 +29,12 @@ from rag.reopen import reopen
 from rag.retrievers import GivenPassages, LearnedScale, Questions
 from rag.runs import ASKED, DATA, TASK
 from rag.tasks.contexts import read_contexts
+from rag.tasks.dialogue import Dialogue
+from rag.tasks.fever import Fever
+from rag.tasks.jeopardy import JeopardyQuestions
+from rag.tasks.ms_marco import MsMarco
 from rag.tasks.qa import QuestionAnswering
+from rag.tasks.text_to_text import TextToText
 
 FRANCE, TIBER = "what is the capital of France?", "which river runs through Rome"
 
@@ -121,6 +126,15 @@ def test_without_scores_all_are_equally_likely_in_the_order_of_the_file_and_it_i
         ([{"contents": '"Paris"\nIt is big.', "docid": 7}], [("7", "Paris", "It is big.", None)]),
         ([{"text": "a", "score": 1}, {"text": "b", "score": 2}, {"text": "a", "score": 3}], "aba"),
         ([{"id": None, "text": "a", "relevance_score": "0.5"}], [(None, "", "a", 0.5)]),
+        # a list a key: `datasets` keeps MS-MARCO's so, and any list of objects
+        (
+            {"is_selected": [0, 1], "passage_text": ["a", "b"], "url": ["c", "d"]},
+            [(None, "", "a", None), (None, "", "b", None)],
+        ),
+        (
+            {"title": ["A", "B"], "text": ["a", "b"], "score": [1, 2], "id": None},
+            [(None, "B", "b", 2.0), (None, "A", "a", 1.0)],
+        ),
     ],
 )
 def test_the_forms_of_passages(written, read):
@@ -134,6 +148,8 @@ def test_the_forms_of_passages(written, read):
     "written, problem",
     [
         ("a text", "here is a string, a list of passages is expected"),
+        ({"text": ["a", "b"], "score": [1]}, "here: expected lists of one length under text, score"),
+        ({"text": "a"}, "here: expected lists of one length under text"),
         ([{"title": "Paris"}], "here, passage 1: no text, found title"),
         ([{"text": " "}], "here, passage 1: its text is empty"),
         ([{"text": "a", "score": math.nan}], "here, passage 1: score is nan, a finite number is expected"),
@@ -373,3 +389,68 @@ def test_an_experiment_takes_the_retriever_as_its_file_says(experiment):
     assert (
         set(cfg.retriever) == {"_target_", "task", "splits", "cache", "scale"} and cfg.retriever.scale == 1.0
     )
+
+
+PASSAGES_OF_MS_MARCO = {
+    "is_selected": [0, 1],
+    "passage_text": ["It is old.", "It is Paris."],
+    "url": ["a", "b"],
+}
+
+
+@pytest.mark.parametrize(
+    "make, record, texts",
+    [
+        (Fever, {"claim": FRANCE, "label": "SUPPORTS", "ctxs": [context(1)]}, [PASSAGES[0][1]]),
+        (JeopardyQuestions, {"answer": FRANCE, "clue": "It is so", "ctxs": [context(1)]}, [PASSAGES[0][1]]),
+        (TextToText, {"input": FRANCE, "target": "Paris", "contexts": ["It is Paris."]}, ["It is Paris."]),
+        (Dialogue, {"history": FRANCE, "reply": "Paris", "passages": [context(1)]}, [PASSAGES[0][1]]),
+        (
+            MsMarco,
+            {
+                "query_id": 7,
+                "query": FRANCE,
+                "wellFormedAnswers": ["Paris."],
+                "passages": PASSAGES_OF_MS_MARCO,
+            },
+            ["It is old.", "It is Paris."],
+        ),
+    ],
+)
+def test_every_task_reads_the_passages_that_come_with_its_questions(make, record, texts, tmp_path):
+    task = make(dev=write(tmp_path / "dev.jsonl", [record]))
+    retriever = GivenPassages.over(task, ["dev"], tmp_path / "given")
+    (example,) = task.examples("dev")
+    assert example.contexts is None  # they are not kept
+    rows = retriever(Questions([example.question], {}), 2).rows[0]
+    assert [retriever.index.passages[row].text for row in rows if row >= 0] == texts
+
+
+def test_ms_marcos_own_file_brings_its_passages(tmp_path):
+    """A mapping from row to value a key; each passage an object."""
+    (tmp_path / "dev_v2.1_public.json").write_text(
+        json.dumps(
+            {
+                "query_id": {"0": 7},
+                "query": {"0": FRANCE},
+                "answers": {"0": ["Paris"]},
+                "wellFormedAnswers": {"0": ["It is Paris."]},
+                "passages": {"0": [{"is_selected": 1, "passage_text": "It is Paris.", "url": "a"}]},
+            }
+        )
+    )
+    task = MsMarco(dev=str(tmp_path / "dev_v2.1_public.json"))
+    retriever = GivenPassages.over(task, ["dev"], tmp_path / "given")
+    assert [passage.text for passage in retriever.index.passages] == ["It is Paris."]
+
+
+def test_a_row_whose_passages_are_wrong_is_left_out_where_that_is_asked_for(tmp_path, caplog):
+    wrong = {"question": "and this?", "answers": ["no"], "ctxs": [context(1), {"title": "no text"}]}
+    file = write(tmp_path / "dev.jsonl", [ASKED_FOR[0], wrong, ASKED_FOR[1]])
+    with pytest.raises(UserError, match="dev.jsonl, line 2: ctxs, passage 2: no text, found title"):
+        GivenPassages.over(QuestionAnswering(dev=file), ["dev"], tmp_path / "given")
+    task = QuestionAnswering(dev=file, on_bad_row="skip")
+    retriever = GivenPassages.over(task, ["dev"], tmp_path / "given")
+    assert [each.question for each in task.examples("dev")] == [FRANCE, TIBER]
+    assert retriever.contexts.questions == [FRANCE, TIBER]
+    assert "1 of 3 rows" in caplog.text and "line 2: ctxs, passage 2: no text" in caplog.text

@@ -19,7 +19,7 @@ from rag.evaluation.answering import answer_in_parts, find_scored, questions_at_
 from rag.evaluation.as_read import AsRead
 from rag.evaluation.exports import FORMS, Outcome, check_exports, write_exports
 from rag.evaluation.hot_swap import hot_swap
-from rag.evaluation.judging import judge, judge_passages, write_predictions
+from rag.evaluation.judging import describe_gold_not_held, judge, judge_passages, write_predictions
 from rag.files import read_json, write_aside
 from rag.fingerprints import digest
 from rag.index.folder import Index
@@ -88,8 +88,11 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                     model.retriever.check_depth(k, "n_docs" if k == n_docs else "k_sweep")
             as_read = None if model.retriever is None else AsRead(model.generator, model.retriever.index)
             cut = None if as_read is None else as_read.describe_cut([one.question for one in examples])
-            if number == 0 and cut:
-                say(cut)
+            absent = (
+                None if store is None else describe_gold_not_held(store, examples, task.source(cfg.split))
+            )
+            for said in filter(None, (cut, absent)) if number == 0 else ():
+                say(said)
             deepest = 0 if store is None else min(max(cfg.recall_at, default=0), len(store))
             indexes, asked = open_editions(swap, cfg.limit)
             for questions in asked.values():
@@ -162,6 +165,8 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str], exports: list[str]
                 )
             say(first_line(cfg, len(examples), len(everything), ks[-1], 1, run))
             run.begin()
+            if absent := describe_gold_not_held(retriever.index.passages, examples, task.source(cfg.split)):
+                say(absent)
             questions = [example.question for example in examples]
             rows, scores = find_scored(retriever, questions, ks[-1], cfg.batch_size, device=local_device())
             store = retriever.index.passages

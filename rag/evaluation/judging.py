@@ -69,6 +69,20 @@ def passage_metrics(
     return metrics
 
 
+def describe_gold_not_held(store: PassageStore, examples: Sequence[Example], source: str) -> str | None:
+    """One sentence about questions whose gold passages are not among those that are searched; None where all are."""
+    with_gold = [each for each in examples if each.positive_ids]
+    held = store.rows_of(id for each in with_gold for id in each.positive_ids)
+    without = [each for each in with_gold if held.keys().isdisjoint(each.positive_ids)]
+    if not without:
+        return None
+    return (
+        f"{source}: the gold passages of {len(without):,} of {len(with_gold):,} questions (such as "
+        f"{without[0].positive_ids[0]} of {without[0].question[:60]!r}) are not among the {len(store):,} passages that "
+        "are searched, and count as not found: recall means something only where both are of one corpus"
+    )
+
+
 def bm25_metrics(
     task: Task,
     store: PassageStore,

@@ -9,7 +9,7 @@ from rag.errors import UserError, listed
 
 ID_NAMES = ("id", "_id", "passage_id", "psg_id", "doc_id", "docid", "pid", "wikipedia_id")
 TITLE_NAMES = ("title", "wikipedia_title")
-TEXT_NAMES = ("text", "contents", "passage", "context", "content")
+TEXT_NAMES = ("text", "contents", "passage", "passage_text", "context", "content")
 NAMES = {"id": ID_NAMES, "title": TITLE_NAMES, "text": TEXT_NAMES}
 Row = tuple[int, str | None, str, str]  # number of the line or row, id where there is one, title, text
 _TITLE_LINE = re.compile(r'"([^\n]+)"\n(?=\s*\S)')  # how pyserini and FlashRAG begin their `contents`

@@ -9,6 +9,7 @@ retriever=gold    the gold passages, to measure a reader apart from its retrieve
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -211,6 +212,11 @@ class GoldRetriever(nn.Module, Retriever):
         scores = torch.zeros(rows.shape).masked_fill(torch.from_numpy(rows < 0), -torch.inf)
         return Retrieved(rows, scores)
 
+    @cached_property
+    def _rows_of(self) -> dict[str, list[int]]:
+        """Of all gold passages, and of the pieces that they were split into."""
+        return self.index.passages.rows_of(id for ids in self.positive_ids.values() for id in ids)
+
     def _rows(self, question: str) -> Int64[np.ndarray, " gold"]:
         ids = self.positive_ids.get(question)
         if ids is None:
@@ -218,12 +224,7 @@ class GoldRetriever(nn.Module, Retriever):
                 f"retriever=gold knows no gold passage of the question {question[:80]!r}: name the file that holds it "
                 "in retriever.questions, with positive_ids"
             )
-        held = []
-        for each in ids:
-            try:
-                held.append(self.index.passages.row_of(each))
-            except KeyError:
-                continue
+        held = [row for each in ids for row in self._rows_of.get(each, ())]
         if not held:
             raise UserError(
                 f"{self.index.folder} holds none of the gold passages {', '.join(ids)} of {question[:80]!r}: give the "

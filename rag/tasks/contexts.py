@@ -2,7 +2,8 @@
 
 `ctxs` as FiD writes them, `passages` as Atlas, `contexts` or `retrieved_contexts` as RAGAS, or HotpotQA's `context`: a
 list of objects with `text` (or another of the names of rag/index/fields.py), `title`, `id` and `score`, the last three
-where they are known; of texts; or of [title, sentences].
+where they are known; of texts; or of [title, sentences]. An object of such lists, as `datasets` keeps a list of objects
+(MS-MARCO's on the hub), will do.
 """
 
 import math
@@ -57,6 +58,14 @@ def _items(where: str, written: Any) -> Iterator[Any]:
         if not isinstance(sentences, list) or len(sentences) != len(written["title"]):
             raise UserError(f"{where}: expected as many lists of sentences as titles")
         yield from map(list, zip(written["title"], sentences, strict=True))
+        return
+    if (
+        isinstance(written, dict) and named(written, TEXT_NAMES) is not None
+    ):  # a list a key, as `datasets` keeps them
+        lists = {key: each for key, each in written.items() if each is not None}
+        if len({len(each) if isinstance(each, list) else -1 for each in lists.values()} | {-1}) != 2:
+            raise UserError(f"{where}: expected lists of one length under {listed(lists)}")
+        yield from (dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True))
         return
     if not isinstance(written, list):
         raise UserError(f"{where} is {kind(written)}, a list of passages is expected")

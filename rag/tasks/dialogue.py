@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from rag.errors import UserError
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import token_f1
+from rag.tasks.contexts import contexts_of
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, kind, read_records, text_field, texts
 from rag.tasks.text_to_text import TextToText
@@ -52,7 +53,12 @@ class Dialogue(TextToText):
             else:
                 history = texts(field(record, "history", where), f"{where}: history")
                 reply = texts(field(record, "reply", where), f"{where}: reply")
-                yield Example(self._join("", history), reply, id=str(record.get("id", number)))
+                yield Example(
+                    self._join("", history),
+                    reply,
+                    id=str(record.get("id", number)),
+                    contexts=contexts_of(record, where),
+                )
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:
         """The measures of TextToText and "f1"."""

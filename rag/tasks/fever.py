@@ -19,6 +19,7 @@ from rag.index.passage import Passage
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.classification import label_accuracy
 from rag.metrics.retrieval import plain_title
+from rag.tasks.contexts import contexts_of
 from rag.tasks.example import Example
 from rag.tasks.records import Record, field, read_records, text_field
 from rag.tasks.task import Task
@@ -77,6 +78,7 @@ class Fever(Task):
                 answers=(self.labels[label],),
                 id=str(record.get("id", number)),
                 titles=evidence_titles(record, where),
+                contexts=contexts_of(record, where),
             )
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:

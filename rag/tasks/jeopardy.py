@@ -19,6 +19,7 @@ from zipfile import BadZipFile, ZipFile
 from rag.errors import UserError
 from rag.metrics.bootstrap import Metric
 from rag.metrics.qbleu import q_bleu
+from rag.tasks.contexts import contexts_of
 from rag.tasks.example import Example
 from rag.tasks.records import Record, not_empty, parse_object, read_object, read_records, text_field
 from rag.tasks.text_to_text import TextToText
@@ -46,7 +47,9 @@ class JeopardyQuestions(TextToText):
             answer = clean(text_field(record, "answer", where))
             clue = clean(text_field(record, "clue" if "clue" in record else "question", where))
             if answer and clue:  # some clues are nothing but a link to a picture
-                yield Example(answer, (clue,), id=str(record.get("id", number)))
+                yield Example(
+                    answer, (clue,), id=str(record.get("id", number)), contexts=contexts_of(record, where)
+                )
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:
         """The measures of TextToText and "q_bleu_1"."""

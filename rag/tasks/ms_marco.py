@@ -4,10 +4,10 @@ Sources: `{train,dev,eval}_v2.1_public.json[.gz]` of microsoft.github.io/msmarco
 key, each a mapping from row to value; read at once, several gigabytes for train), the same as JSON lines, and
 the hub's microsoft/ms_marco (config v2.1). Bajaj et al. 2016; for non-commercial research only.
 
-The task is made of the questions with a well-formed answer (train 153,725, dev 12,467), and the passages that
-come with them are not used. The answers of eval, the hub's test, are not public: the original leaves the columns
-out, the hub's rows have `[]` for both `answers` and `wellFormedAnswers`. Its examples have none, predictions for
-them are sent in, and the paper's test metrics can only be compared with dev's.
+The task is made of the questions with a well-formed answer (train 153,725, dev 12,467). The passages that come with
+them, Bing's ten, are what retriever=given reads; otherwise they are not used. The answers of eval, the hub's test, are
+not public: the original leaves the columns out, the hub's rows have `[]` for both `answers` and `wellFormedAnswers`.
+Its examples have none, predictions for them are sent in, and the paper's test metrics can only be compared with dev's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from typing import Any
 
 from rag.errors import UserError
 from rag.safe_text import json_text
+from rag.tasks.contexts import contexts_of
 from rag.tasks.example import Example
 from rag.tasks.records import HUB, Record, field, kind, read_object, read_records, text_field, texts
 from rag.tasks.text_to_text import TextToText
@@ -23,7 +24,7 @@ from rag.tasks.text_to_text import TextToText
 HUB_TRAIN = "hub://microsoft/ms_marco/v2.1/train"
 HUB_DEV = "hub://microsoft/ms_marco/v2.1/validation"
 
-_COLUMNS = ("query_id", "query", "answers", "wellFormedAnswers")
+_COLUMNS = ("query_id", "query", "answers", "wellFormedAnswers", "passages")
 _NONE = ("[]", [], None)  # the original writes the empty list as a string
 
 
@@ -54,12 +55,16 @@ class MsMarco(TextToText):
         for where, record in _rows(source):
             question, number = text_field(record, "query", where), str(field(record, "query_id", where))
             answers = record.get("wellFormedAnswers")
+            given = contexts_of(record, where)
             if "wellFormedAnswers" not in record or (answers in _NONE and record.get("answers", 0) in _NONE):
-                yield Example(question, (), id=number)  # hidden; an unanswered one says "No Answer Present."
+                yield Example(
+                    question, (), id=number, contexts=given
+                )  # hidden; an unanswered one says "No Answer Present."
                 continue
             if answers in _NONE:
                 continue
-            yield Example(question, texts(answers, f"{where}: wellFormedAnswers"), id=number)
+            right = texts(answers, f"{where}: wellFormedAnswers")
+            yield Example(question, right, id=number, contexts=given)
 
 
 def _rows(source: str) -> Iterator[tuple[str, Record]]:

@@ -10,6 +10,7 @@ are read.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rag.json_files import not_too_deep
 from rag.metrics.bootstrap import Metric, mean_with_interval
 from rag.metrics.qa import exact_match, token_f1
 from rag.metrics.retrieval import answer_matcher
-from rag.tasks.contexts import CONTEXTS, contexts_of
+from rag.tasks.contexts import CONTEXTS, contexts_of, read_contexts
 from rag.tasks.example import Example
 from rag.tasks.lines import BadRows
 from rag.tasks.records import Record, field, not_empty, read_records, said_form, text_field, texts
@@ -75,6 +76,8 @@ def _examples(
                 continue
             try:
                 example = example_of(record, where, str(number), answers, setting)
+                if skip and example.contexts is not None and isinstance(example.contexts[1], list | dict):
+                    read_contexts(*example.contexts)  # a passage that is wrong is a row that is
             except UserError as error:
                 bad(error)
                 continue
@@ -162,6 +165,12 @@ def _ids(record: Record, key: str, contexts: str, where: str) -> tuple[str, ...]
     return tuple(written(one) for one in ids)  # 7.0 is 7, as of a passage
 
 
+@cache
+def _say_once(sentence: str) -> None:
+    """In a process; what reads the questions beside the task would say it again."""
+    print(sentence)
+
+
 class QuestionAnswering(Task):
     """Questions with short answers in files of one's own, judged by exact match and token F1 (section 3.1).
 
@@ -206,7 +215,6 @@ class QuestionAnswering(Task):
         self.format = format
         self.encoding = encoding
         self.on_bad_row = on_bad_row
-        self._told: set[str] = set()  # files whose form was said
         self.passages = passages
         self.answers = answers
         self.train_sets = train_sets
@@ -214,10 +222,8 @@ class QuestionAnswering(Task):
 
     def read(self, source: str) -> Iterator[Example]:
         skip = self.on_bad_row == "skip"
-        if source not in self._told:
-            self._told.add(source)
-            if form := said_form(source, self.format, self.encoding):
-                print(f"{source}: read as {form}")
+        if form := said_form(source, self.format, self.encoding):
+            _say_once(f"{source}: read as {form}")
         return _examples(source, self.answers, self.answer_setting, self.format, self.encoding, skip)
 
     def reading(self) -> list[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rag.metrics.bootstrap import Metric
 from rag.metrics.generation import bleu_1, rouge_l, trigram_diversity
+from rag.tasks.contexts import contexts_of
 from rag.tasks.example import Example
 from rag.tasks.records import field, read_records, text_field, texts
 from rag.tasks.task import Task
@@ -45,7 +46,9 @@ class TextToText(Task):
         for number, (where, record) in enumerate(read_records(source), start=1):
             question = text_field(record, self.input_key, where)
             answers = texts(field(record, self.target_key, where), f"{where}: {self.target_key}")
-            yield Example(question, answers, id=str(record.get("id", number)))
+            yield Example(
+                question, answers, id=str(record.get("id", number)), contexts=contexts_of(record, where)
+            )
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, Metric]:
         """{"bleu_1", "rouge_l", "distinct_trigrams", "distinct_trigrams_gold"}.
