@@ -453,4 +453,4 @@ def test_a_row_whose_passages_are_wrong_is_left_out_where_that_is_asked_for(tmp_
     retriever = GivenPassages.over(task, ["dev"], tmp_path / "given")
     assert [each.question for each in task.examples("dev")] == [FRANCE, TIBER]
     assert retriever.contexts.questions == [FRANCE, TIBER]
-    assert "1 of 3 rows" in caplog.text and "line 2: ctxs, passage 2: no text" in caplog.text
+    assert "1 row left out of 3" in caplog.text and "line 2: ctxs, passage 2: no text" in caplog.text

@@ -53,19 +53,18 @@ def read_contexts(where: str, written: Any) -> list[Context]:
 
 
 def _items(where: str, written: Any) -> Iterator[Any]:
+    if isinstance(written, dict) and named(written, TEXT_NAMES) is not None:
+        lists = {key: each for key, each in written.items() if each is not None}
+        lengths = {len(each) if isinstance(each, list) else None for each in lists.values()}
+        if len(lengths) != 1 or None in lengths:
+            raise UserError(f"{where}: expected lists of one length under {listed(lists)}")
+        yield from (dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True))
+        return
     if isinstance(written, dict) and isinstance(written.get("title"), list):  # HotpotQA on the hub
         sentences = written.get("sentences")
         if not isinstance(sentences, list) or len(sentences) != len(written["title"]):
             raise UserError(f"{where}: expected as many lists of sentences as titles")
         yield from map(list, zip(written["title"], sentences, strict=True))
-        return
-    if (
-        isinstance(written, dict) and named(written, TEXT_NAMES) is not None
-    ):  # a list a key, as `datasets` keeps them
-        lists = {key: each for key, each in written.items() if each is not None}
-        if len({len(each) if isinstance(each, list) else -1 for each in lists.values()} | {-1}) != 2:
-            raise UserError(f"{where}: expected lists of one length under {listed(lists)}")
-        yield from (dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True))
         return
     if not isinstance(written, list):
         raise UserError(f"{where} is {kind(written)}, a list of passages is expected")
