@@ -16,6 +16,7 @@ OWN = (
     "checkpoint",
     "trust",
     "verify",
+    "int8",
     "split",
     "limit",
     "batch_size",

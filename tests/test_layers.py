@@ -17,7 +17,7 @@ LAYERS = [
     {"fingerprints", "json_files", "text_tables", "minilm"},
     {"runs"},
     {"trust"},
-    {"parts", "saved_model", "index", "compose", "miniwiki"},
+    {"parts", "saved_model", "index", "int8", "compose", "miniwiki"},
     {"tasks", "pretrained", "cli", "stages"},
     {"encoders", "download"},
     {"retrievers", "generators"},

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.kills.contents import contents, differences
 from rag.cli import mistakes_in_one_sentence
@@ -49,6 +50,15 @@ def start(outputs: Path) -> subprocess.Popen:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def left(outputs: Path) -> dict[str, Any]:
+    """What a run left, but for the logs, and for last.ckpt, which is saved once a minute."""
+    return {
+        name: held
+        for name, held in contents(outputs).items()
+        if not name.startswith("logs/") and not name.endswith("/last.ckpt")
+    }
 
 
 def at_work(outputs: Path) -> list[int]:
@@ -114,18 +124,19 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"{argument} is no setting: available are random=N, seed=N and output=FOLDER")
         settings[key] = value
     root = Path(settings["output"] or tempfile.mkdtemp(prefix="kills-of-the-demo-")).resolve()
-    whole, cut = root / "whole", root / "cut"
+    demo = root / "demo"  # the same place each time, since its path stands in what the runs say of themselves
     root.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    if start(whole).wait() != 0:
-        raise UserError(f"the demo failed where nobody killed it: see {whole.with_suffix('.log')}")
-    expected = contents(whole)
+    shutil.rmtree(demo, ignore_errors=True)
+    if start(demo).wait() != 0:
+        raise UserError(f"the demo failed where nobody killed it: see {demo.with_suffix('.log')}")
+    expected = left(demo)
     print(f"the demo took {time.perf_counter() - began:.0f} s and left {len(expected)} files", flush=True)
     dice, tally, times = random.Random(int(settings["seed"])), Tally(), int(settings["random"])
     while tally.kills.total() < times:
-        shutil.rmtree(cut, ignore_errors=True)
-        to_its_end(cut, dice, tally, times)
-        if wrong := differences(expected, contents(cut)):
+        shutil.rmtree(demo)
+        to_its_end(demo, dice, tally, times)
+        if wrong := differences(expected, left(demo)):
             tally.broken.append(f"end {tally.ends}: {len(wrong)} differences: {'; '.join(wrong[:6])}")
         print(
             f"{time.perf_counter() - began:,.0f} s: {tally.kills.total()} kills, {tally.ends} ends",

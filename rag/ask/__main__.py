@@ -67,7 +67,7 @@ pipe, one a line.
 """
 
 CHANGEABLE = ("corpus", "index", "decoding", "n_docs")
-OWN = ("checkpoint", "trust", "conversation", "json", "batch_size", "seed", "history", *DOUBT)
+OWN = ("checkpoint", "trust", "conversation", "json", "batch_size", "seed", "history", "int8", *DOUBT)
 COMMANDS = {
     "/docs K": "read K passages",
     "/decoding NAME [key=value …]": "decode in another way: checkpoint (as trained), {decodings}",

@@ -21,11 +21,12 @@ from rag.ask.command import check_documents, opening, quoted
 from rag.ask.doubt import doubt_of_documents
 from rag.ask.session import Choice, Reply, Session
 from rag.compose import CONFIGS, compose_config, plain, reading
-from rag.encoders.mixed import BFLOAT16, InBfloat16
 from rag.encoders.opening import open_passage_encoder
 from rag.encoders.protocol import describe_encoder
+from rag.encoders.reduced import BFLOAT16, InBfloat16
 from rag.index.documents import cache_of, index_documents, precision_kept
 from rag.index.passage import counted
+from rag.int8 import to_int8
 from rag.processes import cpu_has_bfloat16
 from rag.safe_text import say
 
@@ -98,6 +99,8 @@ def session_of(cfg: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     doubt = doubt_of_documents(
         model, cfg.n_docs, CONFIGS / CALIBRATION, cfg.answerability, cfg.abstain, cfg.precision
     )
+    if cfg.int8:
+        to_int8(model.generator)
     session = Session(model, doubt)
     choice = Choice(place.resolve(), cfg.n_docs, instantiate(cfg.decoding))
     session.check(choice)

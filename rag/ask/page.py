@@ -46,7 +46,7 @@ python -m pip install -e ".[demo]" -c constraints.txt
   python -m rag.ask.page checkpoint=… host=0.0.0.0                  listen on every network interface
 """
 
-OWN = ("checkpoint", "trust", "closed_book", "host", "port", "names", "seed", *DOUBT)
+OWN = ("checkpoint", "trust", "closed_book", "host", "port", "names", "seed", "int8", *DOUBT)
 MOST_PASSAGES = 50  # that can be chosen on the page
 AS_TRAINED = "as trained"
 

@@ -27,6 +27,7 @@ from rag.evaluation.question_words import WordKnowledge
 from rag.index.folder import Index
 from rag.index.passage import whole_id
 from rag.index.splitting import sentences
+from rag.int8 import to_int8
 from rag.metrics.support import PassageWords, Support
 from rag.model import RagModel
 from rag.reopen import open_model
@@ -365,6 +366,8 @@ def open_session(saved: DictConfig) -> tuple[Session, Choice, dict[str, Path]]:
     doubt = doubt_of_run(
         model, saved.checkpoint, saved.n_docs, saved.answerability, saved.abstain, saved.precision
     )
+    if saved.int8:
+        to_int8(model.generator)
     session = Session(model, doubt)
     if session.closed_book:
         return session, Choice(None, 1, decoding), {}

@@ -10,6 +10,7 @@ from rich.table import Table
 from rag.commands.index_parts import held_out_questions, open_encoder, say_cut, show
 from rag.compose import plain, reading
 from rag.encoders.protocol import AnyPassageEncoder
+from rag.encoders.reduced import in_precision
 from rag.errors import UserError
 from rag.index.editions import tidy
 from rag.index.folder import Index
@@ -44,7 +45,7 @@ def change(cfg: DictConfig, folder: Path) -> None:
     index = index.update(
         cfg.add,
         removed,
-        encoder,
+        in_precision(encoder, index.manifest.encoder.precision),
         queries=held_out_questions(cfg),
         reading=how,
         batch_size=cfg.batch_size,
@@ -84,11 +85,12 @@ def bring_up_to_date(cfg: DictConfig, folder: Path) -> None:
         raise UserError("sync=true makes an index what corpus.path holds: give add= and remove= without it")
     index = Index.open(folder)
     encoder = _encoder_of(cfg, index)
+    embeds = in_precision(encoder, index.manifest.encoder.precision)
     done = synchronise(
         folder,
         cfg.corpus.path,
-        None if encoder is None else encoder.encode,
-        None if encoder is None else encoder.describe(),
+        None if embeds is None else embeds.encode,
+        None if embeds is None else embeds.describe(),
         reading(cfg.corpus),
         held_out_questions(cfg),
         cfg.batch_size,

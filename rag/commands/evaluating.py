@@ -24,6 +24,7 @@ from rag.files import read_json, write_aside
 from rag.fingerprints import digest
 from rag.index.folder import Index
 from rag.index.unembedded import prepare_passages
+from rag.int8 import to_int8
 from rag.processes import local_device, processes, wait_for_all
 from rag.reopen import open_model
 from rag.reports import result_table
@@ -65,6 +66,7 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
     if not cfg.module.answers:
         return evaluate_retrieval(cfg, overrides, exports)
     settings = {key: plain(cfg[key]) for key in DECISIVE} | {"model": plain(cfg.module.model)}
+    settings |= {"int8": True} if cfg.int8 else {}
     closed_book = not cfg.module.reads
     ks = [1] if closed_book else sorted({cfg.n_docs, *cfg.k_sweep})
     n_docs = 1 if closed_book else cfg.n_docs
@@ -80,6 +82,8 @@ def evaluate(cfg: DictConfig, overrides: list[str]) -> Path:
                 k_of_run = None if closed_book else n_docs
                 say(first_line(cfg, len(examples), len(everything), k_of_run, count, run))
             model = open_model(cfg.module).to(local_device())
+            if cfg.int8:
+                to_int8(model.generator)
             check_questions(model, examples, task.source(cfg.split))
             decoding = instantiate(cfg.decoding)
             store = None if model.retriever is None else model.retriever.index.passages
@@ -144,6 +148,8 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str], exports: list[str]
     What a retriever found that is no run's (reader=none) is written as well. By the first process alone, where several
     were started: it takes seconds.
     """
+    if cfg.int8:
+        raise UserError("int8=true is for a model that answers, and this one finds passages: leave it out")
     settings = {key: plain(cfg[key]) for key in ("task", "index", "split", "limit", "recall_at", "bm25")}
     settings["model"] = plain(cfg.module.model)
     exports += ["fid"] if alone(cfg) and "fid" not in exports else []

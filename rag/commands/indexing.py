@@ -13,8 +13,8 @@ from rag.commands.corpus import check_corpus, makes_the_encoder
 from rag.commands.index_parts import held_out_questions, open_encoder, say_cut, show
 from rag.compose import plain, reading
 from rag.demo import ensure
-from rag.encoders.mixed import InBfloat16
 from rag.encoders.protocol import AnyPassageEncoder
+from rag.encoders.reduced import reduced
 from rag.errors import UserError
 from rag.index.editions import put_back
 from rag.index.estimate import Estimate, estimate
@@ -70,7 +70,7 @@ def build_index(cfg: DictConfig) -> Path:
         index = Index.build(
             folder,
             cfg.corpus.path,
-            (InBfloat16(encoder) if encoder and cfg.bfloat16 else encoder) or cfg.passage_encoder,
+            reduced(encoder, cfg.bfloat16, cfg.int8) or cfg.passage_encoder,
             index_type,
             vectors,
             embed_missing=cfg.embed_missing,

@@ -167,9 +167,9 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
             "in the usual precision" if each.precision is None else f"in {each.precision}"
             for each in (was, now)
         )
+        as_before = f"give {was.precision}=true" if was.precision else f"leave {now.precision}=true out"
         raise UserError(
-            f"{folder} was started {before}, not {wanted}: give bfloat16={str(was.precision is not None).lower()}, or "
-            f"delete {path.parent} to start over"
+            f"{folder} was started {before}, not {wanted}: {as_before}, or delete {path.parent} to start over"
         )
     if begun.get("shard_size") != plan["shard_size"]:
         raise UserError(
