@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rag.errors import UserError
+from rag.products import is_plain_linear
 
 INT8 = "int8"  # the precision, in a manifest
 _SMALLEST = 16  # inputs and outputs of a layer from which it gains; torch's product is wrong for one input
@@ -65,7 +66,7 @@ def to_int8(module: nn.Module) -> int:
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and min(child.in_features, child.out_features) >= _SMALLEST
+        if is_plain_linear(child) and min(child.in_features, child.out_features) >= _SMALLEST
     ]
     if any(child.weight.device.type != "cpu" for _, _, child in places):
         raise UserError("int8=true is for a CPU: leave it out on a GPU, which is faster without")

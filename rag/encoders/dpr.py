@@ -32,6 +32,7 @@ from rag.pretrained import (
     load_pretrained,
     plain_outputs,
 )
+from rag.products import quicken
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int = 256):
         super().__init__()
         check_model_kind(type(model.config).model_type, self.model_class, f"a {type(model).__name__}")
-        self.model: Any = plain_outputs(model)
+        self.model: Any = quicken(plain_outputs(model))
         self.tokenizer = tokenizer
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         positions = getattr(model.config, "max_position_embeddings", max_length)

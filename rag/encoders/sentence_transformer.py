@@ -27,6 +27,7 @@ from rag.errors import UserError
 from rag.index.passage import Passage
 from rag.index.vectors import EncoderInfo
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
+from rag.products import quicken
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Embedder(nn.Module):
                 f"a model of type {kind} reads from left to right: its first state knows nothing of the text; give "
                 "encoder.pooling=last or mean"
             )
-        self.model: Any = plain_outputs(model)
+        self.model: Any = quicken(plain_outputs(model))
         self.tokenizer = tokenizer
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         if tokenizer.pad_token_id is None:

@@ -37,6 +37,7 @@ from rag.encoders.sentence_transformer import BOTH_WAYS, positions_of
 from rag.errors import UserError
 from rag.generators.output_layer import OutputLayer, PlainOutputLayer
 from rag.pretrained import FLOAT32, check_vocabulary, load_pretrained
+from rag.products import is_plain_linear
 
 CROSS, OWN = ".crossattention.", ".attention."
 
@@ -114,7 +115,7 @@ class EncoderDecoderModel(transformers.EncoderDecoderModel):
         """
         decoder: Any = self.decoder
         head = [module for module in decoder.children() if module is not decoder.base_model]
-        if len(head) == 1 and type(head[0]) is torch.nn.Linear:
+        if len(head) == 1 and is_plain_linear(head[0]):
             return PlainOutputLayer(head[0])
 
         def score(hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rag import marginalize
 from rag.errors import UserError
+from rag.products import is_plain_linear, linear, prefers_onednn
 
 # How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
 LOGITS_AT_ONCE = 1 << 24
@@ -169,7 +170,7 @@ class PlainOutputLayer(OutputLayer):
         top = hidden.new_full((len(hidden), 1), torch.finfo(dtype).min, dtype=dtype)
         total = torch.zeros_like(top)
         for words in _slices(len(weight), max(WORDS_AT_ONCE, SCORED_AT_ONCE // max(1, len(scaled)))):
-            logits = marginalize.at_least_float32(nn.functional.linear(scaled, weight[words]))
+            logits = marginalize.at_least_float32(linear(scaled, weight[words]))
             for each in biases:
                 if (own_bias := each[words]).any():  # BART's is of zeros but for a few words, if any
                     logits += own_bias
@@ -260,10 +261,10 @@ class _TargetScores(torch.autograd.Function):
                     to_bias += logits.sum(dim=0)
                 logits = logits.to(hidden.dtype)
                 if to_hidden is not None:
-                    to_hidden[some] = logits @ weight
+                    to_hidden[some] = linear(logits, weight.t())
                 if to_weight is not None:
-                    if enabled:
-                        to_weight += logits.T @ hidden[some]
+                    if enabled or prefers_onednn():
+                        to_weight += linear(logits.t(), hidden[some].t())
                     else:
                         to_weight.addmm_(logits.T, hidden[some])
         return to_hidden, to_weight, to_bias, None, None, None
@@ -282,8 +283,8 @@ def output_layer(model: Any) -> OutputLayer:
     # relatives add a bias. `check_output_layer` finds a model that does anything else.
     scale = model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
     bias = getattr(model, "final_logits_bias", None)
-    hooked = type(module) is nn.Linear and bool(module._forward_hooks or module._forward_pre_hooks)
-    if type(module) is nn.Linear and not hooked:
+    hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+    if is_plain_linear(module) and not hooked:
         return PlainOutputLayer(module, bias, scale)
 
     def score(hidden: Tensor) -> Tensor:

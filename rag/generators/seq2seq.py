@@ -28,6 +28,7 @@ from rag.generators.encoder_decoder import AutoSeq2Seq, EncoderDecoderModel, com
 from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
 from rag.parts import TrainedPart, describe, read_settings
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
+from rag.products import quicken
 from rag.runs import FOLDER
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Generator(nn.Module):
                 raise UserError(
                     f"generator.{name}={length} is no length: give a whole number of tokens, 1 at least"
                 )
-        self.model: Any = plain_outputs(model)
+        self.model: Any = quicken(plain_outputs(model))
         self.tokenizer = tokenizer
         limit = getattr(model.config, "max_position_embeddings", None) or max(
             max_context_length, max_target_length
