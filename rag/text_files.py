@@ -17,6 +17,9 @@ LONGEST_LINE = 1 << 20  # bytes of a text file that are held at once
 LONGEST_RECORD = (
     16 << 20
 )  # bytes of one line, row or JSON object; a packed file of 1 MB can unpack to one of 1 GB
+UNPACKED_AT_ONCE = 1 << 18  # bytes
+# From so many bytes on, a packed file may unpack to so many times its size; text packs into a third to a twentieth.
+MOST_UNPACKED, MOST_PACKED = 1 << 30, 200
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".7z", ".rar", ".bz2", ".zst")
 _MARKS = (  # UTF-32's begins with UTF-16's
     ("utf-32", (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),
@@ -55,11 +58,39 @@ def open_bytes(path: Path) -> Any:
             raise UserError(f"{path} is a spreadsheet, which is not read: save it as .csv, and give that")
         raise UserError(f"{path} is an archive: unpack it, and give the file or folder that was in it")
     suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(path, "rb")
-    if suffix == ".xz":
-        return lzma.open(path, "rb")
+    if suffix in (".gz", ".xz"):
+        return io.BufferedReader(_Unpacked(path, suffix == ".gz"), UNPACKED_AT_ONCE)
     return open(path, "rb", buffering=1 << 20)
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes that a packed file unpacks to; UserError where they are far more than text packs into so few."""
+
+    def __init__(self, path: Path, gz: bool):
+        self._path, self._count = path, 0
+        self._packed = open(path, "rb")
+        self._file: Any = gzip.GzipFile(fileobj=self._packed) if gz else lzma.LZMAFile(self._packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._file.read(len(buffer))
+        buffer[: len(part)] = part
+        self._count += len(part)
+        if self._count > MOST_UNPACKED and self._count > MOST_PACKED * self._packed.tell():
+            raise UserError(
+                f"{self._path} unpacks to more than {MOST_PACKED} times its size, which no text does: "
+                f"its {self._path.stat().st_size:,} bytes would fill memory or disk; unpack it yourself if "
+                "it is what it should be"
+            )
+        return len(part)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            self._packed.close()
+        super().close()
 
 
 def first_bytes(path: Path, count: int) -> bytes:

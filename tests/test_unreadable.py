@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import mmap
 import os
 import resource
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
+from rag import text_files
 from rag.cli import mistakes_in_one_sentence
 from rag.errors import UserError
 from rag.files import read_json, write_json
@@ -22,6 +24,7 @@ from rag.index.documents import read_documents
 from rag.index.passages import PassageStore, describe_corpus
 from rag.index.readers import read_passages
 from rag.tasks.qa import read_examples
+from rag.text_files import text_lines, text_parts
 
 NOBODY = 65534
 
@@ -207,6 +210,7 @@ from pathlib import Path
 from rag.errors import UserError
 from rag.index.readers import read_passages
 from rag.tasks.qa import read_examples
+from rag.text_files import text_lines, text_parts
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[1:]:
@@ -304,3 +308,27 @@ def test_an_error_that_is_raised_from_itself_ends(capsys):
         error = InstantiationException("Error in call to target 'x'")
         raise error from error
     assert "a setting is wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_a_packed_file_that_unpacks_to_far_more_than_text_does_is_refused(tmp_path, monkeypatch, suffix):
+    """Of passages, of questions, of documents: none is read to its end, whatever its form."""
+    monkeypatch.setattr(text_files, "MOST_UNPACKED", 1 << 20)
+    line = json.dumps({"id": 1, "question": "a" * 9_000, "text": "b", "answers": ["c"]}) + "\n"
+    pack = gzip.compress if suffix == ".gz" else lzma.compress
+    file = tmp_path / f"bomb.jsonl{suffix}"
+    file.write_bytes(pack((line * 400).encode()))
+    said = rf"bomb.jsonl\{suffix} unpacks to more than 200 times its size, which no text does"
+    with pytest.raises(UserError, match=said):
+        list(read_examples(file))
+    with pytest.raises(UserError, match=said):
+        for _ in text_lines(file):
+            pass
+    with pytest.raises(UserError, match=said):
+        for _ in text_parts(file):
+            pass
+
+
+def test_what_packs_well_is_read(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"the same line\n" * 50_000))
+    assert sum(1 for _ in text_lines(tmp_path / "a.txt.gz")) == 50_000
