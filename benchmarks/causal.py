@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPas
 
 from benchmarks import compare, world
 from benchmarks.machine import describe, pin_to_one_core
+from benchmarks.sides import as_published
 from rag import marginalize
 from rag.decoding.generation import generate
 from rag.decoding.settings import Decoding
@@ -108,6 +110,10 @@ class Side:
         found = Retrieved(np.arange(self.prior.numel()).reshape(self.prior.shape), self.prior)
         return Contexts(self.generator.encode(self.ids, self.mask), self.mask, self.prior, found)
 
+    @cached_property
+    def their_model(self) -> Any:
+        return as_published(self.generator.model)
+
 
 def left_padded(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(map(len, rows))
@@ -125,7 +131,7 @@ class TheirToken(PreTrainedModel, GenerationMixin):
         config = side.generator.model.config
         super().__init__(LlamaConfig.from_dict({**config.to_dict(), "is_encoder_decoder": True}))
         self.generation_config = GenerationConfig()
-        self.side, self.with_cache, self.model = side, with_cache, side.generator.model
+        self.side, self.with_cache, self.model = side, with_cache, side.their_model
         self.ids, self.mask = left_padded(side.prompts)
         self.cache: Any = None
         self.seen = self.mask
@@ -236,7 +242,7 @@ class Thorough:
         return _answers(self.side, RagSequence)
 
     def theirs(self) -> Callable[[], Any]:
-        side, model = self.side, self.side.generator.model
+        side, model = self.side, self.side.their_model
         config = GenerationConfig(
             num_beams=BEAMS,
             num_return_sequences=BEAMS,
@@ -265,7 +271,7 @@ class Thorough:
 
     def _scores(self, prompts: Sequence[torch.Tensor], hypotheses: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """log p(y|x,z), (passages, hypotheses): prompt and hypothesis in one pass, for each pair."""
-        model = self.side.generator.model
+        model = self.side.their_model
         pairs = [(prompt, torch.tensor(each)) for prompt in prompts for each in hypotheses]
         scores = []
         for start in range(0, len(pairs), AT_ONCE):
@@ -306,7 +312,7 @@ class Train:
         return step
 
     def theirs(self) -> Callable[[], Any]:
-        side, model = self.side, self.side.generator.model
+        side, model = self.side, self.side.their_model
         answers = [row[own] for row, own in zip(side.labels, side.label_mask, strict=True)]
         rows = [torch.cat([prompt, answers[n // side.docs]]) for n, prompt in enumerate(side.prompts)]
         ids, mask = left_padded(rows)

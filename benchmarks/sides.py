@@ -22,11 +22,22 @@ from rag.encoders.dpr import QuestionEncoder
 from rag.generators.context import Ragged
 from rag.index.passage import Passage
 from rag.model import RagSequence, RagToken
+from rag.products import QuickLinear
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.exact import ExactRetriever
 
 RTOL = 1e-4
 GENERATED = 16  # tokens an answer
+
+
+def as_published(model: Any) -> Any:
+    """The same model, with the same parameters, multiplying as transformers and torch have it (rag/products.py)."""
+    same = {id(parameter): parameter for parameter in model.parameters()}
+    published = copy.deepcopy(model, same)
+    for module in published.modules():
+        if type(module) is QuickLinear:
+            module.__class__ = torch.nn.Linear
+    return published
 
 
 class Side:
@@ -86,6 +97,14 @@ class Side:
         )
 
     @cached_property
+    def their_encoder(self) -> Any:
+        return as_published(self.retriever.question_encoder.model)
+
+    @cached_property
+    def their_generator(self) -> Any:
+        return as_published(self.generator.model)
+
+    @cached_property
     def their_retriever(self) -> Any:
         import datasets
         import faiss
@@ -106,8 +125,8 @@ class Side:
     def their_model(self, kind: type) -> Any:
         return kind(
             config=self.their_config,
-            question_encoder=self.retriever.question_encoder.model,
-            generator=self.generator.model,
+            question_encoder=self.their_encoder,
+            generator=self.their_generator,
             retriever=self.their_retriever if self.with_faiss else None,
         ).eval()
 
@@ -251,13 +270,13 @@ class Generate:
         model = self.side.their_model(self.their_kind)
         contexts = self.side.their_contexts(self.side.questions)
         with torch.no_grad():
-            scores = contexts.scores(self.side.retriever.question_encoder.model)
+            scores = contexts.scores(self.side.their_encoder)
         length = (
             {"max_length": GENERATED + 1}  # RAG-Token knows no other, and counts the start token
             if self.their_kind is transformers.RagTokenForGeneration
             else {"max_new_tokens": GENERATED}
         )
-        generator = self.side.generator.model
+        generator = self.side.their_generator
         generate, pad = generator.generate, self.side.generator.pad_token
 
         def with_mask(ids: torch.Tensor, **kwargs: Any) -> Any:
