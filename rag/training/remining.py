@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _QUESTIONS_AT_ONCE = 64  # embedded
 _COMPARED_AT_ONCE = 1_024  # with a block of passages
 _PASSAGES_AT_ONCE = 64
-_BLOCKS, _LARGEST_BLOCK = 64, 8_192  # a pool is cut into so many, or into more that are no larger
+_BLOCKS, _LARGEST_BLOCK = 32, 8_192  # a pool is cut into so many, or into more that are no larger
 
 _NEVER = -1  # the step after which nothing was mined yet
 
@@ -225,10 +225,10 @@ def nearest(
         of_block = torch.from_numpy(block).to(queries.device)
         for first in range(0, len(questions), _COMPARED_AT_ONCE):
             part = slice(first, first + _COMPARED_AT_ONCE)
-            scores, which = inner_products(queries[part], vectors).topk(min(depth, len(block)), dim=1)
-            both = torch.cat([best[part], scores], dim=1)
+            both = torch.cat([best[part], inner_products(queries[part], vectors)], dim=1)
             best[part], kept = both.topk(depth, dim=1)
-            rows[part] = torch.cat([rows[part], of_block[which]], dim=1).gather(1, kept)
+            before = rows[part].gather(1, kept.clamp(max=depth - 1))
+            rows[part] = torch.where(kept < depth, before, of_block[(kept - depth).clamp(min=0)])
     if ranks > 1:
         best, rows = (torch.cat(_everyones(each), dim=1) for each in (best, rows))
     if not queries.isfinite().all() or best.isnan().any() or best.isposinf().any():
