@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 import multiprocessing
+import os
+import signal
 import socket
 
 import numpy as np
@@ -273,12 +275,8 @@ def test_what_loaders_made_ahead_is_made_again(files, encoders, tmp_path):
     same(*kept)
 
 
-class Cut(Exception):
-    pass
-
-
-class CutsDuringMining:
-    """A passage encoder's `encode` that fails at its so many-th call."""
+class KilledDuringMining:
+    """A passage encoder's `encode` that kills its process at its so many-th call, as the system would."""
 
     def __init__(self, encode, calls):
         self.encode, self.calls = encode, calls
@@ -286,24 +284,26 @@ class CutsDuringMining:
     def __call__(self, passages):
         self.calls -= 1
         if self.calls < 0:
-            raise Cut
+            os.kill(os.getpid(), signal.SIGKILL)
         return self.encode(passages)
+
+
+def train_until_killed(files, model, folder, calls):
+    model.passage_encoder.encode = KilledDuringMining(model.passage_encoder.encode, calls)
+    last = checkpoints(folder, None, minutes=0)
+    fit(module_of(model), data_of(files, model, folder), 6, folder=folder, callbacks=last)
 
 
 @pytest.mark.parametrize("calls", [0, 10, 28, 40])  # a mining encodes 28 blocks of one passage
 def test_killed_between_or_during_mining_a_run_ends_with_the_same_weights(files, encoders, tmp_path, calls):
     whole = Mined()
     expected = weights(trained(files, encoders, tmp_path, callbacks=[whole]))
-    model = copy.deepcopy(encoders)
-    model.passage_encoder.encode = CutsDuringMining(model.passage_encoder.encode, calls)
-    with pytest.raises(Cut):
-        fit(
-            module_of(model),
-            data_of(files, model, tmp_path),
-            6,
-            folder=tmp_path,
-            callbacks=[*checkpoints(tmp_path, None, minutes=0)],
-        )
+    killed = multiprocessing.get_context("fork").Process(
+        target=train_until_killed, args=(files, encoders, tmp_path, calls)
+    )
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     done = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     assert done == (2 if calls < 28 else 4)
     resumed = Mined()
@@ -426,10 +426,14 @@ def test_settings_that_are_none(settings, sentence):
     "settings, sentence",
     [
         ({"remine": 0}, "datamodule.remine=0: every 0 steps is never"),
+        (
+            {"remining": {"depth": 5}},
+            "datamodule.remining={'depth': 5} names no class: give datamodule.remining={_target_",
+        ),
         ({"remine": "now"}, "datamodule.remine=now: now is no schedule of steps"),
         (
             {"hard_negatives": 0},
-            "datamodule.remine=0-:2 mines hard negatives, and datamodule.hard_negatives=0 takes none",
+            "datamodule.remine=2 mines hard negatives, and datamodule.hard_negatives=0 takes none",
         ),
         (
             {"hard_negatives": 0, "remine": None, "remining": Remining(at_start=True)},

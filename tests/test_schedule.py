@@ -32,6 +32,15 @@ def test_after_which_steps_a_schedule_is_due(setting, expected):
     assert not expected or steps(str(Schedule.parse(setting))) == expected
 
 
+def test_a_schedule_is_written_as_it_is_given():
+    assert [str(Schedule.parse(each)) for each in (500, "500", "0-1000:500,1000-:1000", None)] == [
+        "500",
+        "500",
+        "0-1000:500,1000-:1000",
+        "",
+    ]
+
+
 @pytest.mark.parametrize(
     "setting, sentence",
     [

@@ -97,6 +97,11 @@ class DprData(StepDataModule):
             self.remine = Schedule.parse(remine)
         except UserError as error:
             raise UserError(f"datamodule.remine={remine}: {error}") from error
+        if not isinstance(remining, Remining | None):
+            raise UserError(
+                f"datamodule.remining={remining} names no class: give datamodule.remining="
+                "{_target_: rag.training.Remining, depth: 50, keep: 10}"
+            )
         self.remining = remining or Remining()
         self.retrieved: RetrievedNegatives | None = None
         self.distant = distant

@@ -77,7 +77,8 @@ class Schedule:
         return bool(self.parts)
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.parts))
+        whole = len(self.parts) == 1 and (self.parts[0].first, self.parts[0].last) == (0, None)
+        return str(self.parts[0].every) if whole else ",".join(map(str, self.parts))
 
 
 def _part(piece: str, text: str) -> Part:
