@@ -103,6 +103,8 @@ _UNITS = {
     "norm": "norm of the gradient",
     "left_out": LEFT_OUT,
     "without_negatives": LEFT_OUT,
+    "false_negatives": "false negatives left out",
+    "seconds": "seconds",
 }
 
 

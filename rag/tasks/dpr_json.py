@@ -27,18 +27,20 @@ from rag.tasks.records import Record, kind, read_records, text_field
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3  # 2: without the answers
 _NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class AskedQuestion:
-    """A question with the rows of passages that are right for it, look right (hard), or are merely wrong (other)."""
+    """A question with the rows of passages that are right for it, look right (hard), or are merely wrong (other), and
+    its answers, where they are known."""
 
     question: str
     positives: Int32[np.ndarray, " positives"]
     hard: Int32[np.ndarray, " hard"] = field(default_factory=lambda: _NONE)
     other: Int32[np.ndarray, " other"] = field(default_factory=lambda: _NONE)
+    answers: tuple[str, ...] = ()
 
 
 def open_dpr_json(path: str | Path, cache: str | Path) -> tuple[PassageStore, list[AskedQuestion]]:
@@ -76,7 +78,7 @@ def warn_of_left_out(path: str | Path, left_out: int, questions: int) -> None:
 
 def _asked(record: Record) -> AskedQuestion:
     rows = (np.array(record[key], np.int32) for key in ("positives", "hard", "other"))
-    return AskedQuestion(record["question"], *rows)
+    return AskedQuestion(record["question"], *rows, tuple(record["answers"]))
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -92,7 +94,7 @@ def _convert(path: Path, folder: Path) -> None:
         ):
             for where, record in read_records(path):
                 number += 1
-                question = text_field(record, "question", where)
+                question, answers = text_field(record, "question", where), _answers(record, where)
                 rows_of_question: dict[str, list[int]] = {}
                 for contexts, name in _LISTS.items():
                     rows_of_question[name] = []
@@ -105,7 +107,9 @@ def _convert(path: Path, folder: Path) -> None:
                 advance(1)
                 if rows_of_question["positives"]:
                     usable += 1
-                    out.write(json_text({"question": question, **rows_of_question}) + "\n")
+                    out.write(
+                        json_text({"question": question, "answers": answers, **rows_of_question}) + "\n"
+                    )
             if not usable:
                 raise UserError(f"{path} holds no question with a positive passage")
 
@@ -114,6 +118,14 @@ def _convert(path: Path, folder: Path) -> None:
 
 
 _LISTS = {"positive_ctxs": "positives", "hard_negative_ctxs": "hard", "negative_ctxs": "other"}
+
+
+def _answers(record: Record, where: str) -> list[str]:
+    """The answers, by which mined negatives are judged; files without them can be trained on."""
+    answers = record.get("answers") or []
+    if not isinstance(answers, list) or not all(isinstance(each, str) for each in answers):
+        raise UserError(f"{where}: answers is {kind(answers)}, a list of strings is expected")
+    return answers
 
 
 def _contexts(record: Record, key: str, where: str) -> Iterator[Passage]:

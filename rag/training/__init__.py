@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rag.training.optimization import Optimization as Optimization
     from rag.training.reading import Reading as Reading
     from rag.training.reading import ReadingData as ReadingData
+    from rag.training.remining import Remining as Remining
 
 __getattr__, __dir__ = face(
     __name__,
@@ -35,6 +36,7 @@ __getattr__, __dir__ = face(
         "MinedNegatives": "hard_negatives",
         "Reading": "reading",
         "ReadingData": "reading",
+        "Remining": "remining",
         "wandb_logger": "loggers",
         "tensorboard_logger": "loggers",
     },

@@ -74,6 +74,10 @@ class StepDataModule(pl.LightningDataModule):
         """How many training examples, dev examples, … there are, once the data is set up."""
         return {}
 
+    def take_metrics(self) -> dict[str, float]:
+        """What is to be logged with the step at hand of how its data came about; each is given once."""
+        return {}
+
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None

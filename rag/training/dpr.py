@@ -49,7 +49,8 @@ class BiEncoderBatch:
     """B questions and P passages of one rank.
 
     rows: of the passages in their store. right: the rows that are right for each question, −1 beyond their number.
-    positive[b]: where among the P the passage of question b stands.
+    positive[b]: where among the P the passage of question b stands. number: which batch of training it is.
+    mined_after: the step after which the hard negatives it was made with were mined, if any were.
     """
 
     questions: dict[str, Tensor]
@@ -57,6 +58,8 @@ class BiEncoderBatch:
     rows: Int[Tensor, " passages"]
     right: Int[Tensor, "batch right"]
     positive: Int[Tensor, " batch"]
+    number: int = 0
+    mined_after: int | None = None
 
     def to(self, device: torch.device | str) -> "BiEncoderBatch":
         return BiEncoderBatch(
@@ -65,6 +68,8 @@ class BiEncoderBatch:
             self.rows.to(device, non_blocking=True),
             self.right.to(device, non_blocking=True),
             self.positive.to(device, non_blocking=True),
+            self.number,
+            self.mined_after,
         )
 
 
@@ -305,6 +310,8 @@ class DprModule(WholeBatchModule):
             means = {"train/loss": sums["loss"] / count, "train/top1_in_batch": sums["first"] / count}
             self.log_dict(means, prog_bar=True)
         self.log("train/without_negatives", sums["left_out"])
+        for name, value in self.trainer.datamodule.take_metrics().items():  # type: ignore[attr-defined]
+            self.log(name, value)
 
     def check_data(self, datamodule: Any, ranks: int) -> None:
         """UserError where no question of the first steps has a negative: the loss would be zero throughout."""

@@ -1,7 +1,7 @@
 """Batches for training the bi-encoder, and what its dev set is ranked among (rag/training/dpr.py)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from rag.tasks.qa import read_examples
 from rag.training.datamodule import Listed, Shuffled, StepDataModule, sample, step_generator
 from rag.training.dpr import BiEncoder, BiEncoderBatch, DevBatch
 from rag.training.hard_negatives import DistantPositives, MinedNegatives
+from rag.training.remining import Remining, RetrievedNegatives
+from rag.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class DprData(StepDataModule):
         each batch.
     hard_negatives: of each question in a batch, drawn anew each time.
     mined: adds BM25's to the hard negatives that the files name; None adds none.
+    remine: after which steps the encoders under training mine hard negatives anew: 500, or 0-1000:500,1000-:1000; None
+        never. remining: how.
     distant: finds passages that contain the answers for a file whose questions name none; None refuses such a file.
     distant_cloze: an inverse cloze for training on such questions, beside them, where there is no `inverse_cloze`.
     reading: how the corpus is read.
@@ -69,6 +73,8 @@ class DprData(StepDataModule):
         dev_negatives: int = 30,
         eval_batch_size: int = 64,
         mined: MinedNegatives | None = None,
+        remine: int | str | Iterable[str] | None = None,
+        remining: Remining | None = None,
         distant: DistantPositives | None = None,
         distant_cloze: Any = None,
         reading: CorpusReading = AS_USUAL,
@@ -87,6 +93,17 @@ class DprData(StepDataModule):
         self.dev_negatives = dev_negatives
         self.eval_batch_size = eval_batch_size
         self.mined = mined
+        try:
+            self.remine = Schedule.parse(remine)
+        except UserError as error:
+            raise UserError(f"datamodule.remine={remine}: {error}") from error
+        if not isinstance(remining, Remining | None):
+            raise UserError(
+                f"datamodule.remining={remining} names no class: give datamodule.remining="
+                "{_target_: rag.training.Remining, depth: 50, keep: 10}"
+            )
+        self.remining = remining or Remining()
+        self.retrieved: RetrievedNegatives | None = None
         self.distant = distant
         self.distant_cloze = distant_cloze
         self.cache = Path(cache)
@@ -104,6 +121,7 @@ class DprData(StepDataModule):
         if self.file is None and self.question_file is None:
             raise UserError("DPR has no passages: give passages, or questions in DPR's training format")
         files = [file for file in (self.question_file, self.dev_file) if file is not None]
+        self._check_remining()
         # Before the corpus is converted and searched, which takes a while, all questions are read once.
         read = {} if self.file is None else {file: read_examples(file) for file in dict.fromkeys(files)}
         for file, examples in read.items():
@@ -123,6 +141,23 @@ class DprData(StepDataModule):
             asked = self._asked(corpus, self.dev_file, read.get(self.dev_file), self.dev_limit)
             self.dev = DevSet(*asked, self.dev_negatives)
         self.store, self.questions = store, questions
+        if self.remine or self.remining.at_start:
+            self.retrieved = RetrievedNegatives(self.remining, self.remine, store, questions, self.seed)
+
+    def _check_remining(self) -> None:
+        if not self.remine and not self.remining.at_start:
+            return
+        setting = f"datamodule.remine={self.remine}" if self.remine else "datamodule.remining.at_start=true"
+        if self.question_file is None:
+            raise UserError(
+                f"{setting} mines negatives of questions, and datamodule.questions=null gives none: give questions "
+                "with positive_ids, or leave it out"
+            )
+        if self.hard_negatives < 1:
+            raise UserError(
+                f"{setting} mines hard negatives, and datamodule.hard_negatives={self.hard_negatives} takes none "
+                "into a batch: give datamodule.hard_negatives=1 or more"
+            )
 
     def _check_named(self, file: str | Path, examples: Sequence[Example]) -> None:
         """UserError where no question names a passage, and none is found by its answers."""
@@ -165,7 +200,12 @@ class DprData(StepDataModule):
             ]
         rows = zip(positives, hard, strict=True)
         return corpus, [
-            AskedQuestion(example.question, np.array(right, np.int32), np.array(wrong, np.int32))
+            AskedQuestion(
+                example.question,
+                np.array(right, np.int32),
+                np.array(wrong, np.int32),
+                answers=tuple(example.answers),
+            )
             for example, (right, wrong) in zip(examples, rows, strict=True)
         ]
 
@@ -204,8 +244,42 @@ class DprData(StepDataModule):
             counts |= {"dev questions": len(self.dev.questions), "dev passages": len(self.dev.rows)}
         return counts
 
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        if self.remine and trainer is not None and trainer.max_steps > 0:
+            if not any(map(self.remine.due, range(1, trainer.max_steps))):
+                log.warning(
+                    "datamodule.remine=%s: no negatives are mined before training ends at step %s (trainer.max_steps)",
+                    self.remine,
+                    f"{trainer.max_steps:,}",
+                )
+        return super().train_dataloader()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """The batch of the step that begins, after the negatives were mined where that is due.
+
+        Loaders work ahead: a batch that was made with older negatives is made again.
+        """
+        trainer = self.trainer
+        if self.retrieved is None or trainer is None or not isinstance(batch, BiEncoderBatch):
+            return batch
+        if self.retrieved.due(trainer.global_step):
+            self.retrieved.mine(self.model, trainer.global_step)
+        return batch if batch.mined_after == self.retrieved.after else self.make_batch(batch.number)
+
+    def take_metrics(self) -> dict[str, float]:
+        return {} if self.retrieved is None else self.retrieved.take_metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.retrieved is None else self.retrieved.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.retrieved is not None:
+            self.retrieved.load_state_dict(state_dict)
+
     def make_batch(self, step: int) -> BiEncoderBatch:
         assert self.store is not None
+        mined_after = None if self.retrieved is None else self.retrieved.after  # before they are read
         random = step_generator(self.seed, step)
         only_cloze = not self.questions or (
             self.inverse_cloze is not None and step < self.inverse_cloze_steps
@@ -227,7 +301,9 @@ class DprData(StepDataModule):
                 right.append([row])
         for number in self.order.take(step * asked, asked) if asked else ():
             example = self.questions[number]
-            gold, hard = example.positives.tolist(), example.hard.tolist() or example.other.tolist()
+            gold = example.positives.tolist()
+            hard = example.hard.tolist() if self.retrieved is None else self.retrieved.hard(number)
+            hard = hard or example.other.tolist()
             positive.append(len(passages))
             queries.append(example.question)
             right.append(gold)
@@ -241,6 +317,8 @@ class DprData(StepDataModule):
             torch.tensor(rows),
             torch.from_numpy(padded(right)),
             torch.tensor(positive),
+            step,
+            mined_after,
         )
 
     def val_dataloader(self) -> DataLoader | list:
