@@ -228,8 +228,9 @@ class Collection:
         """A call that needs the collection in the engine's memory, where a restart leaves none."""
         try:
             return self.connection.call(name, *args, **settings)
-        except NotLoaded:
+        except NotLoaded:  # it was started again, or somebody released the collection
             self.load()
+            self._looked = -np.inf
             return self.connection.call(name, *args, **settings)
 
     def load(self) -> None:
@@ -258,7 +259,10 @@ class Collection:
         for name in _TEXTS if type.texts else ():
             schema.add_field(name, DataType.VARCHAR, max_length=LONGEST)
         index = MilvusClient.prepare_index_params()
-        index.add_index(_VECTOR, index_type=type.kind, metric_type="IP", params=type.params)
+        nested = (
+            {"params": type.params} if type.params else {}
+        )  # which milvus-lite reads, and servers do as well
+        index.add_index(_VECTOR, index_type=type.kind, metric_type="IP", params=nested)
         try:
             self.connection.call(
                 "create_collection",

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rag.errors import UserError, causes, one_line
+from rag.errors import UserError, one_line
 from rag.index import milvus_server
 from rag.safe_text import say
 
@@ -50,9 +50,9 @@ def is_file(uri: str) -> bool:
 
 
 def checked_uri(uri: str) -> str:
-    """The URI, if it can be one. Raises UserError, which repeats no password, for another."""
+    """The URI, a file's with its whole path. Raises UserError, which repeats no password, for what cannot be one."""
     if is_file(uri):
-        return uri
+        return str(Path(uri).expanduser().resolve())
     try:
         parts = urlsplit(uri)
         port = parts.port
@@ -73,7 +73,7 @@ def checked_uri(uri: str) -> str:
         raise UserError(
             f"{uri} is no address of a Milvus engine: give a file, http://HOST:PORT or https://HOST:PORT"
         )
-    return uri
+    return uri.rstrip("/")
 
 
 class Connection:
@@ -100,11 +100,8 @@ class Connection:
             return self._call(name, args, settings)
 
     def _call(self, name: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        began, tries, patience = (
-            time.monotonic(),
-            0,
-            self.patience if self._met else min(AT_FIRST, self.patience),
-        )
+        patience = self.patience if self._met else min(AT_FIRST, self.patience)
+        began, tries, told = time.monotonic(), 0, False
         while True:
             try:
                 client = self._connected()
@@ -112,23 +109,27 @@ class Connection:
             except UserError:
                 raise
             except Exception as error:
-                if not _is_lost(error):
-                    raise self._refusal(name, error) from error
                 waited = time.monotonic() - began
+                if not _is_lost(error):
+                    self._found_again(tries, waited if told else 0)
+                    raise self._refusal(name, error) from error
                 if waited >= patience:
                     raise self._absence(waited) from error
-                if tries == 2 and self._met:
+                if self._met and not told and waited > 1:
+                    told = True
                     say(f"{self.uri} does not answer; waiting up to {patience / 60:,.0f} minutes for it")
                 time.sleep(min(_PAUSES[min(tries, len(_PAUSES) - 1)], patience - waited))
                 tries += 1
                 self.close()
                 continue
-            if tries:
-                self.generation += 1
-            if tries > 2 and self._met:
-                say(f"{self.uri} answers again after {time.monotonic() - began:,.0f} s")
+            self._found_again(tries, time.monotonic() - began if told else 0)
             self._met = True
             return result
+
+    def _found_again(self, tries: int, seconds: float) -> None:
+        self.generation += tries > 0
+        if seconds:
+            say(f"{self.uri} answers again after {seconds:,.0f} s")
 
     def _connected(self) -> Any:
         if self._client is None or self._process != os.getpid():
@@ -189,17 +190,32 @@ def _open(uri: str, timeout: float) -> Any:
             f"{uri} is without TLS, and {_TLS[next(iter(tls))]} is set: give https://…, or unset it"
         )
     token = os.environ.get("MILVUS_TOKEN", "")
-    return MilvusClient(uri, token=token, timeout=timeout, dedicated=True, **tls)
+    options = {
+        "grpc.use_local_subchannel_pool": 1
+    }  # a new client does not wait as long as the one before had to
+    return MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=options, **tls)
 
 
 def _status(error: BaseException) -> str:
     """The name of gRPC's status that an error came from, "" where it came from none."""
-    for each in causes(error, context=True):
+    for each in _behind(error):
         code = getattr(each, "code", None)
         status = code() if callable(code) else code
         if isinstance(name := getattr(status, "name", None), str):
             return name
     return ""
+
+
+def _behind(error: BaseException) -> list[BaseException]:
+    """An error, what it was raised from and what was handled meanwhile: pymilvus raises its errors from themselves."""
+    found: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop(0)
+        if each is not None and not any(each is other for other in found):
+            found.append(each)
+            left += [each.__cause__, each.__context__]
+    return found
 
 
 def _is_lost(error: BaseException) -> bool:

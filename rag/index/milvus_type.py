@@ -12,7 +12,7 @@ from typing import Any
 
 from rag.errors import UserError
 from rag.fingerprints import digest
-from rag.index.milvus_connection import checked_uri, is_file
+from rag.index.milvus_connection import checked_uri
 
 # What a search of each type looks at, from the least to the most; none for one that looks at all vectors.
 EFFORT = {
@@ -25,6 +25,7 @@ EFFORT = {
     "IVF_RABITQ": "nprobe",
     "DISKANN": "search_list",
 }
+GRAPHS = ("HNSW", "HNSW_SQ", "DISKANN", "AUTOINDEX")
 KEEPS_VECTORS = ("FLAT", "HNSW", "IVF_FLAT", "DISKANN")  # whose scores are q(x)ᵀd(z) itself
 JOURNAL = "collection.json"  # of an index folder: its collection, and the rows that are in it
 _BUILT_BY = ("kind", "params", "texts", "properties")
@@ -84,7 +85,7 @@ class MilvusType:
         """The URI of the engine for an index in `folder`: a file beside it, of its name, unless another is given."""
         if self.uri is None:
             return str(beside(folder))
-        return str(Path(self.uri).expanduser().resolve()) if is_file(self.uri) else self.uri
+        return checked_uri(self.uri)
 
     def unlike(self, other: "MilvusType") -> list[tuple[str, Any, Any]]:
         """What decides how a collection is built: (name, this one's, the other's)."""

@@ -14,7 +14,7 @@ from rag.encoders.protocol import AnyQuestionEncoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.folder import Index
-from rag.index.milvus_connection import PATIENCE, TIMEOUT
+from rag.index.milvus_connection import PATIENCE, TIMEOUT, checked_uri
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.scale import Scale
@@ -26,8 +26,6 @@ class MilvusRetriever(DenseRetriever):
     uri: the engine, where it is another than the index says; an index that is swapped in is looked for there too.
     timeout, patience: seconds that a call may take, and that an engine is waited for which went away.
     """
-
-    kind = "Milvus"
 
     def __init__(
         self,
@@ -42,7 +40,8 @@ class MilvusRetriever(DenseRetriever):
     ):
         if timeout <= 0 or patience < 0:
             raise UserError(f"retriever.timeout={timeout} and retriever.patience={patience}: give seconds")
-        self.uri, self.timeout, self.patience = uri, timeout, patience
+        self.uri = None if uri is None else checked_uri(uri)
+        self.timeout, self.patience = timeout, patience
         super().__init__(question_encoder, self._at_engine(index), trainable, null_document, scale)
 
     @classmethod
