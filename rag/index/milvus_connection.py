@@ -31,11 +31,10 @@ TIMEOUT = 120.0  # seconds that a call may take
 PATIENCE = 1_800.0  # seconds that an engine is waited for which answered before
 AT_FIRST = 10.0  # and one that did not yet
 _PAUSES = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0)
-_TLS = {
-    "ca_pem_path": "MILVUS_CA_PEM",
-    "client_pem_path": "MILVUS_CLIENT_PEM",
-    "client_key_path": "MILVUS_CLIENT_KEY",
-    "server_name": "MILVUS_SERVER_NAME",
+_CA, _MINE, _NAME = "MILVUS_CA_PEM", ("MILVUS_CLIENT_PEM", "MILVUS_CLIENT_KEY"), "MILVUS_SERVER_NAME"
+_OPTIONS = {
+    "grpc.use_local_subchannel_pool": 1,  # a new client does not wait as long as the one before had to
+    "grpc.keepalive_time_ms": 310_000,  # pymilvus's ten seconds are too often for servers with gRPC's usual settings
 }
 INSTALL = 'pip install ".[milvus]"'
 
@@ -89,7 +88,7 @@ class Connection:
         self.patience = patience
         self.generation = 0
         self._client: Any = None
-        self._lease: Any = None  # what keeps a server of ours running
+        self._lease: milvus_server.Lease | None = None  # what keeps a server of ours running
         self._process = 0
         self._met = False
         self._lock = threading.Lock()
@@ -133,7 +132,7 @@ class Connection:
 
     def _connected(self) -> Any:
         if self._client is None or self._process != os.getpid():
-            uri, self._lease = self.uri, None
+            uri, self._lease = self.uri, None  # that of the process it was forked from is that one's
             if is_file(uri):
                 _check_installed(uri)
                 uri, self._lease = milvus_server.address(Path(uri))
@@ -146,6 +145,8 @@ class Connection:
         client, self._client = self._client, None
         if client is not None and self._process == os.getpid():
             client.close()
+        if self._lease is not None:
+            self._lease.close()
         self._lease = None
 
     def _absence(self, waited: float) -> UserError:
@@ -176,24 +177,35 @@ def _check_installed(uri: str) -> None:
 
 
 def _open(uri: str, timeout: float) -> Any:
-    """A client of pymilvus, whose own log is silent: what fails is told here, once."""
+    """A client of pymilvus, whose own log is silent."""
     _check_installed(uri)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is told here
     from pymilvus import MilvusClient
 
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
-    tls = {name: value for name, variable in _TLS.items() if (value := os.environ.get(variable))}
-    for name, file in tls.items():
-        if name.endswith("_path") and not Path(file).is_file():
-            raise UserError(f"{_TLS[name]} names {file}, which does not exist: give a PEM file")
-    if tls and uri.startswith("http://"):
-        raise UserError(
-            f"{uri} is without TLS, and {_TLS[next(iter(tls))]} is set: give https://…, or unset it"
-        )
     token = os.environ.get("MILVUS_TOKEN", "")
-    options = {
-        "grpc.use_local_subchannel_pool": 1
-    }  # a new client does not wait as long as the one before had to
-    return MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=options, **tls)
+    return MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=_OPTIONS, **_tls(uri))
+
+
+def _tls(uri: str) -> dict[str, str]:
+    """What the environment says of certificates, by pymilvus's names."""
+    given = {name: value for name in (_CA, *_MINE, _NAME) if (value := os.environ.get(name))}
+    if not given:
+        return {}
+    first = next(iter(given))
+    if uri.startswith("http://"):
+        raise UserError(f"{uri} is without TLS, and {first} is set: give https://…, or unset it")
+    for name, file in given.items():
+        if name != _NAME and not Path(file).is_file():
+            raise UserError(f"{name} names {file}, which does not exist: give a PEM file")
+    names = {_CA: "server_pem_path", _NAME: "server_name"}
+    if given.keys() & set(_MINE):
+        if missing := [name for name in (_CA, *_MINE) if name not in given]:
+            raise UserError(
+                f"{first} is set and {missing[0]} is not: a certificate of one's own takes all three files"
+            )
+        names |= {_CA: "ca_pem_path", _MINE[0]: "client_pem_path", _MINE[1]: "client_key_path"}
+    return {names[name]: value for name, value in given.items()}
 
 
 def _status(error: BaseException) -> str:

@@ -17,11 +17,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rag.errors import UserError
 from rag.files import hidden_beside, lock_file
@@ -37,7 +37,7 @@ STARTING = 120.0  # seconds, on a machine that does much else
 ALONE = 3.0  # seconds that it stays without anybody
 
 
-def address(file: Path) -> tuple[str, IO[str]]:
+def address(file: Path) -> tuple[str, "Lease"]:
     """http://127.0.0.1:PORT of the server of `file`, which is started unless it runs, and what keeps it there until it
     is closed.
 
@@ -57,13 +57,28 @@ def address(file: Path) -> tuple[str, IO[str]]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock_file(hidden_beside(file, "starting")):
-            lease = open(hidden_beside(file, "clients"), "a")
-            fcntl.flock(lease, fcntl.LOCK_SH)  # waits for a server that is about to end
+            lease = Lease(hidden_beside(file, "clients"))
             if (port := _running(file)) is None:
                 port = _start(file)
     except OSError as error:
         raise UserError(f"{file} cannot be opened ({error.strerror or error}): choose another uri") from error
     return f"http://{HOST}:{port}", lease
+
+
+class Lease:
+    """Keeps a server running until it is closed, or the process ends."""
+
+    def __init__(self, path: Path):
+        self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_SH)  # waits for a server that is about to end
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = None
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _running(file: Path) -> int | None:
@@ -97,39 +112,47 @@ def _is_free(path: Path) -> bool:
 
 
 def _start(file: Path) -> int:
+    """Start the server, which leaves this process's session: Ctrl-C ends a run that still writes, and it after that."""
     log = hidden_beside(file, "log")
-    with open(log, "w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "rag.index.milvus_server", str(file)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=Path(__file__).parents[2],
-            start_new_session=True,  # Ctrl-C ends the run, which still writes; the server ends after it
-        )
-    began = time.monotonic()
-    while time.monotonic() - began < STARTING:
-        if server.poll() is not None:
-            if "DataDirLockedError" in (said := log.read_text(errors="replace")):
-                raise UserError(f"{file} is open in another program: close it there, or give another uri")
-            why = next(
-                (line for line in reversed(said.splitlines()) if line.strip()), "it ended without a word"
+    command = [sys.executable, "-m", "rag.index.milvus_server", str(file)]
+    try:
+        with open(log, "w") as output:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=Path(__file__).parents[2],
+                timeout=STARTING,
             )
-            raise UserError(
-                f"milvus-lite cannot open {file} ({why.strip()}): restore it, or give another uri"
-            )
-        if (port := _running(file)) is not None:
-            return port
-        time.sleep(0.05)
-    server.kill()
-    raise UserError(f"the server of {file} did not start within {STARTING:.0f} s (see {log})")
+    except subprocess.TimeoutExpired:
+        raise UserError(f"the server of {file} did not start within {STARTING:.0f} s (see {log})") from None
+    if (port := _running(file)) is not None and done.returncode == 0:
+        return port
+    said = log.read_text(errors="replace")
+    if "DataDirLockedError" in said:
+        raise UserError(f"{file} is open in another program: close it there, or give another uri")
+    why = next((line for line in reversed(said.splitlines()) if line.strip()), "it ended without a word")
+    raise UserError(f"milvus-lite cannot open {file} ({why.strip()}): restore it, or give another uri")
 
 
 # ---------------------------------------------------------------------------------- the server itself
 
 
-def serve(file: Path) -> None:
-    """Serve a file until nobody uses it."""
+def start(file: Path) -> int:
+    """Have a child serve the file, and wait until it does; the exit code."""
+    told, tell = os.pipe()
+    if os.fork():
+        os.close(tell)
+        return 0 if os.read(told, 1) else 1
+    os.setsid()
+    os.close(told)
+    serve(file, lambda: os.write(tell, b"1"))
+    return 0
+
+
+def serve(file: Path, ready: Callable[[], Any]) -> None:
+    """Serve a file until nobody uses it. ready: called once it is served."""
     from milvus_lite.adapter.grpc.server import start_server_in_thread
 
     server, database, port = start_server_in_thread(str(file), host=HOST, port=0)
@@ -138,6 +161,7 @@ def serve(file: Path) -> None:
         held.truncate(0)
         held.write(json.dumps({"port": port, "machine": socket.gethostname(), "process": os.getpid()}))
         held.flush()
+        ready()
         with _nobody_left(hidden_beside(file, "clients")):
             server.stop(grace=5).wait()
             database.close()
@@ -163,4 +187,4 @@ def _nobody_left(path: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    sys.exit(start(Path(sys.argv[1])))
