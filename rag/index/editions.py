@@ -84,6 +84,8 @@ def remove_half_written(folder: Path) -> None:
         if each not in tokens:
             remove_leftovers(folder, escape(each.name[1:]))
     remove_leftovers(folder / "vectors")
+    for each in folder.glob("vectors/.claim-*"):  # nobody embeds while one process holds the folder
+        each.unlink(missing_ok=True)
 
 
 def drop_replaced(folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from rag.errors import UserError
-from rag.files import hash_file, read_json, replace_folder
+from rag.files import hash_file, lock_file, read_json, replace_folder
 from rag.index.build import build
 from rag.index.editions import drop_replaced, next_edition, put_back, tidy
 from rag.index.embed import PassageEncoder, embed, lock_folder, prepare
@@ -110,6 +110,38 @@ def build_from_corpus(
                 replace_folder(work, folder)
         drop_replaced(folder)
     wait_for_all()
+
+
+def embed_part(
+    folder: Path | str,
+    corpus: Path | str,
+    passage_encoder: PassageEncoder,
+    number: int,
+    count: int,
+    reading: CorpusReading = AS_USUAL,
+    shard_size: int = 50_000,
+    batch_size: int = 64,
+    show_progress: bool = True,
+) -> int:
+    """Embed as process `number` of `count` that never meet, such as a SLURM array's, and return how many passages were
+    embedded here; all vectors are there then, and `build_from_corpus` goes on.
+
+    The first to come reads the corpus. The shards of a process that does not come, or is lost, are made by the others.
+    Raises UserError as `build_from_corpus` does.
+    """
+    folder = Path(folder)
+    if not 0 <= number < count:
+        raise UserError(f"part={number}/{count} does not exist: give 0/{count} to {count - 1}/{count}")
+    if (folder / "manifest.json").exists():
+        say(f"{folder} holds a finished index: nothing is left to embed")
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_file(folder / ".lock-passages"):
+        if not (folder / "passages" / "store.json").is_file():
+            say(f"part {number} of {count} reads {corpus}")
+        store = PassageStore.prepare(corpus, folder / "passages", show_progress, reading)
+    encode, info = passage_encoder.encode, passage_encoder.describe()
+    return embed(store, encode, folder, info, shard_size, batch_size, number, count, show_progress)
 
 
 def _where_to_work(
