@@ -9,6 +9,7 @@ engine says no to is a `UserError` in its own words. Credentials come from the e
 writes or prints them:
 
     MILVUS_TOKEN                                  "user:password", or an API key
+    MILVUS_URI                                    the only engine that it is sent to, where that is set
     MILVUS_CA_PEM                                 certificates to check the server's against
     MILVUS_CLIENT_PEM, MILVUS_CLIENT_KEY          a certificate of one's own, where the server asks for one
     MILVUS_SERVER_NAME                            the name in the server's certificate, if it is not the host's
@@ -184,6 +185,11 @@ def _open(uri: str, timeout: float) -> Any:
 
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
     token = os.environ.get("MILVUS_TOKEN", "")
+    mine = os.environ.get(
+        "MILVUS_URI"
+    )  # whose token that is: an index of somebody else's names an engine too
+    if mine and urlsplit(mine).netloc.rpartition("@")[2] != urlsplit(uri).netloc:
+        token = ""
     return MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=_OPTIONS, **_tls(uri))
 
 

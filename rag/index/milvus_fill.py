@@ -67,6 +67,7 @@ def fill(
         )
         with timed(seconds, "add"):
             _write(folder, journal, collection, type, store, vectors, show_progress)
+        with timed(seconds, "settle"):
             _settle(collection, store if type.texts else None, vectors, show_progress)
         return _measured(
             folder, type, collection, store, plan, vectors, queries, recall_queries, seed, seconds
