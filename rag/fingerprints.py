@@ -90,9 +90,18 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 def _of_index(folder: Path, manifest: dict[str, Any]) -> str:
     """Of an index the files that are searched and read count, not how fast it was on the day it was built."""
-    check_hashes(folder, manifest["files"], lambda _: f"see build_index.py index.path={folder} verify=true")
+    files = present(folder, manifest["files"], manifest.get("engine"))
+    check_hashes(folder, files, lambda _: f"see build_index.py index.path={folder} verify=true")
     content = {name: file["sha256"] for name, file in manifest["files"].items() if not name.endswith(".json")}
     return digest([content, manifest["search"], manifest["encoder"]["weights"]])
+
+
+def present(folder: Path, files: Mapping[str, Any], engine: Any) -> Mapping[str, Any]:
+    """Of a manifest's files those that an index has to have here: all, and of one in an engine, which has them too, its
+    passages and its vectors only where that folder is there."""
+    if not engine:
+        return files
+    return {name: each for name, each in files.items() if (folder / name).parent.is_dir()}
 
 
 def check_files(folder: Path, sizes: Mapping[str, int], advice: Callable[[str], str]) -> None:

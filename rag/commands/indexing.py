@@ -1,6 +1,7 @@
 """What `rag.commands.build_index` does once its configuration is composed: embed a corpus and build its index."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from rag.index.editions import put_back
 from rag.index.estimate import Estimate, estimate
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
+from rag.index.from_corpus import embed_part
+from rag.index.milvus_type import MilvusType
 from rag.index.ready_index import ReadyIndex
 from rag.index.ready_vectors import ReadyVectors
 from rag.processes import processes
@@ -65,6 +68,9 @@ def build_index(cfg: DictConfig) -> Path:
     if cfg.estimate:
         show_estimate(estimate_costs(cfg, encoder, index_type), cfg.corpus.path, folder)
         return folder
+    if cfg.part is not None:
+        embed_one_part(cfg, encoder, folder)
+        return folder
     before = last_change(folder)
     with processes() as (number, count):
         index = Index.build(
@@ -93,6 +99,30 @@ def build_index(cfg: DictConfig) -> Path:
     return folder
 
 
+def embed_one_part(cfg: DictConfig, encoder: AnyPassageEncoder | None, folder: Path) -> None:
+    """part=N/M: as one of several that never meet, each perhaps of several processes that torchrun started."""
+    given = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(cfg.part))
+    if given is None or encoder is None:
+        raise UserError(
+            f"part={cfg.part} is none: give the number of this part and how many there are, as in part=0/16"
+        )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    number = int(given[1]) * processes + int(os.environ.get("RANK", "0"))
+    done = embed_part(
+        folder,
+        cfg.corpus.path,
+        InBfloat16(encoder) if cfg.bfloat16 else encoder,
+        number,
+        int(given[2]) * processes,
+        reading(cfg.corpus),
+        cfg.shard_size,
+        cfg.batch_size,
+    )
+    say(
+        f"all vectors are in {folder}, {done:,} of them made here: the same command without part= builds the index"
+    )
+
+
 def last_change(folder: Path) -> int | None:
     """When a finished index was written, in nanoseconds; None where there is none."""
     manifest = folder / "manifest.json"
@@ -100,7 +130,7 @@ def last_change(folder: Path) -> int | None:
 
 
 def estimate_costs(
-    cfg: DictConfig, encoder: AnyPassageEncoder | None, index_type: IndexType | ReadyIndex
+    cfg: DictConfig, encoder: AnyPassageEncoder | None, index_type: IndexType | ReadyIndex | MilvusType
 ) -> Estimate:
     """Disk, memory and hours of the index that the configuration describes."""
     if encoder is None or isinstance(index_type, ReadyIndex):
@@ -132,7 +162,8 @@ def show_estimate(costs: Estimate, corpus: str, folder: Path) -> None:
     table.add_row("hours: index", f"{costs.seconds_index / 3600:,.2f}")
     Terminal().print(table)
     existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if (free := shutil.disk_usage(existing).free) < costs.disk:
+    wanted = costs.disk - (costs.disk_index if costs.elsewhere else 0)
+    if (free := shutil.disk_usage(existing).free) < wanted:
         say(
-            f"{existing} has {free / 1e9:,.1f} GB free, too little for the {costs.disk / 1e9:,.1f} GB of this index"
+            f"{existing} has {free / 1e9:,.1f} GB free, too little for the {wanted / 1e9:,.1f} GB of this index"
         )

@@ -82,10 +82,11 @@ def train(cfg: DictConfig) -> Path:
     retriever = module.model.retriever if isinstance(module.model, RagModel) else None
     if retriever is not None:
         retriever.check_depth(module.model.n_docs)
-        if plan.over_index(cfg) and Path(cfg.corpus.path).exists():
-            PassageStore.prepare(  # refuses another corpus
-                cfg.corpus.path, retriever.index.folder / "passages", False, reading(cfg.corpus)
-            )
+        passages = retriever.index.folder / "passages"  # which an engine may have instead
+        if plan.over_index(cfg) and Path(cfg.corpus.path).exists() and passages.is_dir():
+            PassageStore.prepare(
+                cfg.corpus.path, passages, False, reading(cfg.corpus)
+            )  # refuses another corpus
     if cfg.info:
         settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
         show(describe(cfg.name, settings, module, datamodule, trainer))

@@ -12,6 +12,7 @@ import numpy as np
 from rag.generators.seq2seq import Generator
 from rag.index.folder import Index
 from rag.index.passage import Passage
+from rag.index.tokens import TokenStore
 from rag.words import cut_at
 
 
@@ -41,7 +42,10 @@ class AsRead:
         return replace(passage, text=cut_at(passage.text, end))
 
     def count_cut(self, questions: Sequence[str] = ()) -> int:
-        """How many passages do not fit beside a question of the mean length of `questions`, or beside an empty one."""
+        """How many passages do not fit beside a question of the mean length of `questions`, or beside an empty one. Those
+        that an engine has, and not this machine, are not counted: each would have to be fetched."""
+        if not isinstance(self._tokens, TokenStore):
+            return 0
         lengths = self.generator.tokenize_questions(questions or [""]).lengths
         return int((self._tokens.lengths() > self._room - int(np.mean(lengths))).sum())
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rag.index.faiss_types import IndexType as IndexType
     from rag.index.folder import Index as Index
     from rag.index.manifest import Manifest as Manifest
+    from rag.index.milvus_type import MilvusType as MilvusType
     from rag.index.passage import Passage as Passage
     from rag.index.passages import PassageStore as PassageStore
     from rag.index.readers import read_passages as read_passages
@@ -25,5 +26,6 @@ __getattr__, __dir__ = face(
         "CorpusReading": "reading",
         "IndexType": "faiss_types",
         "ReadyIndex": "ready_index",
+        "MilvusType": "milvus_type",
     },
 )

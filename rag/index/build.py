@@ -66,13 +66,13 @@ def build(
         took = seconds_embedding(folder)
         seconds: dict[str, float] = {} if took is None else {"embed": took}
         add = (
-            _timed(seconds, "add"),
+            timed(seconds, "add"),
             progress_bar("building the index", len(store), "vectors", show=show_progress),
         )
         if begun is None:
             plan, vectors = open_vectors(folder, store)
             factory, index = new_index(kind, len(vectors), vectors.dim)
-            with _timed(seconds, "train"):
+            with timed(seconds, "train"):
                 train(index, kind, vectors, seed)
             with add[0], add[1] as bar:
                 fill(index, vectors, bar)
@@ -104,11 +104,11 @@ def _finish(
     seconds: dict[str, float],
 ) -> Manifest:
     """Measure an index that holds all vectors, choose its search parameters, write it and its manifest."""
-    with _timed(seconds, "measure"):
+    with timed(seconds, "measure"):
         described = "{n} held-out questions"
         if queries is None:
             described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
-            queries = _perturbed(vectors, recall_queries, seed)
+            queries = perturbed(vectors, recall_queries, seed)
         queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
         if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
             raise UserError(
@@ -125,21 +125,16 @@ def _finish(
             described = "unknown: there are no true vectors to search exactly"
             search, recall, ms_per_query = untuned(index, kind), {}, 0.0
 
-    with _timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
+    with timed(seconds, "write"), write_aside(folder / "index.faiss") as aside:
         _write_faiss(index, aside)
-        names = ["passages/passages.arrow", "passages/store.json"]
-        names += [f"passages/{CATALOG}"] if (folder / "passages" / CATALOG).is_file() else []
-        if isinstance(vectors, Vectors):
-            shards = range(-(-len(store) // vectors.shard_size))
-            names += ["vectors/plan.json", *(f"vectors/{shard_file(Path(), number)}" for number in shards)]
-        files = {name: _describe(folder / name) for name in names} | {"index.faiss": _describe(aside)}
+        files = described_files(folder, len(store), vectors) | {"index.faiss": _describe(aside)}
     manifest = Manifest(
         encoder=EncoderInfo(**plan["encoder"]),
         corpus=CorpusInfo(str((store.source or {}).get("path", "")), store.sha256, len(store)),
         dim=vectors.dim,
         shard_size=vectors.shard_size,
         factory=factory,
-        metric="cosine" if _is_cosine(EncoderInfo(**plan["encoder"]), vectors) else "inner product",
+        metric="cosine" if is_cosine(EncoderInfo(**plan["encoder"]), vectors) else "inner product",
         search=search,
         recall=recall,
         recall_queries=described.format(n=len(queries)),
@@ -160,7 +155,7 @@ def _finish(
     return manifest
 
 
-def _is_cosine(encoder: EncoderInfo, vectors: Vectors | DecodedVectors) -> bool:
+def is_cosine(encoder: EncoderInfo, vectors: Vectors | DecodedVectors) -> bool:
     """Whether inner products of these vectors are cosines: as their encoder says or, unknown, as they are."""
     if encoder.reading is not None:
         return bool(encoder.reading["normalize"])
@@ -168,10 +163,22 @@ def _is_cosine(encoder: EncoderInfo, vectors: Vectors | DecodedVectors) -> bool:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
+
+
+def described_files(
+    folder: Path, passages: int, vectors: Vectors | DecodedVectors
+) -> dict[str, dict[str, Any]]:
+    """Name → bytes and SHA-256 of what an index is made from: its passages and its true vectors."""
+    names = ["passages/passages.arrow", "passages/store.json"]
+    names += [f"passages/{CATALOG}"] if (folder / "passages" / CATALOG).is_file() else []
+    if isinstance(vectors, Vectors):
+        shards = range(-(-passages // vectors.shard_size))
+        names += ["vectors/plan.json", *(f"vectors/{shard_file(Path(), number)}" for number in shards)]
+    return {name: _describe(folder / name) for name in names}
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def _write_faiss(index: Any, path: Path) -> None:
         ) from error
 
 
-def _perturbed(vectors: Vectors | DecodedVectors, count: int, seed: int) -> Float32[np.ndarray, "Q D"]:
+def perturbed(vectors: Vectors | DecodedVectors, count: int, seed: int) -> Float32[np.ndarray, "Q D"]:
     random = np.random.default_rng(seed)
     rows = random.choice(len(vectors), min(count, len(vectors)), replace=False)
     sample = vectors.gather(np.sort(rows))

@@ -16,9 +16,12 @@ from pathlib import Path
 from filelock import Timeout
 
 from rag.errors import UserError
-from rag.files import is_leftover, lock_file, remove_leftovers
+from rag.files import is_leftover, lock_file, read_json, remove_leftovers, write_json
 from rag.index.embed import lock_folder
+from rag.index.milvus_connection import Connection
+from rag.index.milvus_type import JOURNAL
 from rag.index.opening import open_files
+from rag.safe_text import say
 
 
 def next_edition(folder: Path) -> Path:
@@ -64,6 +67,7 @@ def _wait_for(edition: Path) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove what processes that were killed left half written in an index, unless one is at work there now."""
+    drop_replaced(folder)
     if not any(map(is_leftover, [*folder.glob(".*"), *folder.glob("vectors/.*")])):
         return
     with suppress(UserError, OSError), lock_folder(folder):
@@ -80,3 +84,19 @@ def remove_half_written(folder: Path) -> None:
         if each not in tokens:
             remove_leftovers(folder, escape(each.name[1:]))
     remove_leftovers(folder / "vectors")
+    for each in folder.glob("vectors/.claim-*"):  # nobody embeds while one process holds the folder
+        each.unlink(missing_ok=True)
+
+
+def drop_replaced(folder: Path) -> None:
+    """Drop the collection of the edition before, once this one stands in its place; what a killed process left too."""
+    path = folder / JOURNAL
+    if not path.is_file() or "replaces" not in (journal := read_json(path)):
+        return
+    old = journal.pop("replaces")
+    try:
+        Connection(old["uri"]).call("drop_collection", old["collection"])
+    except UserError as error:
+        say(f"collection {old['collection']} of the edition before stays in {old['uri']} ({error})")
+        return
+    write_json(path, journal)

@@ -21,6 +21,7 @@ from rag.index.reading import AS_USUAL, CorpusReading
 from rag.index.vectors import BLOCK_ROWS, PLAN_FORMAT, EncoderInfo, shard_file, shard_shape
 from rag.progress import progress_bar
 
+_LOOK_AGAIN = 1.0  # seconds, where other processes are at work on all that is left
 _LOCK_HOLDER = ".lock-holder"  # the process that builds in a folder
 
 
@@ -93,7 +94,8 @@ def embed(
     Passages of like length are encoded together, so that little is padding. A shard appears when it is
     complete; a second run goes on at the first missing one and gives the same bytes. Of `process_count`
     processes, on one machine or several with a common disk, number `process_index` takes every
-    `process_count`-th shard.
+    `process_count`-th shard and then what is left of the others': those of a process that is gone, or slower. It
+    returns when all shards are there.
 
     Raises UserError if the folder was started with another corpus, encoder or shard size, if another build is
     at work in it, if it cannot be written, or if `encode` or `known` gives something else than one finite
@@ -110,23 +112,53 @@ def embed(
     }
     with lock_folder(folder, process_index, process_count):
         _agree(folder, plan)
-        starts = {
-            n: n * shard_size for n in range(process_index, -(-len(store) // shard_size), process_count)
-        }
-        sizes = {n: min(shard_size, len(store) - start) for n, start in starts.items()}
-        missing = [
-            n for n in starts if (shard_shape(shard_file(folder / "vectors", n)) or (0,))[0] != sizes[n]
-        ]
-        done = sum(sizes[n] for n in starts if n not in missing)
-        with progress_bar("embedding passages", sum(sizes.values()), "passages", done, show_progress) as bar:
-            for number in missing:
+        starts = range(0, len(store), shard_size)
+        sizes = {n: min(shard_size, len(store) - start) for n, start in enumerate(starts)}
+        left = [n for n in sizes if not _is_there(folder, n, sizes[n])]
+        left.sort(key=lambda n: (n - process_index) % process_count)  # its own first, then the next process's
+        done, made = len(store) - sum(sizes[n] for n in left), 0
+        with progress_bar("embedding passages", len(store), "passages", done, show_progress) as bar:
+            for number in _claimed(folder, left, sizes, process_count, bar):
                 began = time.perf_counter()
                 shard = _shard(store, encode, known, starts[number], sizes[number], batch_size, bar)
                 with write_aside(shard_file(folder / "vectors", number)) as aside, open(aside, "wb") as file:
                     np.save(file, shard, allow_pickle=False)
                 del shard  # or the next one would be made beside it
                 _took(folder, process_index, process_count, time.perf_counter() - began)
-    return sum(sizes[n] for n in missing)
+                made += sizes[number]
+    return made
+
+
+def _claimed(
+    folder: Path, left: list[int], sizes: dict[int, int], process_count: int, bar: Callable[[int], None]
+) -> Iterator[int]:
+    """The shards of `left` that nobody else makes, each while this process holds the lock of its claim; until all are
+    there. The system drops the lock of a process that is gone, and its shard is another's then."""
+    if process_count == 1:
+        yield from left
+        return
+    while left:
+        others = []
+        for number in left:
+            claim = lock_file(folder / "vectors" / f".claim-{number:05d}", wait=False)
+            try:
+                claim.acquire()
+            except Timeout:
+                others.append(number)
+                continue
+            try:
+                if _is_there(folder, number, sizes[number]):
+                    bar(sizes[number])
+                else:
+                    yield number
+            finally:
+                claim.release()
+        if left := others:
+            time.sleep(_LOOK_AGAIN)
+
+
+def _is_there(folder: Path, number: int, rows: int) -> bool:
+    return (shard_shape(shard_file(folder / "vectors", number)) or (0,))[0] == rows
 
 
 def _took(folder: Path, process_index: int, process_count: int, seconds: float) -> None:

@@ -29,6 +29,8 @@ from rag.index.faiss_types import (
     keeps_vectors,
     new_index,
 )
+from rag.index.milvus_estimate import engine_bytes, rows_per_second
+from rag.index.milvus_type import MilvusType
 from rag.index.passage import Passage
 from rag.index.readers import read_passages
 from rag.index.reading import AS_USUAL, CorpusReading
@@ -44,7 +46,9 @@ class Estimate:
     """Sizes in bytes, times in seconds.
 
     counted: the number of passages is known; otherwise it is estimated. memory_all: everything a search touches
-    stays in memory; memory_least: the index does, and true vectors and passages are read from disk.
+    stays in memory; memory_least: the index does, and true vectors and passages are read from disk. Of an index in an
+    engine, these and disk_index are the engine's, and memory_build is that of the process which fills it.
+    elsewhere: its disk is no part of this machine's.
     """
 
     passages: int
@@ -58,6 +62,7 @@ class Estimate:
     memory_least: float
     seconds_embedding: float
     seconds_index: float
+    elsewhere: bool = False
 
     @property
     def disk(self) -> float:
@@ -66,7 +71,7 @@ class Estimate:
 
 def estimate(
     corpus: Path | str,
-    kind: IndexType,
+    kind: IndexType | MilvusType,
     dim: int,
     encode: Callable[[list[Passage]], Float32[np.ndarray, "N D"]],
     batch_size: int = 64,
@@ -84,9 +89,17 @@ def estimate(
     sample = list(islice(read_passages(corpus, reading), _SAMPLE))
     mean = sum(len(f"{p.id}{p.title}{p.text}".encode()) for p in sample) / len(sample)
     passages, counted = count_passages(corpus, sample, mean, reading.split is not None)
-    factory, index = new_index(kind, passages, dim)
-    size = file_bytes(index, passages)
     vectors = 4.0 * passages * dim
+    if isinstance(kind, MilvusType):
+        factory = kind.factory
+        size, memory_all, memory_least = engine_bytes(kind, passages, dim, mean)
+        memory_build, seconds = _LIBRARIES, passages / rows_per_second(kind, dim, mean)
+    else:
+        factory, index = new_index(kind, passages, dim)
+        size = file_bytes(index, passages)
+        memory_build = memory_least = size + _LIBRARIES
+        memory_all = size + (0 if keeps_vectors(index) else vectors) + _LIBRARIES
+        seconds = index_seconds(index, kind, passages, dim)
     rate = passages_per_second or embedding_rate(encode, sample, batch_size)
     return Estimate(
         passages=passages,
@@ -95,11 +108,12 @@ def estimate(
         disk_passages=passages * (mean + 12),  # three offsets of four bytes
         disk_vectors=vectors,
         disk_index=size,
-        memory_build=size + _LIBRARIES,
-        memory_all=size + (0 if keeps_vectors(index) else vectors) + _LIBRARIES,
-        memory_least=size + _LIBRARIES,
+        memory_build=memory_build,
+        memory_all=memory_all,
+        memory_least=memory_least,
         seconds_embedding=passages / rate / processes,
-        seconds_index=index_seconds(index, kind, passages, dim),
+        seconds_index=seconds,
+        elsewhere=isinstance(kind, MilvusType) and kind.uri is not None,
     )
 
 

@@ -27,8 +27,9 @@ from jaxtyping import Float32, Int64
 
 from rag.errors import UserError
 from rag.files import lock_file
-from rag.fingerprints import check_hashes
+from rag.fingerprints import check_hashes, present
 from rag.index.manifest import DPR_READING, Manifest
+from rag.index.milvus_stores import EnginePassages, EngineTokens
 from rag.index.opening import open_files
 from rag.index.passages import PassageStore
 from rag.index.reading import AS_USUAL, CorpusReading
@@ -67,19 +68,24 @@ class Index:
         self.passages = passages
         self.true_vectors = vectors
         self._index = index
-        self._tokens: dict[tuple[int, int, str, str], tuple[Any, TokenStore]] = {}
+        self._tokens: dict[tuple[int, int, str, str], tuple[Any, TokenStore | EngineTokens]] = {}
 
     @classmethod
-    def open(cls, folder: Path | str) -> "Index":
+    def open(cls, folder: Path | str, uri: str | None = None) -> "Index":
         """Map the files of an index folder; nothing is copied into memory.
+
+        uri: of the engine that searches its vectors, if it is another than the manifest names.
 
         Raises UserError, saying what was found, what was expected and what to do, if the folder is
         unfinished, was cut short or altered, or does not fit together. Sizes and counts are checked; `verify`
         checks every byte. Where FAISS is not installed, index.faiss stays closed and `search` refuses; the passages,
         tokens and vectors serve exact search.
         """
-        files = open_files(folder)
-        return cls(files.folder, files.manifest, files.passages, files.vectors, files.faiss_index)
+        files = open_files(folder, uri)
+        if files.collection is not None:
+            files.collection.check()
+        index = files.faiss_index if files.collection is None else files.collection
+        return cls(files.folder, files.manifest, files.passages, files.vectors, index)
 
     @classmethod
     def build(
@@ -182,6 +188,11 @@ class Index:
         """D, the length of a vector."""
         return self.manifest.dim
 
+    @property
+    def collection(self) -> Any:
+        """The engine's collection that is searched (rag/index/milvus_collection.py); None where a FAISS file is."""
+        return self._index if self.manifest.engine else None
+
     def search(
         self, queries: Float32[np.ndarray, "B D"], k: int, refine: int | None = None
     ) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
@@ -210,7 +221,9 @@ class Index:
         scores, rows = find(
             self._index, self.true_vectors, queries, k, refine or self.manifest.search["refine"]
         )
-        if rows.max(initial=0) >= len(self) or np.isnan(scores).any():
+        if (
+            rows.max(initial=0) >= len(self) or np.isnan(scores).any()
+        ):  # of a file; an engine looks for itself
             raise UserError(f"{self.folder / 'index.faiss'} was altered: {BUILD_AGAIN}")
         return scores, rows
 
@@ -224,14 +237,17 @@ class Index:
 
     def tokens(
         self, tokenizer: Any, title_separator: str = " / ", prefix: str = "", show_progress: bool = True
-    ) -> TokenStore:
+    ) -> TokenStore | EngineTokens:
         """The generator's tokens of all passages, `prefix` + title + `title_separator` + text.
 
         Opened if they were asked for here before, otherwise written. Processes that ask at the same time wait
         for the one that writes.
         """
         key = (id(tokenizer), len(tokenizer), title_separator, prefix)
-        if key not in self._tokens:
+        if key not in self._tokens and isinstance(self.passages, EnginePassages):
+            tokens = EngineTokens(self.passages, tokenizer, title_separator, prefix)
+            self._tokens[key] = (tokenizer, tokens)
+        elif key not in self._tokens:
             name = f"tokens-{tokenizer_fingerprint(tokenizer)}"
             if (title_separator, prefix) != (" / ", ""):
                 name += "-" + hashlib.sha256(repr((title_separator, prefix)).encode()).hexdigest()[:6]
@@ -322,14 +338,18 @@ class Index:
             )
 
     def verify(self) -> None:
-        """Read every byte. Raises UserError at the first file that is not what was written, with what to do."""
+        """Read every byte, those of an engine's vectors too. Raises UserError at the first file that is not what was
+        written, with what to do."""
 
         def advice(name: str) -> str:
             if name.startswith("vectors/") and name.endswith(".npy"):
                 return EMBED_AGAIN
             return BUILD_AGAIN if name == "index.faiss" else "build the index again with overwrite=true"
 
-        check_hashes(self.folder, self.manifest.files, advice, anew=True)
+        files = present(self.folder, self.manifest.files, self.manifest.engine)
+        check_hashes(self.folder, files, advice, anew=True)
+        if self.collection is not None:
+            self.collection.verify(self.manifest.files, self.manifest.shard_size)
         self.passages.verify()
         if isinstance(self.true_vectors, Vectors):
             self.true_vectors.verify()

@@ -13,12 +13,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from rag.errors import UserError
-from rag.files import hash_file, read_json, replace_folder
+from rag.files import hash_file, lock_file, read_json, replace_folder
 from rag.index.build import build
-from rag.index.editions import next_edition, put_back, tidy
+from rag.index.editions import drop_replaced, next_edition, put_back, tidy
 from rag.index.embed import PassageEncoder, embed, lock_folder, prepare
 from rag.index.faiss_types import IndexType, filled_factory
 from rag.index.manifest import Manifest
+from rag.index.milvus_fill import fill, is_full
+from rag.index.milvus_type import MilvusType
 from rag.index.opening import open_files
 from rag.index.passages import PassageStore
 from rag.index.reading import AS_USUAL, CorpusReading
@@ -33,7 +35,7 @@ def build_from_corpus(
     folder: Path | str,
     corpus: Path | str,
     passage_encoder: PassageEncoder | str | None = None,
-    index_type: IndexType | ReadyIndex | str = "Flat",
+    index_type: IndexType | ReadyIndex | MilvusType | str = "Flat",
     vectors: ReadyVectors | Path | str | Sequence[Path | str] | None = None,
     embed_missing: bool = False,
     queries: Float32[np.ndarray, "Q D"] | None = None,
@@ -98,12 +100,48 @@ def build_from_corpus(
     if first:
         if isinstance(index_type, ReadyIndex):
             adopt(work, index_type, info, queries, show_progress=show_progress)
+        elif isinstance(index_type, MilvusType):
+            old = open_files(folder) if work != folder else None
+            fill(work, index_type, queries, show_progress=show_progress, replaces=old)
         else:
             build(work, index_type, queries, show_progress=show_progress)
         if work != folder:
             with lock_folder(folder):
                 replace_folder(work, folder)
+        drop_replaced(folder)
     wait_for_all()
+
+
+def embed_part(
+    folder: Path | str,
+    corpus: Path | str,
+    passage_encoder: PassageEncoder,
+    number: int,
+    count: int,
+    reading: CorpusReading = AS_USUAL,
+    shard_size: int = 50_000,
+    batch_size: int = 64,
+    show_progress: bool = True,
+) -> int:
+    """Embed as process `number` of `count` that never meet, such as a SLURM array's, and return how many passages were
+    embedded here; all vectors are there then, and `build_from_corpus` goes on.
+
+    The first to come reads the corpus. The shards of a process that does not come, or is lost, are made by the others.
+    Raises UserError as `build_from_corpus` does.
+    """
+    folder = Path(folder)
+    if not 0 <= number < count:
+        raise UserError(f"part={number}/{count} does not exist: give 0/{count} to {count - 1}/{count}")
+    if (folder / "manifest.json").exists():
+        say(f"{folder} holds a finished index: nothing is left to embed")
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_file(folder / ".lock-passages"):
+        if not (folder / "passages" / "store.json").is_file():
+            say(f"part {number} of {count} reads {corpus}")
+        store = PassageStore.prepare(corpus, folder / "passages", show_progress, reading)
+    encode, info = passage_encoder.encode, passage_encoder.describe()
+    return embed(store, encode, folder, info, shard_size, batch_size, number, count, show_progress)
 
 
 def _where_to_work(
@@ -111,7 +149,7 @@ def _where_to_work(
     corpus: Path | str,
     reading: CorpusReading,
     encoder: EncoderInfo,
-    index_type: IndexType | ReadyIndex,
+    index_type: IndexType | ReadyIndex | MilvusType,
     overwrite: bool | str,
 ) -> tuple[Path | None, UserError | None]:
     """The folder to build in, None where the index that was asked for is there; and what is damaged of that index.
@@ -123,9 +161,9 @@ def _where_to_work(
     other, damage = _other_vectors(folder, corpus, reading, encoder)
     if other is None and damage is not None:
         return folder, damage
-    other_type = None if other else _other_type(open_files(folder).manifest, index_type)
+    other_type = None if other else _other_type(folder, open_files(folder).manifest, index_type)
     if other is None and other_type is None and overwrite is not True:
-        return None, None
+        return (None if is_full(folder) else folder), None
     if not overwrite:
         raise UserError(
             f"{folder} holds {other or other_type}: choose another index.path, or replace it with overwrite=true"
@@ -170,10 +208,22 @@ def _drop_altered(folder: Path) -> None:
             file.unlink()
 
 
-def _other_type(manifest: Manifest, index_type: IndexType | ReadyIndex) -> str | None:
+def _other_type(
+    folder: Path, manifest: Manifest, index_type: IndexType | ReadyIndex | MilvusType
+) -> str | None:
     """In what a finished index is not of the type asked for; None if it is."""
+    if isinstance(index_type, MilvusType) and manifest.engine:
+        was = MilvusType(**manifest.type)
+        for name, mine, asked in (
+            ("engine", was.place(folder), index_type.place(folder)),
+            *was.unlike(index_type),
+        ):
+            if mine != asked:
+                return f"an index with {name} {mine} instead of {asked}"
     if isinstance(index_type, ReadyIndex):
         factory = factory_of(index_type.open(manifest.corpus.passages, manifest.dim))
+    elif isinstance(index_type, MilvusType):
+        factory = index_type.factory
     else:
         factory = filled_factory(index_type, manifest.corpus.passages, manifest.dim)
     if manifest.factory != factory:
@@ -201,7 +251,7 @@ def _begun_otherwise(folder: Path, corpus: Path | str, reading: CorpusReading, e
 def _announce(
     folder: Path,
     corpus: Path | str,
-    index_type: IndexType | ReadyIndex,
+    index_type: IndexType | ReadyIndex | MilvusType,
     encoder: EncoderInfo,
     vectors: ReadyVectors | None,
 ) -> None:

@@ -35,7 +35,8 @@ class Manifest:
     ms_per_query: one query at a time, K = 50, with `threads` threads. seconds: of embedding, all processes
     together, and of each step of `build`.
     files: name → bytes and SHA-256. vectors: how the true vectors came here: "encoded", or where they were taken
-    from and how that was checked, or DECODED where there are none. type: the IndexType as it was asked for.
+    from and how that was checked, or DECODED where there are none. type: the IndexType as it was asked for. engine:
+    where the vectors are searched, if that is a collection and no FAISS file (rag/index/milvus_type.py).
 
     Where there are no true vectors, recall is empty: nobody knows it.
     """
@@ -56,6 +57,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
     vectors: str = "encoded"
     type: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, path: Path) -> None:

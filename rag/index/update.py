@@ -24,9 +24,12 @@ from rag.files import replace_folder
 from rag.index.build import build
 from rag.index.catalog import DocumentInfo, counted_in, documents_of, without_rows
 from rag.index.corpus_files import FORMATS
-from rag.index.editions import next_edition, put_back, tidy
+from rag.index.editions import drop_replaced, next_edition, put_back, tidy
 from rag.index.embed import Encode, embed, lock_folder
 from rag.index.faiss_types import IndexType
+from rag.index.milvus_fill import fill
+from rag.index.milvus_stores import EnginePassages, EngineVectors
+from rag.index.milvus_type import MilvusType
 from rag.index.opening import IndexFiles, open_files
 from rag.index.passage import Passage, whole_id
 from rag.index.passages import PassageStore, describe_corpus
@@ -131,6 +134,13 @@ class Edition:
             size = old.manifest.shard_size
             info = old.manifest.encoder
             embed(store, encode, work, info, size, batch_size, show_progress=show_progress, known=known)
+            if old.manifest.engine:
+                fill(
+                    work, MilvusType(**old.manifest.type), queries, show_progress=show_progress, replaces=old
+                )
+                replace_folder(work, folder)
+                drop_replaced(folder)
+                return int((rows < 0).sum())
             kind = IndexType(**old.manifest.type) if old.manifest.type else IndexType(old.manifest.factory)
             begun = None
             if (~self.kept).sum() + (len(store) - staying) <= LARGEST_EDIT * len(old.passages):
@@ -185,6 +195,11 @@ class Edition:
 
 def check_changeable(old: IndexFiles) -> None:
     """UserError for an index without vectors that could be taken over."""
+    if isinstance(old.vectors, EngineVectors) or isinstance(old.passages, EnginePassages):
+        raise UserError(
+            f"{old.folder} has its passages or vectors in the engine alone: change the index in the folder that it was "
+            "built in"
+        )
     if not isinstance(old.vectors, Vectors):
         raise UserError(
             f"{old.folder} holds no true vectors, only what {old.manifest.factory} left of them: build an index with "

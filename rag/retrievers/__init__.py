@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rag.retrievers.lexical import Jaccard as Jaccard
     from rag.retrievers.lexical import TfIdf as TfIdf
     from rag.retrievers.lexical_retriever import LexicalRetriever as LexicalRetriever
+    from rag.retrievers.milvus import MilvusRetriever as MilvusRetriever
     from rag.retrievers.null_document import NullBias as NullBias
     from rag.retrievers.null_document import NullDocument as NullDocument
     from rag.retrievers.null_document import NullEmbedding as NullEmbedding
@@ -41,6 +42,7 @@ __getattr__, __dir__ = face(
         "TfIdf": "lexical",
         "Jaccard": "lexical",
         "LexicalRetriever": "lexical_retriever",
+        "MilvusRetriever": "milvus",
         "NullDocument": "null_document",
         "NullEmbedding": "null_document",
         "NullBias": "null_document",

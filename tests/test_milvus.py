@@ -1,0 +1,416 @@
+"""index=milvus, retriever=milvus: the same passages and scores as FAISS, from an engine that comes and goes."""
+
+import json
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from clustered import ENCODER, D, corpus, encode, make, random_queries
+
+pytest.importorskip("pymilvus", reason='needs the extra "milvus" (pymilvus)')
+pytest.importorskip("milvus_lite", reason='needs the extra "milvus" (milvus-lite)')
+
+from conftest import QUESTIONS, bert_tokenizer, tiny_question_encoder
+from engines import Engine, WithoutInnerProduct, make_in
+
+from rag.encoders.dpr import QuestionEncoder
+from rag.errors import UserError
+from rag.fingerprints import fingerprint
+from rag.index import milvus_connection
+from rag.index.embed import embed
+from rag.index.folder import Index
+from rag.index.milvus_collection import Collection
+from rag.index.milvus_connection import Connection
+from rag.index.milvus_fill import fill
+from rag.index.milvus_type import MilvusType
+from rag.index.passage import Passage
+from rag.index.passages import PassageStore
+from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.milvus import MilvusRetriever
+
+HOSTILE = [
+    Passage('a "quoted" \\ id', "", "text\twith tab\nand line"),
+    Passage("Zürich", "名前", "emoji \N{PILE OF POO}, \x00 and \u2028"),
+    Passage("row == 1 or true", "'); drop", "row in [1, 2]"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    engine = Engine(tmp_path_factory.mktemp("engine") / "data")
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, engine) -> Index:
+    """403 passages in shards of 150, in an engine."""
+    folder = tmp_path_factory.mktemp("milvus") / "index"
+    return make_in(folder, engine.uri, corpus(400) + HOSTILE, encode, ENCODER, 150)
+
+
+@pytest.fixture(scope="module")
+def thin(tmp_path_factory, index) -> Index:
+    """The same, on a machine that has nothing but its manifest."""
+    folder = tmp_path_factory.mktemp("thin") / "index"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes((index.folder / "manifest.json").read_bytes())
+    return Index.open(folder)
+
+
+# -- the same as FAISS ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 7, 403])
+def test_finds_what_argsort_finds(index, thin, k):
+    queries = random_queries(9)
+    scores = queries @ encode(corpus(400) + HOSTILE).T
+    expected = np.argsort(-scores, axis=1)[:, :k]
+    for each in (index, thin):
+        found, rows = each.search(queries, k)
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_allclose(found, np.take_along_axis(scores, expected, axis=1), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_read_from_the_engine_is_what_was_written(index, thin):
+    rows = np.array([[402, -1, 0], [7, 7, 400]])
+    truth = encode(corpus(400) + HOSTILE)
+    expected = np.where(rows[..., None] >= 0, truth[rows], 0)
+    for each in (index, thin):
+        np.testing.assert_array_equal(each.vectors(rows), expected)
+        assert list(each.passages) == corpus(400) + HOSTILE
+        assert each.passages.ids([402, -1, 3]) == ["row == 1 or true", "", "4"]
+        assert [each.passages.row_of(passage.id) for passage in HOSTILE] == [400, 401, 402]
+        assert each.passages.slice(399, 500) == [corpus(400)[-1], *HOSTILE]
+        with pytest.raises(KeyError):
+            each.passages.row_of("no such id")
+        with pytest.raises(IndexError):
+            each.passages[403]
+        each.verify()
+    blocks = list(thin.vector_blocks(100))
+    assert [start for start, _ in blocks] == [0, 100, 200, 300, 400]
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), truth)
+    assert fingerprint(thin.folder) == fingerprint(index.folder)
+
+
+def test_tokens_are_made_of_the_engines_texts(index, thin):
+    from conftest import word_tokenizer
+
+    tokenizer = word_tokenizer([passage.text for passage in corpus(20)])
+    rows = np.array([3, -1, 402, 3])
+    whole, few = index.tokens(tokenizer, show_progress=False), thin.tokens(tokenizer, show_progress=False)
+    for one, other in zip(whole.gather(rows), few.gather(rows), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(whole.lengths(), few.lengths())
+    assert len(few) == 403 and few.corpus_sha256 == whole.corpus_sha256
+
+
+def encoder() -> QuestionEncoder:
+    torch.manual_seed(3)
+    tokenizer = bert_tokenizer()
+    return QuestionEncoder(tiny_question_encoder(len(tokenizer)), tokenizer)
+
+
+def test_scores_and_gradients_are_those_of_dense_retrieval(index, thin, tmp_path):
+    """Also of a null query: what is found, the logits, and what the question encoder learns from them."""
+    flat = make(tmp_path / "flat", 400)
+    engine_of_400 = make_in(tmp_path / "m", index.collection.connection.uri, corpus(400), encode, ENCODER)
+    grads = []
+    for retriever in (DenseRetriever(encoder(), flat), MilvusRetriever(encoder(), engine_of_400)):
+        retriever.eval()
+        found = retriever(retriever.prepare(QUESTIONS), 5)
+        found.doc_logprobs[:, 0].sum().backward()
+        weights = [p.grad for p in retriever.parameters() if p.grad is not None]
+        grads.append((found.rows, found.scores.detach(), weights))
+    np.testing.assert_array_equal(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1], rtol=0, atol=0)
+    for one, other in zip(grads[0][2], grads[1][2], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind, effort", [("HNSW", "ef"), ("IVF_FLAT", "nprobe"), ("IVF_SQ8", "nprobe")])
+def test_recall_is_measured_and_the_effort_chosen(engine, tmp_path, kind, effort):
+    params = {"nlist": 16} if effort == "nprobe" else {"M": 8}
+    index = make_in(tmp_path / "i", engine.uri, corpus(400), encode, ENCODER, kind=kind, params=params)
+    queries = random_queries(20)
+    manifest = fill(
+        tmp_path / "i", MilvusType(engine.uri, kind=kind, params=params), queries, show_progress=False
+    )
+    index = Index.open(tmp_path / "i")
+    assert manifest.search.keys() == {effort, "refine"}
+    assert manifest.search["refine"] == (4 if kind == "IVF_SQ8" else 1)
+    best = np.argsort(-(queries @ encode(corpus(400)).T), axis=1)[:, :5]
+    _, rows = index.search(queries, 5)
+    recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows, best, strict=True)])
+    assert manifest.recall["5"] == pytest.approx(recall, abs=1e-4) and recall >= 0.98
+    least = MilvusType(engine.uri, kind=kind, params=params, search=1)
+    fixed = fill(tmp_path / "i", least, queries, show_progress=False)
+    assert fixed.search[effort] == 1 and (effort == "ef" or fixed.recall["5"] < recall)
+
+
+def test_a_query_that_is_no_number_finds_nothing(index):
+    queries = random_queries(2)
+    queries[0, 3] = np.nan
+    scores, rows = index.search(queries, 4)
+    assert (rows[0] == -1).all() and np.isneginf(scores[0]).all() and (rows[1] >= 0).all()
+
+
+# -- filling ------------------------------------------------------------------------------------
+
+
+def test_a_fill_goes_on_where_it_stopped(engine, tmp_path, monkeypatch):
+    """The batch under way may be there or not, in part: after it, every row is there once."""
+    monkeypatch.setattr("rag.index.milvus_fill.MESSAGE", 16 * 4 * D)
+    monkeypatch.setattr("rag.index.milvus_fill._TEXT_BYTES", 0)
+    store = PassageStore.write(corpus(100), tmp_path / "i/passages")
+    embed(store, encode, tmp_path / "i", ENCODER, 40, show_progress=False)
+    put, batches = Collection.put, []
+
+    def killed(self, start, vectors, passages, again):
+        if start >= 40:
+            put(self, start, vectors[:5], passages[:5], again)
+            raise KeyboardInterrupt
+        put(self, start, vectors, passages, again)
+
+    monkeypatch.setattr(Collection, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
+    journal = json.loads((tmp_path / "i/collection.json").read_text())
+    assert journal["rows"] == 40
+    with pytest.raises(UserError, match="is not a finished index"):
+        Index.open(tmp_path / "i")
+
+    monkeypatch.setattr(
+        Collection, "put", lambda self, start, *rest: (batches.append(start), put(self, start, *rest))[1]
+    )
+    fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
+    index = Index.open(tmp_path / "i")
+    assert batches == [40, 56, 72, 80, 96] and index.collection.name == journal["collection"]
+    assert index.collection.count() == 100
+    index.verify()
+
+
+def test_what_the_engine_lost_is_written_again(engine, tmp_path):
+    index = make_in(tmp_path / "i", engine.uri, corpus(300), encode, ENCODER)
+    connection = index.collection.connection
+    connection.call("delete", index.collection.name, ids=[3, 4, 250])
+    with pytest.raises(UserError, match="holds 297 passages, and the index has 300, so it was changed"):
+        Index.open(tmp_path / "i")
+    fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
+    index = Index.open(tmp_path / "i")
+    assert list(index.passages) == corpus(300)
+    index.verify()
+
+
+def test_another_rows_in_the_collection_are_told(engine, tmp_path):
+    index = make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
+    index.collection.put(30, encode(corpus(1)), corpus(1), True)
+    with pytest.raises(
+        UserError, match="holds 31 passages after 30 were written: another program writes to it"
+    ):
+        fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
+
+
+def test_a_text_that_no_engine_takes_is_refused(engine, tmp_path):
+    long = [*corpus(3), Passage("4", "t", "ü" * 40_000)]
+    with pytest.raises(UserError, match="the text of passage '4' takes 80,000 bytes.*index.type.texts=false"):
+        make_in(tmp_path / "i", engine.uri, long, encode, ENCODER)
+    index = make_in(tmp_path / "j", engine.uri, long, encode, ENCODER, texts=False)
+    assert index.passages[3] == long[3]
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k/manifest.json").write_bytes((tmp_path / "j/manifest.json").read_bytes())
+    with pytest.raises(UserError, match="holds no passages, and neither does collection rag_"):
+        Index.open(tmp_path / "k")
+
+
+# -- an engine that goes away, or is another than it was ---------------------------------------------
+
+
+def test_an_engine_that_comes_back_is_waited_for(tmp_path, capsys):
+    engine = Engine(tmp_path / "data")
+    index = make_in(tmp_path / "i", engine.uri, corpus(50), encode, ENCODER)
+    queries = random_queries(4)
+    before = index.search(queries, 5)
+    engine.stop()
+    back = threading.Timer(2.5, engine.start)
+    back.start()
+    after = index.search(queries, 5)
+    back.join()
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    said = capsys.readouterr().out
+    assert f"{engine.uri} does not answer; waiting up to 30 minutes for it" in said
+    assert f"{engine.uri} answers again after" in said
+    engine.stop()
+    index.collection.connection.patience = 0.5
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"did not answer within \d s: start the engine"):
+        index.search(queries, 5)
+    assert time.monotonic() - began < 5
+
+
+def test_a_collection_that_comes_back_changed_is_refused(tmp_path):
+    engine = Engine(tmp_path / "data")
+    index = make_in(tmp_path / "i", engine.uri, corpus(50), encode, ENCODER)
+    index.search(random_queries(2), 5)
+    other = Connection(engine.uri)
+    other.call("delete", index.collection.name, ids=[49])
+    index.search(random_queries(2), 3)  # looked at every minute
+    engine.stop()
+    threading.Timer(1.0, engine.start).start()
+    with pytest.raises(UserError, match="holds 49 passages, and the index has 50, so it was changed"):
+        index.search(random_queries(2), 3)
+    engine.stop()
+
+
+def test_a_collection_changed_under_a_run_is_refused(engine, tmp_path):
+    index = make_in(tmp_path / "i", engine.uri, corpus(50), encode, ENCODER)
+    queries = encode(corpus(3)[2:])
+    assert index.search(queries, 1)[1].tolist() == [[2]]
+    index.collection.put(2, 2 * queries, corpus(3)[2:], True)  # as many rows as before
+    with pytest.raises(
+        UserError, match="gives scores that are not those of this index's vectors, so it was changed"
+    ):
+        index.search(queries, 1)
+    index.collection.put(2, queries, corpus(3)[2:], True)
+    index.search(queries, 1)
+    index.collection.put(50, encode(corpus(1)), corpus(1), True)
+    index.collection.every = 0
+    with pytest.raises(UserError, match="holds 51 passages, and the index has 50"):
+        index.search(queries, 1)
+    index.collection.drop()
+    with pytest.raises(UserError, match=f"there is no collection {index.collection.name} of {engine.uri}"):
+        Index.open(tmp_path / "i")
+
+
+def test_what_an_engine_does_not_have_in_memory_is_loaded(index):
+    index.collection.connection.call("release_collection", index.collection.name)
+    assert index.search(random_queries(1), 2)[1].shape == (1, 2)
+
+
+# -- bad input: one sentence, and a finished collection is as it was -----------------------------------
+
+
+def test_a_dead_uri(tmp_path, index, monkeypatch):
+    monkeypatch.setattr(milvus_connection, "AT_FIRST", 0.5)
+    with pytest.raises(
+        UserError, match=r"http://127.0.0.1:9 did not answer within \d s: start the engine, or give"
+    ):
+        Index.open(index.folder, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://host", "http://", "http://host:0", "http://host:x", "https://h:1/?a=b", "tcp://h:1"]
+)
+def test_a_uri_that_is_none(uri):
+    with pytest.raises(
+        UserError, match="is no address of a Milvus engine: give a file, http://HOST:PORT or https://"
+    ):
+        MilvusType(uri)
+
+
+def test_a_wrong_password(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(milvus_connection, "AT_FIRST", 1.0)
+    engine = Engine(tmp_path / "data", token="ann:s3cret-word")
+    monkeypatch.delenv("MILVUS_TOKEN", raising=False)
+    with pytest.raises(UserError, match="refused no MILVUS_TOKEN: set MILVUS_TOKEN=user:password"):
+        make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
+    monkeypatch.setenv("MILVUS_TOKEN", "ann:wr0ng-word")
+    with pytest.raises(UserError, match="refused the MILVUS_TOKEN of the environment") as refused:
+        fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
+    monkeypatch.setenv("MILVUS_TOKEN", "ann:s3cret-word")
+    fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
+    index = Index.open(tmp_path / "i")
+    assert index.search(random_queries(1), 1)[1].shape == (1, 1)
+    written = b"".join(each.read_bytes() for each in (tmp_path / "i").rglob("*") if each.is_file())
+    told = str(refused.value) + caplog.text + repr(MilvusRetriever(encoder(), index).description())
+    for secret in ("s3cret-word", "wr0ng-word"):
+        assert secret.encode() not in written and secret not in told
+    engine.stop()
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated():
+    with pytest.raises(UserError, match="holds credentials.*set MILVUS_TOKEN=user:password") as refused:
+        MilvusType("https://ann:s3cret-word@host:19530")
+    assert "s3cret-word" not in str(refused.value)
+
+
+def test_an_engine_without_inner_product(tmp_path):
+    engine = Engine(tmp_path / "data", servicer=WithoutInnerProduct)
+    with pytest.raises(
+        UserError, match="could not create index: metric type IP is not supported.*needs inner product"
+    ):
+        make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
+    engine.stop()
+
+
+def test_a_collection_of_another_dimension_or_metric(engine, tmp_path):
+    """In the place of the index's own: refused, and left alone."""
+    from pymilvus import DataType, MilvusClient
+
+    index = make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
+    call, name = index.collection.connection.call, index.collection.name
+    for dim, metric, sentence in (
+        (4, "IP", "vectors of 4 dimensions, and the index has 16"),
+        (D, "L2", "by L2, not by inner"),
+    ):
+        call("drop_collection", name)
+        schema = MilvusClient.create_schema(auto_id=False)
+        schema.add_field("row", DataType.INT64, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+        params = MilvusClient.prepare_index_params()
+        params.add_index("vector", index_type="FLAT", metric_type=metric)
+        call("create_collection", name, schema=schema, index_params=params)
+        call("insert", name, [{"row": 77, "vector": np.ones(dim, np.float32)}])
+        with pytest.raises(UserError, match=sentence):
+            Index.open(tmp_path / "i")
+        with pytest.raises(UserError, match="somebody else made it"):
+            fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
+        assert index.collection.count() == 1
+    call("drop_collection", name)
+    schema = MilvusClient.create_schema(auto_id=False)
+    schema.add_field("key", DataType.INT64, is_primary=True)
+    schema.add_field("v", DataType.FLOAT_VECTOR, dim=D)
+    call("create_collection", name, schema=schema)
+    with pytest.raises(UserError, match="is no index of ours"):
+        Index.open(tmp_path / "i")
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({"kind": "LSH"}, "index.type.kind=LSH does not exist; available: FLAT"),
+        ({"name": "a b"}, "index.type.name=a b: give letters"),
+        ({"name": "ä"}, "give letters"),
+    ],
+)
+def test_a_type_that_is_none(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        MilvusType(**settings)
+
+
+def test_an_index_of_faiss_is_no_index_of_an_engine(tmp_path, engine):
+    flat = make(tmp_path / "flat", 30)
+    with pytest.raises(UserError, match="is searched with FAISS \\(Flat\\): take retriever=dense"):
+        MilvusRetriever(encoder(), flat)
+    with pytest.raises(UserError, match="is searched with FAISS \\(Flat\\), not in an engine"):
+        Index.open(flat.folder, engine.uri)
+
+
+def test_without_pymilvus(index, monkeypatch):
+    monkeypatch.setattr(milvus_connection, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pymilvus is not installed: pip install "\.\[milvus\]"'):
+        Index.open(index.folder)
+
+
+def test_k_beyond_the_engines(index, monkeypatch):
+    monkeypatch.setattr("rag.index.milvus_collection.LARGEST_K", 100)
+    with pytest.raises(UserError, match="finds at most 100 passages at once, not 101: lower K"):
+        index.search(random_queries(1), 101)
+
+
+def test_pymilvus_says_nothing_by_itself(index):
+    assert not logging.getLogger("pymilvus").isEnabledFor(logging.CRITICAL)
