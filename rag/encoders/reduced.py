@@ -1,7 +1,7 @@
-"""Embedding with products of fewer bits on a CPU, several times as fast; a GPU always uses half precision.
+"""Embedding with products of fewer bits on a CPU; a GPU always uses half precision.
 
-bfloat16   where the processor multiplies in it; vectors keep about three digits
-int8       on any processor, and faster; vectors keep two (rag/int8.py)
+bfloat16   the faster where the processor multiplies in it; vectors keep about three digits
+int8       on any processor; vectors keep two (rag/int8.py)
 """
 
 from collections.abc import Sequence
