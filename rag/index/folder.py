@@ -279,7 +279,9 @@ class Index:
                 mine.name,
             )
         elif mine.weights != passage_encoder:
-            command = "build_index.py" if at is None else f"build_index.py passage_encoder={at} index.path=FOLDER"
+            command = (
+                "build_index.py" if at is None else f"build_index.py passage_encoder={at} index.path=FOLDER"
+            )
             raise UserError(
                 f"{self.folder} was embedded by {mine.name} (weights {mine.weights}), but the question encoder belongs "
                 f"to a passage encoder of weights {passage_encoder}: give index.path of an index of that encoder, or "

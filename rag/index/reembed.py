@@ -1,4 +1,4 @@
-"""The same passages, embedded again by a newer state of their encoder: an edition of an index for training goes on with.
+"""The same passages, embedded again by a newer state of their encoder: the edition that training goes on with.
 
     passages/, tokens-…/   the old edition's, linked
     vectors/, index.faiss  made anew, of the same type

@@ -43,12 +43,16 @@ log = logging.getLogger(__name__)
 def open_pair(
     question_encoder: str | Path, index: str | Path, settings: EncoderSettings | None = None
 ) -> tuple[Any, Index]:
-    """A question encoder and an index that fits it, from their folders; a refusal names the passage encoder that lies
-    beside the question encoder, where one does."""
+    """A question encoder and an index that fits it, from their folders; UserError where it does not."""
     opened, memory = open_question_encoder(question_encoder, settings), Index.open(Path(index))
-    beside = Path(question_encoder).parent / "passage_encoder"
-    _check_fit(opened, memory, beside if beside.is_dir() else None)
+    _check_fit(opened, memory, beside(question_encoder))
     return opened, memory
+
+
+def beside(question_encoder: str | Path) -> Path | None:
+    """Where the passage encoder is that was saved with a question encoder; None where there is none."""
+    folder = Path(question_encoder).parent / "passage_encoder"
+    return folder if folder.is_dir() else None
 
 
 def _check_fit(
@@ -89,6 +93,8 @@ class DenseRetriever(nn.Module, Retriever):
     choose the K best; None: the index's K.
     """
 
+    saved_beside: Path | None = None  # its passage encoder, where it was saved with the question encoder
+
     def __init__(
         self,
         question_encoder: AnyQuestionEncoder | Any,
@@ -112,7 +118,9 @@ class DenseRetriever(nn.Module, Retriever):
         if passage_encoder is not None:
             passage_encoder.attach(question_encoder, index, (self.trainable, passages_trained))
         self.passage_encoder = passage_encoder
-        self.fresh = passage_encoder if passages_trained else None  # what d(z) is made by, where not by the index
+        self.fresh = (
+            passage_encoder if passages_trained else None
+        )  # what d(z) is made by, where not by the index
         if overfetch is not None and overfetch < 1:
             raise UserError(f"retriever.overfetch={overfetch}: give a whole number from n_docs on, or null")
         self.overfetch = overfetch
@@ -137,7 +145,9 @@ class DenseRetriever(nn.Module, Retriever):
     ) -> Self:
         """Load the question encoder from a folder or the hub and open the index folder. encoder: how it is read."""
         opened = open_pair(question_encoder, index, encoder)
-        return cls(*opened, trainable, null_document, scale, passage_encoder, overfetch)
+        made = cls(*opened, trainable, null_document, scale, passage_encoder, overfetch)
+        made.saved_beside = beside(question_encoder)
+        return made
 
     def check_depth(self, n_docs: int, setting: str = "n_docs") -> None:
         super().check_depth(n_docs, setting)
@@ -151,7 +161,7 @@ class DenseRetriever(nn.Module, Retriever):
 
     def check_fit(self, index: Index) -> None:
         """UserError if the vectors are of another dimension or another passage encoder."""
-        _check_fit(self.question_encoder, index)
+        _check_fit(self.question_encoder, index, self.saved_beside)
         index.check_same_encoder(self.index)
 
     def take_edition(self, index: Index) -> None:
@@ -245,7 +255,10 @@ class DenseRetriever(nn.Module, Retriever):
         return self.with_null_document(queries, rows, scores)
 
     def logits(
-        self, queries: Float[Tensor, "batch dim"], rows: Int64[np.ndarray, "batch docs"], gradient: bool = True
+        self,
+        queries: Float[Tensor, "batch dim"],
+        rows: Int64[np.ndarray, "batch docs"],
+        gradient: bool = True,
     ) -> Float[Tensor, "batch docs"]:
         """s · q(x)ᵀd(z) of given passages, −inf where a row is −1. gradient: of d(z), where that is trained."""
         if self.fresh is None:

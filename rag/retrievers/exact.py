@@ -22,7 +22,7 @@ from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.folder import Index
 from rag.marginalize import without_autocast
-from rag.retrievers.dense import DenseRetriever, open_pair
+from rag.retrievers.dense import DenseRetriever, beside, open_pair
 from rag.retrievers.fresh import FreshPassages, Side
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.scale import Scale
@@ -121,9 +121,7 @@ class ExactRetriever(DenseRetriever):
         passage_encoder: FreshPassages | None = None,
         overfetch: int | None = None,
     ):
-        super().__init__(
-            question_encoder, index, trainable, null_document, scale, passage_encoder, overfetch
-        )
+        super().__init__(question_encoder, index, trainable, null_document, scale, passage_encoder, overfetch)
         if dtype not in (None, "bfloat16", "float32"):
             raise UserError(f"retriever.dtype={dtype} does not exist; available: bfloat16, float32 and null")
         self.dtype = None if dtype is None else getattr(torch, dtype)
@@ -143,7 +141,9 @@ class ExactRetriever(DenseRetriever):
         overfetch: int | None = None,
     ) -> Self:
         opened = open_pair(question_encoder, index, encoder)
-        return cls(*opened, trainable, null_document, dtype, scale, passage_encoder, overfetch)
+        made = cls(*opened, trainable, null_document, dtype, scale, passage_encoder, overfetch)
+        made.saved_beside = beside(question_encoder)
+        return made
 
     def search(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Int64[np.ndarray, "batch docs"]:
         searcher = self._searcher

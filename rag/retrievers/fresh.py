@@ -46,7 +46,7 @@ class FreshPassages(nn.Module):
     """The passage encoder, and how passages go through it in a training step: `passage_encoder` of a DenseRetriever.
 
     encoder: d(z); None: the question encoder's own weights, one set for both sides, which `attach` takes.
-    tokens_at_once: tokens, padding included, that are encoded at a time. recompute: each part's activations are computed
+    tokens_at_once: how many are encoded at a time, padding included. recompute: each part's activations are computed
     again in the backward pass; False keeps them all, which is faster where there is room.
     """
 

@@ -22,7 +22,7 @@ from rag.index.folder import Index
 from rag.index.passages import PassageStore
 from rag.marginalize import without_autocast
 from rag.parts import TrainedPart, describe_partial
-from rag.retrievers.dense import DenseRetriever, open_pair
+from rag.retrievers.dense import DenseRetriever, beside, open_pair
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.protocol import Lexicon, Questions, Retrieved, Retriever
 from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
@@ -70,7 +70,9 @@ class HybridRetriever(DenseRetriever):
         encoder: EncoderSettings | None = None,
     ) -> Self:
         opened = open_pair(question_encoder, index, encoder)
-        return cls(*opened, build, trainable, null_document, scale, weight, candidates)
+        made = cls(*opened, build, trainable, null_document, scale, weight, candidates)
+        made.saved_beside = beside(question_encoder)
+        return made
 
     def swap(self, index: Index) -> None:
         self.check_fit(index)

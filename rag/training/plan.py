@@ -107,7 +107,7 @@ def are_made(cfg: DictConfig, missing: list[Path]) -> bool:
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that decide what is trained, as plain containers; callbacks and refresh only where there are some."""
+    """The settings that decide what is trained, as plain containers; callbacks and refresh only where given."""
     settings = {key: plain(cfg[key]) for key in DECISIVE}
     if callbacks := plain(cfg.get("callbacks")):
         settings["callbacks"] = callbacks

@@ -56,7 +56,9 @@ class Request:
         old = Index.open(asked["index"])
         encoder = open_passage_encoder(self.path / "passage_encoder").eval().to(local_device())
         if (held := encoder.fingerprint()) != self.fingerprint:
-            raise UserError(f"{self.path} holds an encoder of weights {held}, not {self.fingerprint}: delete it")
+            raise UserError(
+                f"{self.path} holds an encoder of weights {held}, not {self.fingerprint}: delete it"
+            )
         reembed(old, as_the_index(encoder, old), self.edition, asked["name"])
         shutil.rmtree(self.path, ignore_errors=True)
 

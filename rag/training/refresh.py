@@ -54,7 +54,9 @@ class IndexRefresh(Callback):
         self.run = run
         self.folder = run / EDITIONS
         self.where = where
-        self.edition: str | None = None  # the fingerprint of the one that is searched; None: the run's own index
+        self.edition: str | None = (
+            None  # the fingerprint of the one that is searched; None: the run's own index
+        )
         self.pending: str | None = None  # of the one that is being made in the background
         self.worker: Worker | None = None  # the first rank's
         self.waited = self.trained = 0.0  # seconds, of which `trained` holds `waited`

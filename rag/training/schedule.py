@@ -1,7 +1,7 @@
 """When an index is embedded again in training: refresh=500, or refresh=0-1000:500,1000-:1000.
 
-A schedule is a list of ranges FIRST-LAST:EVERY of steps; in (FIRST, LAST] the index is due every EVERY steps after FIRST.
-A range without LAST has no end; a number alone is 0-:NUMBER.
+A schedule is a list of ranges FIRST-LAST:EVERY of steps: in (FIRST, LAST] the index is due every EVERY steps after
+FIRST. A range without LAST has no end; a number alone is 0-:NUMBER.
 """
 
 import re
