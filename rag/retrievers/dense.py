@@ -233,7 +233,7 @@ class DenseRetriever(nn.Module, Retriever):
 
     def search(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Int64[np.ndarray, "batch docs"]:
         """The rows of the `n_docs` passages with the largest q(x)ᵀd(z); −1 where fewer were found."""
-        return self.index.search(queries.detach().cpu().numpy(), n_docs)[1]
+        return self.index.search(queries.detach().float().cpu().numpy(), n_docs)[1]
 
     def encode(self, questions: Questions) -> Float[Tensor, "batch dim"]:
         """q(x) in float32, with a gradient where the question encoder is trained."""

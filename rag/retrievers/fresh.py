@@ -142,7 +142,7 @@ class FreshPassages(nn.Module):
 def check_made_by(index: Index, encoder: AnyPassageEncoder) -> None:
     """UserError unless the index's vectors were made by this encoder, weight for weight."""
     made_by = index.manifest.encoder
-    build = f"build_index.py passage_encoder={encoder.name} and another index.path"
+    build = "build_index.py, passage_encoder=… and another index.path"
     if made_by.weights == UNKNOWN:
         raise UserError(
             f"{index.folder} holds vectors of {made_by.name} whose weights are not known, so that they cannot be held "
