@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rag.encoders.opening import open_passage_encoder
-from rag.encoders.protocol import AnyPassageEncoder, AnyQuestionEncoder, of_like_length
+from rag.encoders.protocol import TOKENS_AT_ONCE, AnyPassageEncoder, AnyQuestionEncoder, of_like_length
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError, listed
 from rag.index.folder import Index
@@ -26,7 +26,7 @@ from rag.index.passages import PassageStore
 from rag.index.vectors import UNKNOWN
 from rag.marginalize import at_least_float32
 
-TOKENS_AT_ONCE = 8_192  # padding included: 32 of DPR's passages
+TOKENS_ON_A_GPU = 8_192  # at once, padding included: 32 of DPR's passages
 
 Side = Literal["query", "passage", "both"]  # what of the two encoders is trained
 
@@ -46,18 +46,20 @@ class FreshPassages(nn.Module):
     """The passage encoder, and how passages go through it in a training step: `passage_encoder` of a DenseRetriever.
 
     encoder: d(z); None: the question encoder's own weights, one set for both sides, which `attach` takes.
-    tokens_at_once: how many are encoded at a time, padding included. recompute: each part's activations are computed
-    again in the backward pass; False keeps them all, which is faster where there is room.
+    tokens_at_once: how many are encoded at a time, padding included; None: 1,024 a thread of a CPU, 8,192 elsewhere.
+    recompute: each part's activations are computed again in the backward pass; False keeps them all, which is faster
+    where there is room. dropout: of every layer that has some; None: the encoder's own.
     """
 
     def __init__(
         self,
         encoder: AnyPassageEncoder | Any | None = None,
-        tokens_at_once: int = TOKENS_AT_ONCE,
+        tokens_at_once: int | None = None,
         recompute: bool = True,
+        dropout: float | None = None,
     ):
         super().__init__()
-        if tokens_at_once < 1:
+        if tokens_at_once is not None and tokens_at_once < 1:
             raise UserError(
                 f"retriever.passage_encoder.tokens_at_once={tokens_at_once}: give a whole number above 0"
             )
@@ -65,18 +67,20 @@ class FreshPassages(nn.Module):
         self.shared = encoder is None  # one set of weights for both sides
         self.tokens_at_once = tokens_at_once
         self.recompute = recompute
+        self.dropout = dropout
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path | None,
         encoder: EncoderSettings | None = None,
-        tokens_at_once: int = TOKENS_AT_ONCE,
+        tokens_at_once: int | None = None,
         recompute: bool = True,
+        dropout: float | None = None,
     ) -> Self:
         """Load the passage encoder from a folder or the hub; None: it shares the question encoder's weights."""
         opened = None if path is None else open_passage_encoder(path, encoder)
-        return cls(opened, tokens_at_once, recompute)
+        return cls(opened, tokens_at_once, recompute, dropout)
 
     def attach(self, question_encoder: AnyQuestionEncoder, index: Index, sides: tuple[bool, bool]) -> None:
         """Take the place beside a question encoder and over an index, and freeze what is not trained.
@@ -98,6 +102,9 @@ class FreshPassages(nn.Module):
                 )
         check_made_by(index, self.encoder)
         self.encoder.requires_grad_(sides[1])
+        for module in self.encoder.modules():
+            if self.dropout is not None and isinstance(module, nn.Dropout):
+                module.p = self.dropout
 
     def forward(
         self, store: PassageStore, rows: Int64[np.ndarray, "*shape"], gradient: bool = True
@@ -125,8 +132,11 @@ class FreshPassages(nn.Module):
         encode = self._recomputed if self.recompute and torch.is_grad_enabled() else self._at_once
         if mask is None or any(each.shape != mask.shape for each in tokens.values()):
             return encode({name: value.to(device) for name, value in tokens.items()})
+        at_once = self.tokens_at_once or (
+            TOKENS_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else TOKENS_ON_A_GPU
+        )
         made, order = [], []
-        for rows, columns in of_like_length(mask, self.tokens_at_once):
+        for rows, columns in of_like_length(mask, at_once):
             made.append(encode({name: value[rows][:, columns].to(device) for name, value in tokens.items()}))
             order.append(rows)
         return torch.cat(made)[torch.cat(order).argsort().to(device)]
