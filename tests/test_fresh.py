@@ -49,7 +49,7 @@ def moved(encoder, by=0.05):
 
 
 def whole(question_encoder, index, encoder, n_docs=3, kind=DenseRetriever, **settings):
-    fresh = {name: settings.pop(name) for name in ("tokens_at_once", "recompute") if name in settings}
+    fresh = {name: settings.pop(name) for name in ("tokens_at_once", "tokens_kept") if name in settings}
     retriever = kind(
         question_encoder,
         index,
@@ -172,11 +172,11 @@ def test_loss_and_gradients_equal_all_passages_encoded_at_once(question_encoder,
 
 def test_parts_computed_again_give_the_gradients_of_those_that_are_kept(question_encoder, index, trained):
     gradients = {}
-    for recompute, at_once in ((False, 10_000), (True, 10_000), (True, 20)):
-        made = whole(question_encoder, index, trained, recompute=recompute, tokens_at_once=at_once)
+    for kept, at_once in ((10_000, 10_000), (0, 10_000), (0, 20), (40, 20)):
+        made = whole(question_encoder, index, trained, tokens_kept=kept, tokens_at_once=at_once)
         trained.zero_grad()
         made(made.prepare(QUESTIONS), 4).doc_logprobs[:, 0].sum().backward()
-        gradients[recompute, at_once] = [w.grad.clone() for w in trained.parameters() if w.grad is not None]
+        gradients[kept, at_once] = [w.grad.clone() for w in trained.parameters() if w.grad is not None]
     first, *others = gradients.values()
     for other in others:
         for one, same in zip(first, other, strict=True):
@@ -184,18 +184,18 @@ def test_parts_computed_again_give_the_gradients_of_those_that_are_kept(question
 
 
 def test_a_part_at_a_time_is_held_in_memory(question_encoder, index, trained):
-    """What autograd keeps of the encoder does not grow with the number of passages where it is computed again."""
+    """What autograd keeps of the encoder does not grow with the number of passages beyond the tokens that are kept."""
     kept = {}
-    for recompute in (True, False):
-        made = whole(question_encoder, index, trained, recompute=recompute, tokens_at_once=20)
+    for tokens_kept in (0, 40, 10_000):
+        made = whole(question_encoder, index, trained, tokens_kept=tokens_kept, tokens_at_once=20)
         held = []
         hooks = torch.autograd.graph.saved_tensors_hooks(
             lambda t, held=held: held.append(t.numel()) or t, lambda t: t
         )
         with hooks:
             made.fresh(index.passages, np.arange(len(PASSAGES)))
-        kept[recompute] = sum(held)
-    assert kept[True] < kept[False] / 20
+        kept[tokens_kept] = sum(held)
+    assert kept[0] < kept[40] < kept[10_000] and kept[0] < kept[10_000] / 20
 
 
 def test_duplicates_are_encoded_once(question_encoder, index, trained):

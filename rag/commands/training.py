@@ -34,7 +34,7 @@ from rag.training.callbacks import (
 )
 from rag.training.curves import join_curves
 from rag.training.loggers import WandbPredictions, send_report
-from rag.training.refresh import IndexRefresh, trained_retriever
+from rag.training.refresh import IndexRefresh, trained_retriever, trains_passages
 from rag.training.resume import BEFORE, WholeCheckpoints, check_checkpoint, resume_from
 from rag.training.schedule import Schedule
 from rag.training.summary import describe, describe_unopened, first_line, show, slow_precision
@@ -150,6 +150,11 @@ def train(cfg: DictConfig) -> Path:
             if isinstance(logger, WandbLogger):
                 send_report(logger, report)
         say(f"model in {run.folder / 'model'}, report in {report}")
+        if refresh is None and retriever is not None and trains_passages(retriever):
+            say(
+                "no index holds the vectors of the passage encoder that was trained: build one with build_index.py "
+                f"passage_encoder={run.folder / 'model' / 'passage_encoder'} index.path=FOLDER, or train with refresh=…"
+            )
     return folder
 
 

@@ -3,8 +3,8 @@
     p_η(z|x) = softmax over the K passages of s · q(x)ᵀd(z),   d(z) as the passage encoder makes it in this very step
 
 Retrieval searches the index, whose vectors are of an older state of the passage encoder; the passages it finds are
-encoded again, with gradients. Memory is bounded: passages go through the encoder a few at a time, and each part is
-computed again in the backward pass instead of being kept.
+encoded again, with gradients. Memory is bounded: passages go through the encoder a few at a time, and beyond so many
+tokens each part is computed again in the backward pass instead of being kept.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from rag.index.vectors import UNKNOWN
 from rag.marginalize import at_least_float32
 
 TOKENS_ON_A_GPU = 8_192  # at once, padding included: 32 of DPR's passages
+TOKENS_KEPT = 16_384
 
 Side = Literal["query", "passage", "both"]  # what of the two encoders is trained
 
@@ -47,16 +48,14 @@ class FreshPassages(nn.Module):
 
     encoder: d(z); None: the question encoder's own weights, one set for both sides, which `attach` takes.
     tokens_at_once: how many are encoded at a time, padding included; None: 1,024 a thread of a CPU, 8,192 elsewhere.
-    recompute: each part's activations are computed again in the backward pass; False keeps them all, which is faster
-    where there is room. dropout: of every layer that has some; None: the encoder's own.
+    tokens_kept: of so many, activations are kept for the backward pass; what is beyond is computed again there.
     """
 
     def __init__(
         self,
         encoder: AnyPassageEncoder | Any | None = None,
         tokens_at_once: int | None = None,
-        recompute: bool = True,
-        dropout: float | None = None,
+        tokens_kept: int = TOKENS_KEPT,
     ):
         super().__init__()
         if tokens_at_once is not None and tokens_at_once < 1:
@@ -66,8 +65,7 @@ class FreshPassages(nn.Module):
         self.encoder: Any = encoder
         self.shared = encoder is None  # one set of weights for both sides
         self.tokens_at_once = tokens_at_once
-        self.recompute = recompute
-        self.dropout = dropout
+        self.tokens_kept = tokens_kept
 
     @classmethod
     def from_pretrained(
@@ -75,12 +73,11 @@ class FreshPassages(nn.Module):
         path: str | Path | None,
         encoder: EncoderSettings | None = None,
         tokens_at_once: int | None = None,
-        recompute: bool = True,
-        dropout: float | None = None,
+        tokens_kept: int = TOKENS_KEPT,
     ) -> Self:
         """Load the passage encoder from a folder or the hub; None: it shares the question encoder's weights."""
         opened = None if path is None else open_passage_encoder(path, encoder)
-        return cls(opened, tokens_at_once, recompute, dropout)
+        return cls(opened, tokens_at_once, tokens_kept)
 
     def attach(self, question_encoder: AnyQuestionEncoder, index: Index, sides: tuple[bool, bool]) -> None:
         """Take the place beside a question encoder and over an index, and freeze what is not trained.
@@ -102,9 +99,6 @@ class FreshPassages(nn.Module):
                 )
         check_made_by(index, self.encoder)
         self.encoder.requires_grad_(sides[1])
-        for module in self.encoder.modules():
-            if self.dropout is not None and isinstance(module, nn.Dropout):
-                module.p = self.dropout
 
     def forward(
         self, store: PassageStore, rows: Int64[np.ndarray, "*shape"], gradient: bool = True
@@ -129,24 +123,25 @@ class FreshPassages(nn.Module):
     def _encode(self, tokens: dict[str, Tensor]) -> Float[Tensor, "passages dim"]:
         device = next(self.encoder.parameters()).device
         mask = tokens.get("attention_mask")
-        encode = self._recomputed if self.recompute and torch.is_grad_enabled() else self._at_once
         if mask is None or any(each.shape != mask.shape for each in tokens.values()):
-            return encode({name: value.to(device) for name, value in tokens.items()})
+            return self._run({name: value.to(device) for name, value in tokens.items()})
         at_once = self.tokens_at_once or (
             TOKENS_AT_ONCE * torch.get_num_threads() if device.type == "cpu" else TOKENS_ON_A_GPU
         )
-        made, order = [], []
+        made, order, done = [], [], 0
         for rows, columns in of_like_length(mask, at_once):
-            made.append(encode({name: value[rows][:, columns].to(device) for name, value in tokens.items()}))
+            part = {name: value[rows][:, columns].to(device) for name, value in tokens.items()}
+            done += part["attention_mask"].numel()
+            if done <= self.tokens_kept or not torch.is_grad_enabled():
+                made.append(self._run(part))
+            else:
+                again: Callable[..., Any] = checkpoint
+                made.append(again(self._run, part, use_reentrant=False))
             order.append(rows)
         return torch.cat(made)[torch.cat(order).argsort().to(device)]
 
-    def _at_once(self, tokens: dict[str, Tensor]) -> Float[Tensor, "passages dim"]:
+    def _run(self, tokens: dict[str, Tensor]) -> Float[Tensor, "passages dim"]:
         return at_least_float32(self.encoder(**tokens))
-
-    def _recomputed(self, tokens: dict[str, Tensor]) -> Float[Tensor, "passages dim"]:
-        run: Callable[..., Any] = checkpoint
-        return run(self._at_once, tokens, use_reentrant=False)
 
 
 def check_made_by(index: Index, encoder: AnyPassageEncoder) -> None:

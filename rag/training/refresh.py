@@ -15,7 +15,7 @@ meanwhile is left out. That process is started here (refresh_in=background) or e
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pytorch_lightning as pl
@@ -221,12 +221,17 @@ def trained_retriever(module: Any) -> DenseRetriever:
     """The retriever of a training module; UserError where its passage encoder is not trained."""
     model = module.model
     retriever = model.retriever if isinstance(model, RagModel) else None
-    if not isinstance(retriever, DenseRetriever) or retriever.fresh is None:
+    if not trains_passages(retriever):
         raise UserError(
             "refresh=… embeds the index again, but nothing here trains the passage encoder: give refresh=null, or "
             "retriever=dense_trained with retriever.trainable=passage or both"
         )
     return retriever
+
+
+def trains_passages(retriever: Any) -> TypeGuard[DenseRetriever]:
+    """Whether a retriever's passage encoder is trained."""
+    return isinstance(retriever, DenseRetriever) and retriever.fresh is not None
 
 
 def needed_by(run: Path, checkpoints: tuple[str, ...]) -> set[str]:
