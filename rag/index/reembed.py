@@ -10,6 +10,7 @@ at its first missing shard.
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from rag.index.folder import Index
 from rag.index.passages import PassageStore
 
 BATCH = 64  # passages embedded at once; of like length
+SECONDS = 120.0  # that a common disk may take to show a new file
 
 
 def reembed(
@@ -33,20 +35,17 @@ def reembed(
     process_count: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make the edition of `old` by `encoder` in `folder`; one that is complete there is left alone.
+    """Make the edition of `old` by `encoder` in `folder`, where there is none.
 
     name: what its manifest calls the encoder. The processes that share the embedding all call this, and `wait` holds
     each until all have come. Raises UserError where the place cannot be written.
     """
     first, work = process_index == 0, next_edition(folder)
-    there = folder.exists()
-    wait()  # before the first process makes it
-    if there:
-        return
     if first:
         for source in (old.folder / "passages", *sorted(old.folder.glob("tokens-*"))):
             _link(source, work / source.name)
     wait()
+    wait_for(work / "passages" / "store.json")
     store = PassageStore.open(work / "passages")
     info = replace(encoder.describe(), name=name)
     size = old.manifest.shard_size or len(store)
@@ -57,6 +56,14 @@ def reembed(
         build(work, kind, show_progress=False)
         work.rename(folder)
     wait()
+    wait_for(folder / "manifest.json")
+
+
+def wait_for(file: Path) -> None:
+    """Until a file is there that another process has written: a common disk may show it to others a little later."""
+    ends = time.monotonic() + SECONDS
+    while not file.exists() and time.monotonic() < ends:
+        time.sleep(0.1)
 
 
 def _link(source: Path, target: Path) -> None:

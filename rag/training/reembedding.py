@@ -59,7 +59,8 @@ class Request:
             raise UserError(
                 f"{self.path} holds an encoder of weights {held}, not {self.fingerprint}: delete it"
             )
-        reembed(old, as_the_index(encoder, old), self.edition, asked["name"])
+        if not self.edition.is_dir():
+            reembed(old, as_the_index(encoder, old), self.edition, asked["name"])
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -25,7 +25,7 @@ from pytorch_lightning.callbacks import Callback
 
 from rag.errors import UserError, listed
 from rag.index.folder import Index
-from rag.index.reembed import reembed
+from rag.index.reembed import reembed, wait_for
 from rag.model import RagModel
 from rag.processes import WORKING
 from rag.retrievers.dense import DenseRetriever
@@ -54,10 +54,10 @@ class IndexRefresh(Callback):
         self.run = run
         self.folder = run / EDITIONS
         self.where = where
-        self.edition: str | None = (
-            None  # the fingerprint of the one that is searched; None: the run's own index
-        )
-        self.pending: str | None = None  # of the one that is being made in the background
+        # Fingerprints: of the edition that is searched, None for the index that training began with; and of the one
+        # that is being made in the background.
+        self.edition: str | None = None
+        self.pending: str | None = None
         self.worker: Worker | None = None  # the first rank's
         self.waited = self.trained = 0.0  # seconds, of which `trained` holds `waited`
         self.began: float | None = None
@@ -133,8 +133,17 @@ class IndexRefresh(Callback):
         if self.group is not None:
             dist.barrier(group=self.group)
 
+    def _agree(self, trainer: pl.Trainer, answer: bool) -> bool:
+        """The first rank's answer, on all of them."""
+        told = torch.tensor([float(answer and trainer.is_global_zero)])
+        if self.group is not None:
+            dist.broadcast(told, 0, group=self.group)
+        return bool(told)
+
     def _embed(self, trainer: pl.Trainer, retriever: Any, fingerprint: str) -> None:
         """Make the edition of the encoder as it is, unless it is there, with the help of all ranks."""
+        if self._agree(trainer, (self.folder / fingerprint).is_dir()):
+            return
         encoder = retriever.fresh.encoder
         was_training = encoder.training
         encoder.eval()
@@ -174,6 +183,7 @@ class IndexRefresh(Callback):
         return self.trained + (0.0 if self.began is None else time.perf_counter() - self.began)
 
     def _take(self, retriever: Any, fingerprint: str) -> None:
+        wait_for(self.folder / fingerprint / "manifest.json")
         retriever.take_edition(Index.open(self.folder / fingerprint))
         self.edition = fingerprint
 
@@ -207,14 +217,8 @@ class IndexRefresh(Callback):
         self.worker = Worker.start(request, trainer.num_devices if self.where == "background" else None)
 
     def _is_made(self, trainer: pl.Trainer) -> bool:
-        """Whether the pending edition is complete: the first rank looks, and all do as it says."""
-        made = torch.zeros(1)
-        if trainer.is_global_zero:
-            assert self.worker is not None
-            made += self.worker.is_done()
-        if self.group is not None:
-            dist.broadcast(made, 0, group=self.group)
-        return bool(made)
+        """Whether the pending edition is complete."""
+        return self._agree(trainer, self.worker is not None and self.worker.is_done())
 
 
 def trained_retriever(module: Any) -> DenseRetriever:
