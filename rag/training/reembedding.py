@@ -98,17 +98,16 @@ class Worker:
 
     def is_done(self) -> bool:
         """Whether the edition is there; UserError where the process ended without it."""
-        if self.process is not None:
-            state = self.process.poll()
-            if state is None:
-                return False
-            if state != 0:
-                told = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                raise UserError(
-                    f"embedding the index again failed ({told[-1] if told else f'exit code {state}'}): see {self.log}, "
-                    "and rerun the same command to resume"
-                )
-        return self.request.edition.is_dir()
+        state = None if self.process is None else self.process.poll()
+        if self.request.edition.is_dir():
+            return True
+        if state is not None:
+            told = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise UserError(
+                f"embedding the index again failed ({told[-1] if told else f'exit code {state}'}): see {self.log}, and "
+                "rerun the same command to resume"
+            )
+        return False
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
