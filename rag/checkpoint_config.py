@@ -87,10 +87,13 @@ def from_checkpoint(
             search = cfg.retriever
         elif refuse(key, override):
             OmegaConf.update(saved, path, OmegaConf.select(cfg, path), merge=False, force_add=True)
-    if changed & {"corpus", "corpus.name"} and not changed & {"index", "index.path"}:
+    asked_for = changed & {"index", "index.path"}
+    if changed & {"corpus", "corpus.name"} and not asked_for:
         saved.index.path = cfg.index.path  # the index of that corpus
     elif described.index is not None and saved.index.path == trained_over:
-        saved.index.path = described.find_index(folder)
+        # A run that trained its passage encoder has an index of its own beside the one that it began with.
+        if not (asked_for and Path(trained_over).exists()):
+            saved.index.path = described.find_index(folder)
     saved.asked = cfg.get("asked")
     if search is not None:
         if "question_encoder" not in search:  # its questions and passages are those of this evaluation

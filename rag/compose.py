@@ -23,6 +23,7 @@ GROUPS = {str(folder.relative_to(CONFIGS)) for folder in CONFIGS.iterdir() if fo
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
     """The resolved-on-demand configuration of a script, or UserError in one sentence."""
+    overrides = [quoted_schedule(each) for each in overrides]
     for override in overrides:
         if not re.match(r"~\w[^=]*$|(~|\+{0,2})\w[^=]*=", override):
             if override in ("-m", "--multirun"):
@@ -56,6 +57,12 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     for override in {key_of(each): each for each in overrides}.values():  # the last of each key
         check_kind(override, cfg, default)
     return cfg
+
+
+def quoted_schedule(override: str) -> str:
+    """refresh=0-1000:500,1000-:1000 in the quotes that Hydra wants around a comma: it is one value."""
+    ranges = re.fullmatch(r"refresh=([\d:,-]*:[\d:,-]*)", override)
+    return override if ranges is None else f"refresh='{ranges[1]}'"
 
 
 def check_choice(override: str) -> None:
@@ -108,8 +115,8 @@ def check_kind(override: str, cfg: DictConfig, default: DictConfig) -> None:
     """UserError for text where the default is a number or a truth value, for a fraction where it is whole, and for what
     is no list or no settings where a command's own default is."""
     key = key_of(override)
-    if override[0] in "~+" or key in GROUPS or key in ("overwrite", "trainer.devices"):
-        return  # the last two have names for values as well
+    if override[0] in "~+" or key in GROUPS or key in ("overwrite", "trainer.devices", "refresh"):
+        return  # the last ones have texts for values as well
     try:
         value, before = OmegaConf.select(cfg, key), OmegaConf.select(default, key)
     except OmegaConfBaseException:

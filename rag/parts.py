@@ -30,7 +30,8 @@ class TrainedPart:
     """A module with weights of its own, trained or frozen.
 
     file: where it is saved, relative to a run's model/.
-    rate: whose learning rate it has: optimization.lr ("generator") or optimization.question_encoder_lr ("retriever").
+    rate: whose learning rate it has: optimization.lr ("generator"), optimization.question_encoder_lr ("retriever") or
+        optimization.passage_encoder_lr ("passages").
     faster: modules of it that learn at a multiple of that rate; the first that holds a weight counts.
     save: writes it to a path in a format of its own, which its description then reads; None: its state_dict is saved
         as safetensors, and loaded after the model was made from its description.
@@ -38,7 +39,7 @@ class TrainedPart:
 
     file: str
     module: nn.Module
-    rate: Literal["generator", "retriever"] = "generator"
+    rate: Literal["generator", "retriever", "passages"] = "generator"
     save: Callable[[Path], None] | None = None
     faster: Sequence[tuple[nn.Module, float]] = ()
 

@@ -39,7 +39,10 @@ MOVED = {
     "rag.retriever": "rag.retrievers",
 }
 # Of these settings of a retriever none is the search: they stay where another retriever searches.
-_OF_THE_MODEL = ("question_encoder", "index", "trainable", "null_document", "scale", "encoder")
+_OF_THE_MODEL = (
+    *("question_encoder", "index", "trainable", "null_document", "scale", "encoder"),
+    *("passage_encoder", "overfetch"),
+)
 
 
 @dataclass(frozen=True)

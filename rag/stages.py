@@ -110,7 +110,7 @@ def _start(stage: Stage, logs: Path, threads: int) -> subprocess.Popen:
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
 
 
@@ -118,8 +118,8 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
-def _end_with_parent() -> None:
-    """In a stage's process before its program starts: SIGTERM when the driver ends, however that ends, so that nothing
+def end_with_parent() -> None:
+    """In a child process before its program starts: SIGTERM when the driver ends, however that ends, so that nothing
     of a driver that was killed writes beside its successor's stages. Linux alone can do that."""
     assert _libc is not None
     _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)

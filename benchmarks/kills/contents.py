@@ -12,6 +12,8 @@ IGNORED = (".lock", "seconds-")
 PRESENCE = {".ckpt", ".md", ".png", ".log", ".progress"}
 VARYING = {
     "seconds",
+    "refresh/seconds",
+    "refresh/share",
     "training_seconds",
     "ms_per_query",
     "checksum",
@@ -39,7 +41,9 @@ def contents(folder: Path) -> dict[str, Any]:
             found[name] = file.stat().st_size > 0
         elif file.suffix == ".csv":
             with file.open(newline="", encoding="utf-8") as lines:
-                found[name] = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
+                found[name] = [
+                    {k: v for k, v in row.items() if v and k not in VARYING} for row in csv.DictReader(lines)
+                ]
         elif file.suffix == ".json":
             found[name] = _without_varying(json.loads(file.read_text("utf-8")))
         else:

@@ -140,6 +140,9 @@ def scenarios(inputs: Inputs) -> list[Scenario]:
     def evaluated(work: Path) -> None:
         inputs.evaluate("n_docs=1")
 
+    def refreshed() -> Path:
+        return inputs.train("retriever=dense_trained", "refresh=1")
+
     def again() -> Path:
         return inputs.train("overwrite=changed")
 
@@ -158,6 +161,7 @@ def scenarios(inputs: Inputs) -> list[Scenario]:
         Scenario("type", "an index is replaced by one of another type", of_type, built),
         Scenario("update", "passages are added to an index and removed", inputs.update, built),
         Scenario("training", "a model is trained", inputs.train),
+        Scenario("refreshing", "a model is trained and its index embedded again after each step", refreshed),
         Scenario("overwriting", "a run is replaced by one with another seed", again, trained),
         Scenario("evaluation", "a model is evaluated", inputs.evaluate),
         Scenario("evaluating", "an evaluation is replaced by one with another K", judged, evaluated),

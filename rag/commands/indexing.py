@@ -111,7 +111,7 @@ def embed_one_part(cfg: DictConfig, encoder: AnyPassageEncoder | None, folder: P
     done = embed_part(
         folder,
         cfg.corpus.path,
-        InBfloat16(encoder) if cfg.bfloat16 else encoder,
+        reduced(encoder, cfg.bfloat16, cfg.int8),
         number,
         int(given[2]) * processes,
         reading(cfg.corpus),

@@ -34,7 +34,9 @@ from rag.training.callbacks import (
 )
 from rag.training.curves import join_curves
 from rag.training.loggers import WandbPredictions, send_report
+from rag.training.refresh import IndexRefresh, trained_retriever, trains_passages
 from rag.training.resume import BEFORE, WholeCheckpoints, check_checkpoint, resume_from
+from rag.training.schedule import Schedule
 from rag.training.summary import describe, describe_unopened, first_line, show, slow_precision
 
 
@@ -59,11 +61,16 @@ def train(cfg: DictConfig) -> Path:
     measures = () if datamodule.task is None else datamodule.task.measures
     check_monitor(cfg.monitor, (*(f"dev/{name}" for name in measures), *module.dev_metrics))
     known = KnownMetrics()
+    refresh = None
+    if cfg.refresh is not None:
+        trained_retriever(module)
+        refresh = IndexRefresh(Schedule.set_by("refresh", plain(cfg.refresh)), run.folder, cfg.refresh_in)
     callbacks = [
         TrainingProgress(cfg.name),
         known,
         WandbPredictions(),
         *(instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()),
+        *([] if refresh is None else [refresh]),  # before what saves its state
         *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),
         StopsBetweenSteps(run.folder / "last.ckpt"),  # after those whose state it saves
     ]
@@ -114,6 +121,8 @@ def train(cfg: DictConfig) -> Path:
     if cfg.monitor and best.exists():
         module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
     module.check_weights(module.state_dict())
+    if refresh is not None:
+        refresh.finish(trainer, module)
     if trainer.is_global_zero:
         if cfg.monitor and not best.exists() and cfg.monitor in known.all():
             say(
@@ -142,6 +151,11 @@ def train(cfg: DictConfig) -> Path:
             if isinstance(logger, WandbLogger):
                 send_report(logger, report)
         say(f"model in {run.folder / 'model'}, report in {report}")
+        if refresh is None and retriever is not None and trains_passages(retriever):
+            say(
+                "no index holds the vectors of the passage encoder that was trained: build one with build_index.py "
+                f"passage_encoder={run.folder / 'model' / 'passage_encoder'} index.path=FOLDER, or train with refresh=…"
+            )
     return folder
 
 

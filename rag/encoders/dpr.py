@@ -131,6 +131,9 @@ class QuestionEncoder(Encoder):
         """DPR's two encoders have weights of their own."""
         return None
 
+    def passage_side(self) -> None:
+        return None
+
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and attention mask of questions, padded to the longest.
 
@@ -154,7 +157,8 @@ class QuestionEncoder(Encoder):
 
 
 class PassageEncoder(Encoder):
-    """d(z). Frozen once DPR has trained it, because the index holds its vectors (section 2.4)."""
+    """d(z). Frozen once DPR has trained it, because the index holds its vectors (section 2.4); retriever=dense_trained
+    trains it all the same."""
 
     model_class = DPRContextEncoder
     part = "passage encoder"

@@ -75,6 +75,10 @@ class AnyQuestionEncoder(AnyEncoder, Protocol):
         """The fingerprint of the passage encoder that it would be with the same weights; None where it is none."""
         ...
 
+    def passage_side(self) -> "AnyPassageEncoder | Any | None":
+        """The passage encoder of the very same weights, shared and not copied; None where it is none."""
+        ...
+
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """What `__call__` takes, padded to the longest; a longer question is cut at its end, with one warning."""
         ...

@@ -226,6 +226,9 @@ class SentenceQuestionEncoder(SentenceEncoder):
         """The fingerprint of the passage encoder that has the same weights."""
         return self._fingerprint(self.embedder.form.passage_prompt)
 
+    def passage_side(self) -> "SentencePassageEncoder":
+        return SentencePassageEncoder(self.embedder)
+
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """Token ids and attention mask, padded to the longest; a question that is cut is warned of once."""
         tokens, cut = self.embedder.tokenize([self.prompt + question for question in questions])
@@ -240,7 +243,8 @@ class SentenceQuestionEncoder(SentenceEncoder):
 
 
 class SentencePassageEncoder(SentenceEncoder):
-    """d(z) of the prompt, the title and the text. Frozen in end-to-end training (section 2.4)."""
+    """d(z) of the prompt, the title and the text. Frozen in end-to-end training (section 2.4), but for
+    retriever=dense_trained."""
 
     side = "passage"
     cut = 0  # passages that were longer than `max_length`, and lost their end

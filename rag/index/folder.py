@@ -280,8 +280,9 @@ class Index:
             )
         return tokens
 
-    def check_encoder(self, passage_encoder: str) -> None:
-        """Raise UserError unless the vectors were made by the passage encoder whose weights have this hash.
+    def check_encoder(self, passage_encoder: str, at: Path | None = None) -> None:
+        """Raise UserError unless the vectors were made by the passage encoder whose weights have this hash. at: the
+        folder that it is in, if that is known.
 
         Of vectors that were taken over from elsewhere the encoder's weights may be unknown: a warning then.
         """
@@ -294,12 +295,13 @@ class Index:
                 mine.name,
             )
         elif mine.weights != passage_encoder:
+            command = (
+                "build_index.py" if at is None else f"build_index.py passage_encoder={at} index.path=FOLDER"
+            )
             raise UserError(
-                f"{self.folder} was embedded by {mine.name} (weights {mine.weights}), but the question "
-                "encoder belongs "
-                f"to a passage encoder of weights {passage_encoder}: give index.path of an index of that "
-                "encoder, or "
-                "build one with build_index.py"
+                f"{self.folder} was embedded by {mine.name} (weights {mine.weights}), but the question encoder belongs "
+                f"to a passage encoder of weights {passage_encoder}: give index.path of an index of that encoder, or "
+                f"build one with {command}"
             )
 
     def check_reading(self, reading: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rag.retrievers.dense import DenseRetriever as DenseRetriever
     from rag.retrievers.exact import ExactRetriever as ExactRetriever
     from rag.retrievers.exact import ExactSearch as ExactSearch
+    from rag.retrievers.fresh import FreshPassages as FreshPassages
     from rag.retrievers.given import GivenPassages as GivenPassages
     from rag.retrievers.given import GoldRetriever as GoldRetriever
     from rag.retrievers.hybrid import HybridRetriever as HybridRetriever
@@ -34,6 +35,7 @@ __getattr__, __dir__ = face(
         "DenseRetriever": "dense",
         "ExactRetriever": "exact",
         "ExactSearch": "exact",
+        "FreshPassages": "fresh",
         "GivenPassages": "given",
         "GoldRetriever": "given",
         "HybridRetriever": "hybrid",

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rag.encoders.opening import open_question_encoder
 from rag.encoders.protocol import AnyQuestionEncoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.folder import Index
 from rag.marginalize import without_autocast
-from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.dense import DenseRetriever, beside, open_pair
+from rag.retrievers.fresh import FreshPassages, Side
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.scale import Scale
 
@@ -114,12 +114,14 @@ class ExactRetriever(DenseRetriever):
         self,
         question_encoder: AnyQuestionEncoder | Any,
         index: Index,
-        trainable: bool = True,
+        trainable: bool | Side = True,
         null_document: NullDocument | None = None,
         dtype: str | None = None,
         scale: Scale | None = None,
+        passage_encoder: FreshPassages | None = None,
+        overfetch: int | None = None,
     ):
-        super().__init__(question_encoder, index, trainable, null_document, scale)
+        super().__init__(question_encoder, index, trainable, null_document, scale, passage_encoder, overfetch)
         if dtype not in (None, "bfloat16", "float32"):
             raise UserError(f"retriever.dtype={dtype} does not exist; available: bfloat16, float32 and null")
         self.dtype = None if dtype is None else getattr(torch, dtype)
@@ -130,14 +132,18 @@ class ExactRetriever(DenseRetriever):
         cls,
         question_encoder: str | Path,
         index: str | Path,
-        trainable: bool = True,
+        trainable: bool | Side = True,
         null_document: NullDocument | None = None,
         dtype: str | None = None,
         scale: Scale | None = None,
         encoder: EncoderSettings | None = None,
+        passage_encoder: FreshPassages | None = None,
+        overfetch: int | None = None,
     ) -> Self:
-        opened = open_question_encoder(question_encoder, encoder)
-        return cls(opened, Index.open(Path(index)), trainable, null_document, dtype, scale)
+        opened = open_pair(question_encoder, index, encoder)
+        made = cls(*opened, trainable, null_document, dtype, scale, passage_encoder, overfetch)
+        made.saved_beside = beside(question_encoder)
+        return made
 
     def search(self, queries: Float[Tensor, "batch dim"], n_docs: int) -> Int64[np.ndarray, "batch docs"]:
         searcher = self._searcher

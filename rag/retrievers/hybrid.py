@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rag.encoders.opening import open_question_encoder
 from rag.encoders.protocol import AnyQuestionEncoder
 from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
@@ -23,7 +22,7 @@ from rag.index.folder import Index
 from rag.index.passages import PassageStore
 from rag.marginalize import without_autocast
 from rag.parts import TrainedPart, describe_partial
-from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.dense import DenseRetriever, beside, open_pair
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.protocol import Lexicon, Questions, Retrieved, Retriever
 from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
@@ -70,10 +69,10 @@ class HybridRetriever(DenseRetriever):
         candidates: int = 100,
         encoder: EncoderSettings | None = None,
     ) -> Self:
-        opened = open_question_encoder(question_encoder, encoder)
-        return cls(
-            opened, Index.open(Path(index)), build, trainable, null_document, scale, weight, candidates
-        )
+        opened = open_pair(question_encoder, index, encoder)
+        made = cls(*opened, build, trainable, null_document, scale, weight, candidates)
+        made.saved_beside = beside(question_encoder)
+        return made
 
     def swap(self, index: Index) -> None:
         self.check_fit(index)

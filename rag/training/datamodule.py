@@ -78,6 +78,10 @@ class StepDataModule(pl.LightningDataModule):
         """What is to be logged with the step at hand of how its data came about; each is given once."""
         return {}
 
+    def watched_questions(self, count: int) -> list[str]:
+        """At most `count` questions, always the same, whose retrieval is watched in training; none where none are."""
+        return []
+
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
@@ -173,6 +177,10 @@ class RagDataModule(StepDataModule):
 
     def sizes(self) -> dict[str, int]:
         return {"training pairs": len(self.pairs), "dev examples": len(self.dev)}
+
+    def watched_questions(self, count: int) -> list[str]:
+        asked = self.dev or [example for example, _ in self.pairs]
+        return [example.question for example in sample(asked, count)]
 
     def make_batch(self, step: int) -> tuple[list[Example], Batch]:
         chosen = [self.pairs[i] for i in self.order.take(step * self.batch_size, self.batch_size)]

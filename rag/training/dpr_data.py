@@ -93,10 +93,7 @@ class DprData(StepDataModule):
         self.dev_negatives = dev_negatives
         self.eval_batch_size = eval_batch_size
         self.mined = mined
-        try:
-            self.remine = Schedule.parse(remine)
-        except UserError as error:
-            raise UserError(f"datamodule.remine={remine}: {error}") from error
+        self.remine = Schedule.set_by("datamodule.remine", remine)
         if not isinstance(remining, Remining | None):
             raise UserError(
                 f"datamodule.remining={remining} names no class: give datamodule.remining="

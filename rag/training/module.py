@@ -1,7 +1,8 @@
 """Section 2.4: training. Minimise −log p(y|x) of the retriever's question encoder and the generator together.
 
 There is no supervision of what to retrieve: the question encoder learns through log p_η(z|x) in the marginal. The
-passage encoder and the index stay as they are.
+passage encoder and the index stay as they are, as in the paper; with retriever=dense_trained it learns in the same way,
+and the index is embedded again (refresh.py).
 """
 
 import math
@@ -148,7 +149,7 @@ class RagModule(WholeBatchModule):
             return
         if not 0 < self.retriever_weight < math.inf:
             raise UserError(f"retriever_weight={self.retriever_weight}: give a number above 0")
-        parts = [part.module for part in self.model.trained_parts() if part.rate == "retriever"]
+        parts = [part.module for part in self.model.trained_parts() if part.rate != "generator"]
         if not any(weight.requires_grad for part in parts for weight in part.parameters()):
             raise UserError(
                 "a retriever_loss is given, but nothing of the retriever is trained: leave it out, or train the "

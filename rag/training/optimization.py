@@ -17,6 +17,7 @@ class Optimization:
 
     lr: of the generator, or of everything where there is no retriever to train.
     question_encoder_lr: of the question encoder; `lr` if None.
+    passage_encoder_lr: of a passage encoder that is trained; the question encoder's if None.
     schedule: a name of transformers.get_scheduler ("linear", "polynomial", "cosine", "constant_with_warmup").
     """
 
@@ -27,6 +28,7 @@ class Optimization:
     weight_decay: float = 0.001
     warmup_steps: int = 500
     schedule: str = "polynomial"
+    passage_encoder_lr: float | None = None
 
     def __post_init__(self) -> None:
         known = [str(each.value) for each in SchedulerType]
@@ -42,8 +44,10 @@ class Optimization:
         """
         groups, known = [], set()
         retriever_lr = self.lr if self.question_encoder_lr is None else self.question_encoder_lr
+        passages_lr = retriever_lr if self.passage_encoder_lr is None else self.passage_encoder_lr
+        rates = {"generator": self.lr, "retriever": retriever_lr, "passages": passages_lr}
         for part in parts:
-            lr = retriever_lr if part.rate == "retriever" else self.lr
+            lr = rates[part.rate]
             for module, multiple in [*part.faster, (part.module, 1.0)]:
                 # A weight that two parts share, as two encoders their embeddings, belongs to the first.
                 trained = [p for p in module.parameters() if p.requires_grad and p not in known]

@@ -10,6 +10,7 @@ from rag.compose import CONFIGS, key_of, plain
 from rag.errors import UserError
 from rag.runs import Run, check_place, mentions
 from rag.safe_text import say
+from rag.training.schedule import Schedule
 
 # The settings that decide what is trained; with the content of the inputs they are the run's identity.
 DECISIVE = ("module", "datamodule", "trainer", "seed", "monitor", "monitor_mode", "patience", "stop_at_loss")
@@ -25,6 +26,8 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
             raise UserError(
                 f"{name}=null leaves nothing to train: set {name}.NAME=… instead, or leave it out"
             )
+    if cfg.refresh is not None:
+        Schedule.set_by("refresh", plain(cfg.refresh))
     run = look(cfg)
     if not cfg.info and not any(key_of(each) == "experiment" for each in overrides):
         say(default_line(cfg), flush=True)
@@ -104,10 +107,13 @@ def are_made(cfg: DictConfig, missing: list[Path]) -> bool:
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
-    """The settings that decide what is trained, as plain containers; callbacks only where there are some."""
+    """The settings that decide what is trained, as plain containers; callbacks and refresh only where given."""
     settings = {key: plain(cfg[key]) for key in DECISIVE}
-    callbacks = plain(cfg.get("callbacks")) or {}
-    return settings | ({"callbacks": callbacks} if callbacks else {})
+    if callbacks := plain(cfg.get("callbacks")):
+        settings["callbacks"] = callbacks
+    if cfg.get("refresh") is not None:
+        settings["refresh"] = {"schedule": plain(cfg.refresh), "in": cfg.refresh_in}
+    return settings
 
 
 def open_run(cfg: DictConfig) -> Run:

@@ -61,17 +61,22 @@ def resume_from(folder: Path, check: Callable[[Path], None]) -> Path:
     return last
 
 
+def read_checkpoint(path: str | Path) -> Any:
+    """What a checkpoint holds, mapped and not read; None where it is none or is cut short."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError):
+        return None
+
+
 def check_checkpoint(path: str | Path, module: pl.LightningModule, max_steps: int | None = None) -> None:
     """UserError unless training can go on from the file.
 
     That is: a file of tensors and plain containers with an optimiser's state, of this very model and what is trained
     of it, whose weights are finite, and which stands before `max_steps`, where that matters.
     """
-    try:
-        # mapped, not read: only names and shapes are looked at, and the weights once
-        held: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a checkpoint of train.py, or is cut short: {GIVE}") from error
+    if (held := read_checkpoint(path)) is None:  # only names and shapes are looked at, and the weights once
+        raise UserError(f"{path} is not a checkpoint of train.py, or is cut short: {GIVE}")
     if not isinstance(held, dict) or not {"state_dict", "global_step"} <= held.keys():
         raise UserError(f"{path} holds tensors but is not a checkpoint of train.py: {GIVE}")
     if not held.get("optimizer_states"):

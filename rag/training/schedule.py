@@ -10,6 +10,7 @@ has no end. Nothing is due before the first step (step 0).
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from rag.errors import UserError, shortened
 
@@ -68,6 +69,14 @@ class Schedule:
                 )
             parts.append(part)
         return cls(tuple(parts))
+
+    @classmethod
+    def set_by(cls, name: str, setting: Any) -> "Schedule":
+        """`parse`, whose UserError says which setting it is of."""
+        try:
+            return cls.parse(setting)
+        except UserError as error:
+            raise UserError(f"{name}={setting}: {error}") from error
 
     def due(self, step: int) -> bool:
         """Whether it is done after optimiser step `step`, which counts from 1."""

@@ -195,6 +195,8 @@ def rates(optimization: dict[str, Any]) -> str:
     text = f"{optimization['lr']:g}"
     if optimization.get("question_encoder_lr") is not None:
         text += f", question encoder {optimization['question_encoder_lr']:g}"
+    if optimization.get("passage_encoder_lr") is not None:
+        text += f", passage encoder {optimization['passage_encoder_lr']:g}"
     return f"{text}; {optimization['schedule']}, {optimization['warmup_steps']:,} steps of warm-up"
 
 
