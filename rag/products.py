@@ -33,7 +33,9 @@ def prefers_onednn() -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: (*rows, in), (out, in), (out) -> (*rows, out), with its gradients."""
     if (
-        x.device.type != "cpu"
+        torch.jit.is_tracing()  # for another engine
+        or torch.compiler.is_compiling()
+        or x.device.type != "cpu"
         or not prefers_onednn()
         or x.dtype != torch.float32
         or weight.dtype != torch.float32

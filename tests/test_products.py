@@ -63,6 +63,16 @@ def test_views_are_read_as_they_are():
     assert_close(linear(x[:0], weight), x[:0] @ weight.t())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_is_traced_is_torchs_own():
+    """For ONNX and OpenVINO, which know nothing of oneDNN's products."""
+    model = quicken(nn.Sequential(nn.Linear(4, 5), nn.ReLU()))
+    traced = torch.jit.trace(model, torch.randn(3, 4))
+    assert "aten::linear" in str(traced.inlined_graph) and "mkldnn" not in str(traced.inlined_graph)
+    x = torch.randn(2, 4)
+    assert_close(traced(x), model(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_and_autocast_are_torchs_own(dtype):
     x, weight = torch.randn(3, 4, dtype=dtype), torch.randn(5, 4, dtype=dtype)

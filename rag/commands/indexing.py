@@ -76,7 +76,8 @@ def build_index(cfg: DictConfig) -> Path:
         index = Index.build(
             folder,
             cfg.corpus.path,
-            reduced(encoder, cfg.bfloat16, cfg.int8) or cfg.passage_encoder,
+            reduced(encoder, bfloat16=cfg.bfloat16, int8=cfg.int8, openvino=cfg.openvino)
+            or cfg.passage_encoder,
             index_type,
             vectors,
             embed_missing=cfg.embed_missing,
@@ -111,7 +112,7 @@ def embed_one_part(cfg: DictConfig, encoder: AnyPassageEncoder | None, folder: P
     done = embed_part(
         folder,
         cfg.corpus.path,
-        reduced(encoder, cfg.bfloat16, cfg.int8),
+        reduced(encoder, bfloat16=cfg.bfloat16, int8=cfg.int8, openvino=cfg.openvino),
         number,
         int(given[2]) * processes,
         reading(cfg.corpus),

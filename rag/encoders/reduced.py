@@ -1,7 +1,8 @@
-"""Embedding with products of fewer bits on a CPU; a GPU always uses half precision.
+"""Embedding faster on a CPU, with products of fewer bits; a GPU always uses half precision.
 
-bfloat16   the faster where the processor multiplies in it; vectors keep about three digits
-int8       on any processor; vectors keep two (rag/int8.py)
+bfloat16   by torch, where the processor multiplies in it; vectors keep about three digits
+openvino   by OpenVINO, in bfloat16 where the processor has it, else in float32 (openvino.py); the fastest
+int8       by torch, on any processor; vectors keep two digits (rag/int8.py)
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from rag.encoders.openvino import OPENVINO, InOpenVino
 from rag.encoders.protocol import AnyPassageEncoder, encode
 from rag.errors import UserError
 from rag.index.passage import Passage
@@ -53,15 +55,20 @@ class InInt8:
         return encode(self.encoder, passages)
 
 
-def reduced(encoder: Any, bfloat16: bool, int8: bool) -> Any:
-    """A passage encoder with products of so many bits, where that is asked for; None, where there is none, stays."""
-    if bfloat16 and int8:
-        raise UserError("bfloat16=true and int8=true exclude each other: take one")
-    return in_precision(encoder, BFLOAT16 if bfloat16 else INT8 if int8 else None)
+_HOW = {BFLOAT16: InBfloat16, INT8: InInt8, OPENVINO: InOpenVino}
+
+
+def reduced(encoder: Any, **asked: bool) -> Any:
+    """A passage encoder in the one precision that is asked for by its name, bfloat16, int8 or openvino, where one is.
+
+    None, where there is no encoder, stays. Raises UserError where several are.
+    """
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(f'{name}=true' for name in chosen)} exclude each other: take one")
+    return in_precision(encoder, chosen[0] if chosen else None)
 
 
 def in_precision(encoder: Any, precision: str | None) -> Any:
     """A passage encoder with the precision that an index's manifest names."""
-    if encoder is None or precision is None:
-        return encoder
-    return InBfloat16(encoder) if precision == BFLOAT16 else InInt8(encoder)
+    return encoder if encoder is None or precision is None else _HOW[precision](encoder)
