@@ -414,3 +414,50 @@ def test_k_beyond_the_engines(index, monkeypatch):
 
 def test_pymilvus_says_nothing_by_itself(index):
     assert not logging.getLogger("pymilvus").isEnabledFor(logging.CRITICAL)
+
+
+# -- 20,000 passages ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ids_and_losses_over_20_000_passages(engine, tmp_path):
+    """Random vectors of 384 dimensions, and whole models: the same ids, losses to 1e-5."""
+    from conftest import ANSWERS, tiny_bart, word_tokenizer
+
+    from rag.generators.seq2seq import Generator
+    from rag.index.build import build
+    from rag.model import RagSequence, RagToken
+
+    passages = corpus(20_000)
+    vectors = np.random.default_rng(0).standard_normal((20_000, 384), np.float32)
+
+    def wide(batch):
+        return vectors[[int(p.id) - 1 for p in batch]]
+
+    for place, how in ((tmp_path / "wide", wide), (tmp_path / "narrow", encode)):
+        store = PassageStore.write(passages, place / "passages")
+        embed(store, how, place, ENCODER, 7_000, 512, show_progress=False)
+    flats, indexes = [], []
+    for place in (tmp_path / "wide", tmp_path / "narrow"):
+        build(place, show_progress=False)
+        flats.append(Index.open(place))
+        fill(place, MilvusType(engine.uri), show_progress=False)
+        indexes.append(Index.open(place))
+        assert not (place / "index.faiss").exists()
+        assert indexes[-1].manifest.recall == dict.fromkeys(["1", "5", "20", "50", "100"], 1.0)
+    queries = np.random.default_rng(1).standard_normal((64, 384), np.float32)
+    (exact, expected), (scores, rows) = (each.search(queries, 50) for each in (flats[0], indexes[0]))
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(scores, exact, rtol=1e-5)
+
+    for model in (RagSequence, RagToken):
+        losses = []
+        for retriever in (DenseRetriever(encoder(), flats[1]), MilvusRetriever(encoder(), indexes[1])):
+            torch.manual_seed(4)
+            tokenizer = word_tokenizer(
+                [*QUESTIONS, *ANSWERS, *(f"{p.title} {p.text}" for p in passages[:50])]
+            )
+            generator = Generator(tiny_bart(len(tokenizer)), tokenizer)
+            rag = model(retriever, generator, n_docs=5).eval()
+            losses.append(-rag(rag.prepare(QUESTIONS, ANSWERS)).logprob.detach())
+        torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-5)

@@ -42,8 +42,8 @@ class AsRead:
         return replace(passage, text=cut_at(passage.text, end))
 
     def count_cut(self, questions: Sequence[str] = ()) -> int:
-        """How many passages do not fit beside a question of the mean length of `questions`, or beside an empty one. Those
-        that an engine has, and not this machine, are not counted: each would have to be fetched."""
+        """How many passages do not fit beside a question of the mean length of `questions`, or beside an empty one.
+        Those that an engine has, and not this machine, are not counted: each would have to be fetched."""
         if not isinstance(self._tokens, TokenStore):
             return 0
         lengths = self.generator.tokenize_questions(questions or [""]).lengths
