@@ -214,6 +214,19 @@ def test_another_rows_in_the_collection_are_told(engine, tmp_path):
         fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
 
 
+def test_texts_that_are_long_go_in_messages_of_their_own(engine, tmp_path):
+    """gRPC's usual servers, as this one, take 4 MiB at a time."""
+    long = [Passage(str(n), "t", "x" * 60_000) for n in range(100)]
+    index = make_in(tmp_path / "i", engine.uri, long, encode, ENCODER)
+    assert list(index.passages) == long and index.collection.count() == 100
+    with pytest.raises(UserError, match="could not insert: .*larger than max"):
+        index.collection.connection.call(
+            "insert",
+            index.collection.name,
+            [{"row": 1, "vector": np.ones(D), "id": "i", "title": "t", "text": "x" * 5_000_000}],
+        )
+
+
 def test_a_text_that_no_engine_takes_is_refused(engine, tmp_path):
     long = [*corpus(3), Passage("4", "t", "ü" * 40_000)]
     with pytest.raises(UserError, match="the text of passage '4' takes 80,000 bytes.*index.type.texts=false"):

@@ -31,6 +31,7 @@ from rag.safe_text import say
 TIMEOUT = 120.0  # seconds that a call may take
 PATIENCE = 1_800.0  # seconds that an engine is waited for which answered before
 AT_FIRST = 10.0  # and one that did not yet
+_RATE_LIMIT = 8  # Milvus's code for it
 _PAUSES = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0)
 _CA, _MINE, _NAME = "MILVUS_CA_PEM", ("MILVUS_CLIENT_PEM", "MILVUS_CLIENT_KEY"), "MILVUS_SERVER_NAME"
 _OPTIONS = {
@@ -238,13 +239,15 @@ def _behind(error: BaseException) -> list[BaseException]:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether an error says that the engine is gone, starting or busy, and not that it says no."""
-    if (status := _status(error)) in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED"):
+    if (status := _status(error)) in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
         return True
+    if status == "RESOURCE_EXHAUSTED":  # busy, or sent a message that it will never take
+        return "larger than max" not in f"{error} {error.__cause__} {error.__context__}"
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INVALID_ARGUMENT"):
         return False
     # a channel that was closed by another thread, and what the engine itself calls passing
     return (
         isinstance(error, ValueError)
         and "closed channel" in str(error)
-        or bool(getattr(error, "retriable", False))
+        or (getattr(error, "code", None) == _RATE_LIMIT or bool(getattr(error, "retriable", False)))
     )
