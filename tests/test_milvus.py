@@ -14,7 +14,7 @@ pytest.importorskip("pymilvus", reason='needs the extra "milvus" (pymilvus)')
 pytest.importorskip("milvus_lite", reason='needs the extra "milvus" (milvus-lite)')
 
 from conftest import QUESTIONS, bert_tokenizer, tiny_question_encoder
-from engines import Engine, WithoutInnerProduct, make_in
+from engines import Engine, Slow, WithoutInnerProduct, make_in
 
 from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
@@ -131,6 +131,7 @@ def test_scores_and_gradients_are_those_of_dense_retrieval(index, thin, tmp_path
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, effort", [("HNSW", "ef"), ("IVF_FLAT", "nprobe"), ("IVF_SQ8", "nprobe")])
 def test_recall_is_measured_and_the_effort_chosen(engine, tmp_path, kind, effort):
     params = {"nlist": 16} if effort == "nprobe" else {"M": 8}
@@ -248,7 +249,7 @@ def test_an_engine_that_comes_back_is_waited_for(tmp_path, capsys):
     queries = random_queries(4)
     before = index.search(queries, 5)
     engine.stop()
-    back = threading.Timer(2.5, engine.start)
+    back = threading.Timer(1.7, engine.start)
     back.start()
     after = index.search(queries, 5)
     back.join()
@@ -263,6 +264,24 @@ def test_an_engine_that_comes_back_is_waited_for(tmp_path, capsys):
     with pytest.raises(UserError, match=r"did not answer within \d s: start the engine"):
         index.search(queries, 5)
     assert time.monotonic() - began < 5
+
+
+def test_an_engine_that_does_not_answer_in_time(tmp_path):
+    """Each call has its limit, and all tries together theirs."""
+    engine = Engine(tmp_path / "data", servicer=Slow)
+    index = make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
+    connection = index.collection.connection
+    connection.timeout, connection.patience = 0.3, 1.0
+    engine.calls.clear()
+    Slow.seconds = 20.0
+    began = time.monotonic()
+    try:
+        with pytest.raises(UserError, match=r"did not answer within \d s"):
+            index.search(random_queries(1), 2)
+    finally:
+        Slow.seconds = 0.0
+    assert 1.0 <= time.monotonic() - began < 10 and engine.calls.count("Search") >= 2
+    engine.stop()
 
 
 def test_a_collection_that_comes_back_changed_is_refused(tmp_path):
@@ -329,7 +348,9 @@ def test_a_wrong_password(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(milvus_connection, "AT_FIRST", 1.0)
     engine = Engine(tmp_path / "data", token="ann:s3cret-word")
     monkeypatch.delenv("MILVUS_TOKEN", raising=False)
-    with pytest.raises(UserError, match="refused no MILVUS_TOKEN: set MILVUS_TOKEN=user:password"):
+    with pytest.raises(
+        UserError, match="refused a client without MILVUS_TOKEN: set MILVUS_TOKEN=user:password"
+    ):
         make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
     monkeypatch.setenv("MILVUS_TOKEN", "ann:wr0ng-word")
     with pytest.raises(UserError, match="refused the MILVUS_TOKEN of the environment") as refused:
@@ -338,6 +359,13 @@ def test_a_wrong_password(tmp_path, monkeypatch, caplog):
     fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
     index = Index.open(tmp_path / "i")
     assert index.search(random_queries(1), 1)[1].shape == (1, 1)
+    monkeypatch.setenv("MILVUS_URI", "http://another:19530")  # the token is that engine's
+    with pytest.raises(
+        UserError, match="without MILVUS_TOKEN .it is for http://another:19530 alone, by MILVUS_URI.:"
+    ):
+        Index.open(tmp_path / "i")
+    monkeypatch.setenv("MILVUS_URI", engine.uri)
+    Index.open(tmp_path / "i")
     written = b"".join(each.read_bytes() for each in (tmp_path / "i").rglob("*") if each.is_file())
     told = str(refused.value) + caplog.text + repr(MilvusRetriever(encoder(), index).description())
     for secret in ("s3cret-word", "wr0ng-word"):

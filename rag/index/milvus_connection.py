@@ -158,8 +158,10 @@ class Connection:
     def _refusal(self, name: str, error: Exception) -> Exception:
         if _status(error) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             given = (
-                "the MILVUS_TOKEN of the environment" if os.environ.get("MILVUS_TOKEN") else "no MILVUS_TOKEN"
+                "the MILVUS_TOKEN of the environment" if _token(self.uri) else "a client without MILVUS_TOKEN"
             )
+            if os.environ.get("MILVUS_TOKEN") and not _token(self.uri):
+                given += f" (it is for {os.environ['MILVUS_URI']} alone, by MILVUS_URI)"
             return UserError(
                 f"{self.uri} refused {given}: set MILVUS_TOKEN=user:password (or an API key) of an account that may "
                 f"do this ({name.replace('_', ' ')})"
@@ -185,13 +187,17 @@ def _open(uri: str, timeout: float) -> Any:
     from pymilvus import MilvusClient
 
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
-    token = os.environ.get("MILVUS_TOKEN", "")
-    mine = os.environ.get(
-        "MILVUS_URI"
-    )  # whose token that is: an index of somebody else's names an engine too
+    return MilvusClient(
+        uri, token=_token(uri), timeout=timeout, dedicated=True, grpc_options=_OPTIONS, **_tls(uri)
+    )
+
+
+def _token(uri: str) -> str:
+    """The environment's token, if it is for this engine: an index of somebody else's names an engine too."""
+    mine = os.environ.get("MILVUS_URI")
     if mine and urlsplit(mine).netloc.rpartition("@")[2] != urlsplit(uri).netloc:
-        token = ""
-    return MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=_OPTIONS, **_tls(uri))
+        return ""
+    return os.environ.get("MILVUS_TOKEN", "")
 
 
 def _tls(uri: str) -> dict[str, str]:
