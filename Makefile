@@ -46,7 +46,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV), with the tools of development, which takes a minute or two"
-	@$(PIP) -e ".[dev,documents]"
+	@$(PIP) -e ".[dev,documents,milvus]"
 	@touch $@ $(VENV)/installed
 
 $(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -1,5 +1,6 @@
 """Milvus engines for tests: milvus-lite's own servicer behind gRPC servers of this process, on loopback."""
 
+import time
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -84,6 +85,18 @@ class WithoutInnerProduct(MilvusServicer):
 
     def CreateIndex(self, request, context):
         return common_pb2.Status(code=1100, reason="metric type IP is not supported: expected L2")
+
+
+class Slow(MilvusServicer):
+    """An engine whose searches take `seconds`, or until it is asked no more."""
+
+    seconds = 0.0
+
+    def Search(self, request, context):
+        began = time.monotonic()
+        while time.monotonic() - began < self.seconds and context.is_active():
+            time.sleep(0.05)
+        return super().Search(request, context)
 
 
 def make_in(

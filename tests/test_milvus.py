@@ -14,7 +14,7 @@ pytest.importorskip("pymilvus", reason='needs the extra "milvus" (pymilvus)')
 pytest.importorskip("milvus_lite", reason='needs the extra "milvus" (milvus-lite)')
 
 from conftest import QUESTIONS, bert_tokenizer, tiny_question_encoder
-from engines import Engine, WithoutInnerProduct, make_in
+from engines import Engine, Slow, WithoutInnerProduct, make_in
 
 from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
@@ -131,6 +131,7 @@ def test_scores_and_gradients_are_those_of_dense_retrieval(index, thin, tmp_path
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, effort", [("HNSW", "ef"), ("IVF_FLAT", "nprobe"), ("IVF_SQ8", "nprobe")])
 def test_recall_is_measured_and_the_effort_chosen(engine, tmp_path, kind, effort):
     params = {"nlist": 16} if effort == "nprobe" else {"M": 8}
@@ -214,6 +215,19 @@ def test_another_rows_in_the_collection_are_told(engine, tmp_path):
         fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
 
 
+def test_texts_that_are_long_go_in_messages_of_their_own(engine, tmp_path):
+    """gRPC's usual servers, as this one, take 4 MiB at a time."""
+    long = [Passage(str(n), "t", "x" * 60_000) for n in range(100)]
+    index = make_in(tmp_path / "i", engine.uri, long, encode, ENCODER)
+    assert list(index.passages) == long and index.collection.count() == 100
+    with pytest.raises(UserError, match="could not insert: .*larger than max"):
+        index.collection.connection.call(
+            "insert",
+            index.collection.name,
+            [{"row": 1, "vector": np.ones(D), "id": "i", "title": "t", "text": "x" * 5_000_000}],
+        )
+
+
 def test_a_text_that_no_engine_takes_is_refused(engine, tmp_path):
     long = [*corpus(3), Passage("4", "t", "ü" * 40_000)]
     with pytest.raises(UserError, match="the text of passage '4' takes 80,000 bytes.*index.type.texts=false"):
@@ -235,7 +249,7 @@ def test_an_engine_that_comes_back_is_waited_for(tmp_path, capsys):
     queries = random_queries(4)
     before = index.search(queries, 5)
     engine.stop()
-    back = threading.Timer(2.5, engine.start)
+    back = threading.Timer(1.7, engine.start)
     back.start()
     after = index.search(queries, 5)
     back.join()
@@ -250,6 +264,24 @@ def test_an_engine_that_comes_back_is_waited_for(tmp_path, capsys):
     with pytest.raises(UserError, match=r"did not answer within \d s: start the engine"):
         index.search(queries, 5)
     assert time.monotonic() - began < 5
+
+
+def test_an_engine_that_does_not_answer_in_time(tmp_path):
+    """Each call has its limit, and all tries together theirs."""
+    engine = Engine(tmp_path / "data", servicer=Slow)
+    index = make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
+    connection = index.collection.connection
+    connection.timeout, connection.patience = 0.3, 1.0
+    engine.calls.clear()
+    Slow.seconds = 20.0
+    began = time.monotonic()
+    try:
+        with pytest.raises(UserError, match=r"did not answer within \d s"):
+            index.search(random_queries(1), 2)
+    finally:
+        Slow.seconds = 0.0
+    assert 1.0 <= time.monotonic() - began < 10 and engine.calls.count("Search") >= 2
+    engine.stop()
 
 
 def test_a_collection_that_comes_back_changed_is_refused(tmp_path):
@@ -316,7 +348,9 @@ def test_a_wrong_password(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(milvus_connection, "AT_FIRST", 1.0)
     engine = Engine(tmp_path / "data", token="ann:s3cret-word")
     monkeypatch.delenv("MILVUS_TOKEN", raising=False)
-    with pytest.raises(UserError, match="refused no MILVUS_TOKEN: set MILVUS_TOKEN=user:password"):
+    with pytest.raises(
+        UserError, match="refused a client without MILVUS_TOKEN: set MILVUS_TOKEN=user:password"
+    ):
         make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
     monkeypatch.setenv("MILVUS_TOKEN", "ann:wr0ng-word")
     with pytest.raises(UserError, match="refused the MILVUS_TOKEN of the environment") as refused:
@@ -325,6 +359,13 @@ def test_a_wrong_password(tmp_path, monkeypatch, caplog):
     fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
     index = Index.open(tmp_path / "i")
     assert index.search(random_queries(1), 1)[1].shape == (1, 1)
+    monkeypatch.setenv("MILVUS_URI", "http://another:19530")  # the token is that engine's
+    with pytest.raises(
+        UserError, match="without MILVUS_TOKEN .it is for http://another:19530 alone, by MILVUS_URI.:"
+    ):
+        Index.open(tmp_path / "i")
+    monkeypatch.setenv("MILVUS_URI", engine.uri)
+    Index.open(tmp_path / "i")
     written = b"".join(each.read_bytes() for each in (tmp_path / "i").rglob("*") if each.is_file())
     told = str(refused.value) + caplog.text + repr(MilvusRetriever(encoder(), index).description())
     for secret in ("s3cret-word", "wr0ng-word"):
@@ -414,3 +455,50 @@ def test_k_beyond_the_engines(index, monkeypatch):
 
 def test_pymilvus_says_nothing_by_itself(index):
     assert not logging.getLogger("pymilvus").isEnabledFor(logging.CRITICAL)
+
+
+# -- 20,000 passages ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ids_and_losses_over_20_000_passages(engine, tmp_path):
+    """Random vectors of 384 dimensions, and whole models: the same ids, losses to 1e-5."""
+    from conftest import ANSWERS, tiny_bart, word_tokenizer
+
+    from rag.generators.seq2seq import Generator
+    from rag.index.build import build
+    from rag.model import RagSequence, RagToken
+
+    passages = corpus(20_000)
+    vectors = np.random.default_rng(0).standard_normal((20_000, 384), np.float32)
+
+    def wide(batch):
+        return vectors[[int(p.id) - 1 for p in batch]]
+
+    for place, how in ((tmp_path / "wide", wide), (tmp_path / "narrow", encode)):
+        store = PassageStore.write(passages, place / "passages")
+        embed(store, how, place, ENCODER, 7_000, 512, show_progress=False)
+    flats, indexes = [], []
+    for place in (tmp_path / "wide", tmp_path / "narrow"):
+        build(place, show_progress=False)
+        flats.append(Index.open(place))
+        fill(place, MilvusType(engine.uri), show_progress=False)
+        indexes.append(Index.open(place))
+        assert not (place / "index.faiss").exists()
+        assert indexes[-1].manifest.recall == dict.fromkeys(["1", "5", "20", "50", "100"], 1.0)
+    queries = np.random.default_rng(1).standard_normal((64, 384), np.float32)
+    (exact, expected), (scores, rows) = (each.search(queries, 50) for each in (flats[0], indexes[0]))
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(scores, exact, rtol=1e-5)
+
+    for model in (RagSequence, RagToken):
+        losses = []
+        for retriever in (DenseRetriever(encoder(), flats[1]), MilvusRetriever(encoder(), indexes[1])):
+            torch.manual_seed(4)
+            tokenizer = word_tokenizer(
+                [*QUESTIONS, *ANSWERS, *(f"{p.title} {p.text}" for p in passages[:50])]
+            )
+            generator = Generator(tiny_bart(len(tokenizer)), tokenizer)
+            rag = model(retriever, generator, n_docs=5).eval()
+            losses.append(-rag(rag.prepare(QUESTIONS, ANSWERS)).logprob.detach())
+        torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-5)

@@ -93,6 +93,7 @@ print(index.search(random_queries(5), 7)[1].tolist(), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_server_and_the_last_ends_it(tmp_path):
     index = make_in(tmp_path / "i", None, corpus(50), encode, ENCODER)
     expected = index.search(random_queries(5), 7)[1].tolist()

@@ -24,7 +24,9 @@ from rag.index.passage import Passage
 
 LARGEST_K = 16_384  # of one search, by the engine
 LOOKED_AT_EVERY = 60.0  # seconds
-MESSAGE = 8 << 20  # bytes that are sent or asked for at a time; an engine takes 64 MB
+MESSAGE = (
+    3 << 20
+)  # bytes that are sent or asked for at a time; engines take 64 MB, gRPC's usual servers 4 MiB
 _ROW, _VECTOR = "row", "vector"
 _TEXTS = ("id", "title", "text")
 REBUILD = "run build_index.py as before with overwrite=true, which fills a new one from the vectors"
@@ -285,7 +287,13 @@ class Collection:
         passages: Sequence[Passage] | None,
         again: bool,
     ) -> None:
-        """Write the rows from `start` on. again: some of them may be there already, and are replaced."""
+        """Write the rows from `start` on, in messages of their size. again: some of them may be there already, and are
+        replaced."""
+        size = vectors.nbytes + sum(len(f"{p.id}{p.title}{p.text}".encode()) for p in passages or ())
+        if size > MESSAGE and (half := len(vectors) // 2):
+            self.put(start, vectors[:half], passages and passages[:half], again)
+            self.put(start + half, vectors[half:], passages and passages[half:], again)
+            return
         entities = [{_ROW: start + number, _VECTOR: vector} for number, vector in enumerate(vectors)]
         for entity, passage in zip(entities, passages or (), strict=passages is not None):
             for name in _TEXTS:

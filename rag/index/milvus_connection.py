@@ -31,6 +31,7 @@ from rag.safe_text import say
 TIMEOUT = 120.0  # seconds that a call may take
 PATIENCE = 1_800.0  # seconds that an engine is waited for which answered before
 AT_FIRST = 10.0  # and one that did not yet
+_RATE_LIMIT = 8  # Milvus's code for it
 _PAUSES = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0)
 _CA, _MINE, _NAME = "MILVUS_CA_PEM", ("MILVUS_CLIENT_PEM", "MILVUS_CLIENT_KEY"), "MILVUS_SERVER_NAME"
 _OPTIONS = {
@@ -157,8 +158,10 @@ class Connection:
     def _refusal(self, name: str, error: Exception) -> Exception:
         if _status(error) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             given = (
-                "the MILVUS_TOKEN of the environment" if os.environ.get("MILVUS_TOKEN") else "no MILVUS_TOKEN"
+                "the MILVUS_TOKEN of the environment" if _token(self.uri) else "a client without MILVUS_TOKEN"
             )
+            if os.environ.get("MILVUS_TOKEN") and not _token(self.uri):
+                given += f" (it is for {os.environ['MILVUS_URI']} alone, by MILVUS_URI)"
             return UserError(
                 f"{self.uri} refused {given}: set MILVUS_TOKEN=user:password (or an API key) of an account that may "
                 f"do this ({name.replace('_', ' ')})"
@@ -184,13 +187,17 @@ def _open(uri: str, timeout: float) -> Any:
     from pymilvus import MilvusClient
 
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL + 1)
-    token = os.environ.get("MILVUS_TOKEN", "")
-    mine = os.environ.get(
-        "MILVUS_URI"
-    )  # whose token that is: an index of somebody else's names an engine too
+    return MilvusClient(
+        uri, token=_token(uri), timeout=timeout, dedicated=True, grpc_options=_OPTIONS, **_tls(uri)
+    )
+
+
+def _token(uri: str) -> str:
+    """The environment's token, if it is for this engine: an index of somebody else's names an engine too."""
+    mine = os.environ.get("MILVUS_URI")
     if mine and urlsplit(mine).netloc.rpartition("@")[2] != urlsplit(uri).netloc:
-        token = ""
-    return MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=_OPTIONS, **_tls(uri))
+        return ""
+    return os.environ.get("MILVUS_TOKEN", "")
 
 
 def _tls(uri: str) -> dict[str, str]:
@@ -238,13 +245,15 @@ def _behind(error: BaseException) -> list[BaseException]:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether an error says that the engine is gone, starting or busy, and not that it says no."""
-    if (status := _status(error)) in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED"):
+    if (status := _status(error)) in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
         return True
+    if status == "RESOURCE_EXHAUSTED":  # busy, or sent a message that it will never take
+        return "larger than max" not in f"{error} {error.__cause__} {error.__context__}"
     if status in ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED", "INVALID_ARGUMENT"):
         return False
     # a channel that was closed by another thread, and what the engine itself calls passing
     return (
         isinstance(error, ValueError)
         and "closed channel" in str(error)
-        or bool(getattr(error, "retriable", False))
+        or (getattr(error, "code", None) == _RATE_LIMIT or bool(getattr(error, "retriable", False)))
     )
