@@ -62,7 +62,7 @@ def to_int8(module: nn.Module) -> int:
         raise UserError(
             "int8=true needs a torch that multiplies in 8 bits, and this one does not: leave it out"
         )
-    places = [
+    places: list[tuple[nn.Module, str, nn.Linear]] = [
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()

@@ -8,7 +8,7 @@ in other dtypes and under autocast nothing changes.
 
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class QuickLinear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether it is an `nn.Linear` and nothing more: no adapter, no subclass of somebody's."""
     return type(module) in (nn.Linear, QuickLinear)
 

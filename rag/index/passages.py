@@ -14,13 +14,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Int64
 
 from rag.errors import UserError, one_line
@@ -375,6 +375,7 @@ class PassageStore:
 
         One look through all ids, whatever their number: 21 million take a few seconds.
         """
+        pc: Any = import_module("pyarrow.compute")  # whose functions are made as it is imported
         wanted = pa.array(sorted(set(ids)), pa.string())
         found: dict[str, list[int]] = {}
         for number in range(self._reader.num_record_batches if len(wanted) else 0):

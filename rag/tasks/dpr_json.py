@@ -77,8 +77,8 @@ def warn_of_left_out(path: str | Path, left_out: int, questions: int) -> None:
 
 
 def _asked(record: Record) -> AskedQuestion:
-    rows = (np.array(record[key], np.int32) for key in ("positives", "hard", "other"))
-    return AskedQuestion(record["question"], *rows, tuple(record["answers"]))
+    positives, hard, other = (np.array(record[key], np.int32) for key in ("positives", "hard", "other"))
+    return AskedQuestion(record["question"], positives, hard, other, tuple(record["answers"]))
 
 
 def _convert(path: Path, folder: Path) -> None:

@@ -138,7 +138,7 @@ class DprData(StepDataModule):
             asked = self._asked(corpus, self.dev_file, read.get(self.dev_file), self.dev_limit)
             self.dev = DevSet(*asked, self.dev_negatives)
         self.store, self.questions = store, questions
-        if self.remine or self.remining.at_start:
+        if store is not None and (self.remine or self.remining.at_start):
             self.retrieved = RetrievedNegatives(self.remining, self.remine, store, questions, self.seed)
 
     def _check_remining(self) -> None:

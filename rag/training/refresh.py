@@ -99,7 +99,7 @@ class IndexRefresh(Callback):
             self._exchange(trainer, pl_module.model.n_docs, retriever, self.pending, start)
         if self.pending is None and self.schedule.due(self.done) and self.done < trainer.max_steps:
             start = time.perf_counter()
-            fingerprint = retriever.fresh.encoder.fingerprint()
+            fingerprint = _encoder_of(retriever).fingerprint()
             if self.where == "foreground":
                 self._embed(trainer, retriever, fingerprint)
                 self._exchange(trainer, pl_module.model.n_docs, retriever, fingerprint, start)
@@ -119,7 +119,7 @@ class IndexRefresh(Callback):
         """Embed the index by the encoder that is saved, the best step's perhaps, and let go of the other editions."""
         retriever = trained_retriever(module)
         self._meet(trainer)
-        fingerprint = retriever.fresh.encoder.fingerprint()
+        fingerprint = _encoder_of(retriever).fingerprint()
         self._embed(trainer, retriever, fingerprint)
         self._take(retriever, fingerprint)
         if trainer.is_global_zero:
@@ -231,6 +231,12 @@ def trained_retriever(module: Any) -> DenseRetriever:
             "retriever=dense_trained with retriever.trainable=passage or both"
         )
     return retriever
+
+
+def _encoder_of(retriever: DenseRetriever) -> Any:
+    """The passage encoder that is trained, of a retriever as `trained_retriever` gives it."""
+    assert retriever.fresh is not None
+    return retriever.fresh.encoder
 
 
 def trains_passages(retriever: Any) -> TypeGuard[DenseRetriever]:
