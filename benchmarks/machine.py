@@ -1,5 +1,6 @@
 """The machine that is measured: what it is, one core of it, and its own limit of matrix products."""
 
+import math
 import os
 import platform
 import subprocess
@@ -67,7 +68,7 @@ def copy_bandwidth(device: str = "cpu") -> float:
 
 
 def count_flop(call: Callable[[], Any]) -> int:
-    """FLOP of the matrix products of one call, attention's included (torch leaves out those of its kernel for CPUs)."""
+    """FLOP of the matrix products of one call, attention's included (torch leaves out those of its kernels for CPUs)."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -75,7 +76,11 @@ def count_flop(call: Callable[[], Any]) -> int:
     def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_backward_flop_count(gradient, query, key, value)
 
+    def linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
     kernels = {
+        torch.ops.mkldnn._linear_pointwise: linear,  # rag/products.py
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: forward,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }

@@ -1,11 +1,14 @@
 """Hydra configurations composed, and what is wrong in one told with the nearest names that exist."""
 
+import copy
 import difflib
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -40,11 +43,11 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     # Hydra's way of choosing nothing from a group is ~group; group=null is what one would type.
     nothing = {f"{group}=null": f"~{group}" for group in GROUPS}
     overrides = [nothing.get(override, override) for override in overrides]
+    values = [each for each in overrides if _is_value(each)]
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose(name, [*_searched(), *overrides])
-            groups = [each for each in overrides if key_of(each) in GROUPS]
-            default = compose(name, [*_searched(), *groups]) if len(groups) < len(overrides) else cfg
+        default = composed(name, [each for each in overrides if each not in values])
+        cfg = copy.deepcopy(default)
+        ConfigLoaderImpl._apply_overrides_to_config(_parser().parse_overrides(values), cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, name, overrides)) from error
     except (ValueError, RecursionError) as error:
@@ -65,6 +68,35 @@ def quoted_schedule(override: str) -> str:
     return override if ranges is None else f"refresh='{ranges[1]}'"
 
 
+def composed(name: str, choices: list[str]) -> DictConfig:
+    """A script's configuration with what was chosen from groups; it is not to be changed.
+
+    Hydra takes a tenth of a second for it, so that it is composed once in a process, until a file of a config changes.
+    """
+    files = (file for folder in folders() for file in folder.rglob("*.yaml"))
+    stamps = sorted((str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
+    return _composed(name, (*_searched(), *choices), tuple(stamps))
+
+
+@lru_cache(maxsize=64)
+def _composed(name: str, overrides: tuple[str, ...], stamps: tuple[Any, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+@lru_cache(maxsize=1)
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _is_value(override: str) -> bool:
+    """Whether Hydra sets it once all else is composed: neither a choice from a group nor what it alone understands."""
+    parsed = _parser().parse_override(override)
+    key = parsed.key_or_group
+    apart = parsed.package is not None or parsed.is_sweep_override() or key.split(".")[0] == "hydra"
+    return not apart and not any((folder / key).is_dir() for folder in folders())
+
+
 def check_choice(override: str) -> None:
     """UserError for a group that is given something else than the name of one of its files."""
     group, equals, choice = override.lstrip("+~").partition("=")
@@ -78,7 +110,7 @@ def check_choice(override: str) -> None:
 def check_readable(override: str) -> None:
     """UserError for what Hydra's grammar has no value for, also where its parser gives up in other ways."""
     try:
-        OverridesParser.create().parse_override(override)
+        _parser().parse_override(override)
     except HydraException:
         raise UserError(unreadable(override)) from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets inside brackets
@@ -198,8 +230,7 @@ def settings(name: str, overrides: list[str]) -> list[str]:
             names.append(f"{prefix}{key}")
             walk(value, f"{prefix}{key}.")
 
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        walk(OmegaConf.to_container(compose(name, [*_searched(), *overrides]), resolve=False), "")
+    walk(OmegaConf.to_container(composed(name, overrides), resolve=False), "")
     return names
 
 

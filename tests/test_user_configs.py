@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rag.compose import CONFIGS, choices, compose_config
@@ -97,3 +98,40 @@ def test_every_experiment_names_what_it_inherits_absolutely():
             assert name == "_self_" or name.removeprefix("override ").startswith("/"), f"{file}: {name}"
             looked_at += 1
     assert looked_at > 100
+
+
+# -- composed once ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["experiment=miniwiki/dpr", "seed=3", "optimization.lr=1e-3", "seed=4"],
+        ["seed=1", "~experiment", "index=hnsw", "corpus.path=x", "n_docs=7"],
+        ["+callbacks.mine._target_=a.B", "trainer.max_steps=5", "~monitor_mode"],
+        ["~retriever", "++trainer.foo={a: [1, 2]}", "recall_at=[1,2]", "index.path=null"],
+        ["experiment=table1/nq_rag_token", "decoding=beam4", "decoding.max_new_tokens=3"],
+        ["callbacks=learning_rate", "seed=2"],
+    ],
+)
+def test_a_configuration_is_the_one_that_hydra_composes_at_once(overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        expected = compose("train", overrides)
+    for _ in range(2):  # composed, and taken from before
+        found = compose_config("train", overrides)
+        assert found == expected and OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+        assert OmegaConf.is_struct(found)
+        found.seed = 99  # whoever changes theirs changes nobody else's
+
+
+def test_a_config_that_changed_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "configs/experiment/mine.yaml"
+    file.parent.mkdir(parents=True)
+    for n_docs in (3, 14):
+        file.write_text(
+            f"# @package _global_\ndefaults:\n  - /experiment/miniwiki/rag_token\nn_docs: {n_docs}\n"
+        )
+        assert compose_config("train", ["experiment=mine"]).n_docs == n_docs

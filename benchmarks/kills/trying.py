@@ -119,8 +119,6 @@ def start(
 
 
 def _give(command: Callable[[], Any]) -> int:
-    from rag.processes import lost_another
-
     try:
         command()
         return FINE
@@ -132,11 +130,17 @@ def _give(command: Callable[[], Any]) -> int:
             print(f"\nerror: {one_sentence(error)}", flush=True)
             return TOLD
         except Exception:
-            if isinstance(error, RuntimeError) and lost_another(error):
+            if isinstance(error, RuntimeError) and _lost_another(error):
                 print("\nstopped because another process of this command stopped", flush=True)
                 return TOLD
             traceback.print_exc()
             return BROKEN
+
+
+def _lost_another(error: RuntimeError) -> bool:
+    from rag.processes import lost_another  # imports torch, which a command may have no need of
+
+    return lost_another(error)
 
 
 def wait(
