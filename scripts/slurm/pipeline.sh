@@ -35,7 +35,8 @@ torchrun=("$python" -m torch.distributed.run --standalone "--nproc-per-node=$per
 embed() { "${torchrun[@]}" build_index.py "$@" "part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"; }
 build() { "$python" build_index.py "$@"; }
 train() {
-    local trainer=("paths.run=$run" "trainer.devices=$per_node" "trainer.num_nodes=$train_nodes")
+    local trainer=("paths.run=$run" "trainer.devices=$per_node")
+    if ((train_nodes > 1)); then trainer+=("+trainer.num_nodes=$train_nodes"); fi
     if [[ -n ${SLURM_JOB_ID:-} && $((per_node * train_nodes)) -gt 1 ]]; then
         srun "$python" train.py "$@" "${trainer[@]}"
     else
