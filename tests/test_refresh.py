@@ -33,7 +33,9 @@ from rag.files import write_json
 from rag.generators.seq2seq import Generator
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
-from rag.index.reembed import reembed
+from rag.index.passage import Passage
+from rag.index.reembed import check_passages, reembed
+from rag.index.vectors import EncoderInfo
 from rag.miniwiki.world import write_world
 from rag.model import ClosedBook, RagToken
 from rag.reopen import reopen
@@ -311,6 +313,45 @@ def test_somebody_elsewhere_embeds(tmp_path, world):
         finally:
             helper.terminate()
     assert seen.searched[1] == seen.fresh[0] and refresh.worker.process is None
+
+
+@pytest.mark.slow
+@QUIET
+def test_editions_in_an_engine(tmp_path, passage_encoder):
+    """A collection of its own for each, in a file beside the edition, which goes with it."""
+    pytest.importorskip("pymilvus", reason='needs the extra "milvus" (pymilvus)')
+    pytest.importorskip("milvus_lite", reason='needs the extra "milvus" (milvus-lite)')
+    from engines import make_in
+
+    from rag.retrievers.milvus import MilvusRetriever
+
+    passages = [Passage(str(number), *passage) for number, passage in enumerate(PASSAGES, start=1)]
+    info = EncoderInfo("tiny", passage_encoder.fingerprint(), "t")
+    base = make_in(tmp_path / "base", None, passages, passage_encoder.encode, info)
+    torch.manual_seed(4)
+    question_encoder = QuestionEncoder(tiny_question_encoder(len(bert_tokenizer())), bert_tokenizer())
+    fresh = FreshPassages(copy.deepcopy(passage_encoder))
+    retriever = MilvusRetriever(question_encoder, base, "both", passage_encoder=fresh, overfetch=4)
+    model = RagToken(retriever, Generator(tiny_bart(len(word_tokenizer())), word_tokenizer()), 2)
+    module = RagModule(model, Optimization(lr=1e-2, warmup_steps=0, schedule="constant"), Decoding()).train()
+    seen, refresh = Seen(), IndexRefresh(Schedule.parse(1), tmp_path / "run")
+    fit(module, WithQuestions(model, BATCHES), steps=4, callbacks=[refresh, seen])
+    assert seen.searched == [*seen.fresh[:3], seen.fresh[2]]
+    refresh.finish(module.trainer, module)
+    left = {each.name for each in (tmp_path / "run" / "indexes").iterdir()}
+    assert left == {seen.fresh[3], f"{seen.fresh[3]}.milvus"}
+    queries = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    expected = queries @ fresh.encoder.eval().encode(passages).T
+    np.testing.assert_allclose(retriever.index.search(queries, 7)[0], -np.sort(-expected), rtol=1e-4)
+    assert base.search(queries, 7)[0].shape == (2, 7)  # what training began with is still there
+
+
+def test_passages_that_are_not_on_this_machine(tmp_path, passage_encoder):
+    index = build_tiny_index(tmp_path / "thin", passage_encoder)
+    check_passages(index)
+    (tmp_path / "thin" / "passages").rename(tmp_path / "engine's")
+    with pytest.raises(UserError, match="thin holds no passages on this machine, only in its engine"):
+        check_passages(index)
 
 
 def test_what_cannot_be_refreshed(tmp_path, world, index, bart, question_encoder):

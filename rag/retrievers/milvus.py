@@ -15,7 +15,8 @@ from rag.encoders.settings import EncoderSettings
 from rag.errors import UserError
 from rag.index.folder import Index
 from rag.index.milvus_connection import PATIENCE, TIMEOUT, checked_uri
-from rag.retrievers.dense import DenseRetriever
+from rag.retrievers.dense import DenseRetriever, beside
+from rag.retrievers.fresh import FreshPassages, Side
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.scale import Scale
 
@@ -31,38 +32,59 @@ class MilvusRetriever(DenseRetriever):
         self,
         question_encoder: AnyQuestionEncoder | Any,
         index: Index,
-        trainable: bool = True,
+        trainable: bool | Side = True,
         null_document: NullDocument | None = None,
         uri: str | None = None,
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         scale: Scale | None = None,
+        passage_encoder: FreshPassages | None = None,
+        overfetch: int | None = None,
     ):
         if timeout <= 0 or patience < 0:
             raise UserError(f"retriever.timeout={timeout} and retriever.patience={patience}: give seconds")
         self.uri = None if uri is None else checked_uri(uri)
         self.timeout, self.patience = timeout, patience
-        super().__init__(question_encoder, self._at_engine(index), trainable, null_document, scale)
+        index = self._at_engine(index)
+        super().__init__(question_encoder, index, trainable, null_document, scale, passage_encoder, overfetch)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
         question_encoder: str | Path,
         index: str | Path,
-        trainable: bool = True,
+        trainable: bool | Side = True,
         null_document: NullDocument | None = None,
         uri: str | None = None,
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
         scale: Scale | None = None,
         encoder: EncoderSettings | None = None,
+        passage_encoder: FreshPassages | None = None,
+        overfetch: int | None = None,
     ) -> Self:
         opened = open_question_encoder(question_encoder, encoder)
         over = Index.open(Path(index), uri)
-        return cls(opened, over, trainable, null_document, uri, timeout, patience, scale)
+        made = cls(
+            opened,
+            over,
+            trainable,
+            null_document,
+            uri,
+            timeout,
+            patience,
+            scale,
+            passage_encoder,
+            overfetch,
+        )
+        made.saved_beside = beside(question_encoder)
+        return made
 
     def swap(self, index: Index) -> None:
         super().swap(self._at_engine(index))
+
+    def take_edition(self, index: Index) -> None:
+        super().take_edition(self._at_engine(index))
 
     def _at_engine(self, index: Index) -> Index:
         """The index, searched where this retriever is told to. Raises UserError for one that no engine searches."""

@@ -12,7 +12,6 @@ passages by them (reembedding.py), and training goes on over the old edition unt
 meanwhile is left out. That process is started here (refresh_in=background) or elsewhere, on another node for instance.
 """
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -25,7 +24,7 @@ from pytorch_lightning.callbacks import Callback
 
 from rag.errors import UserError, listed
 from rag.index.folder import Index
-from rag.index.reembed import reembed, wait_for
+from rag.index.reembed import check_passages, drop, reembed, wait_for
 from rag.model import RagModel
 from rag.processes import WORKING
 from rag.retrievers.dense import DenseRetriever
@@ -203,7 +202,7 @@ class IndexRefresh(Callback):
         kept = needed | {each for each in (self.edition, self.pending) if each is not None}
         for each in self.folder.iterdir():
             if each.is_dir() and each.name.lstrip(".").partition(".")[0] not in kept:
-                shutil.rmtree(each, ignore_errors=True)
+                drop(each)
 
     # -- in the background --------------------------------------------------------------------
 
@@ -222,7 +221,8 @@ class IndexRefresh(Callback):
 
 
 def trained_retriever(module: Any) -> DenseRetriever:
-    """The retriever of a training module; UserError where its passage encoder is not trained."""
+    """The retriever of a training module; UserError where its passage encoder is not trained, or its index cannot be
+    embedded again."""
     model = module.model
     retriever = model.retriever if isinstance(model, RagModel) else None
     if not trains_passages(retriever):
@@ -230,6 +230,7 @@ def trained_retriever(module: Any) -> DenseRetriever:
             "refresh=… embeds the index again, but nothing here trains the passage encoder: give refresh=null, or "
             "retriever=dense_trained with retriever.trainable=passage or both"
         )
+    check_passages(retriever.index)
     return retriever
 
 
