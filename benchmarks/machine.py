@@ -68,7 +68,7 @@ def copy_bandwidth(device: str = "cpu") -> float:
 
 
 def count_flop(call: Callable[[], Any]) -> int:
-    """FLOP of the matrix products of one call, attention's included (torch leaves out those of its kernels for CPUs)."""
+    """FLOP of the matrix products of one call, attention's included (torch leaves out its kernels for CPUs)."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)

@@ -64,8 +64,8 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
 
 def quoted_schedule(override: str) -> str:
     """refresh=0-1000:500,1000-:1000 in the quotes that Hydra wants around a comma: it is one value."""
-    ranges = re.fullmatch(r"refresh=([\d:,-]*:[\d:,-]*)", override)
-    return override if ranges is None else f"refresh='{ranges[1]}'"
+    parts = re.fullmatch(r"([\w.]+)=(\d[\d:,-]*:[\d:,-]*)", override)
+    return override if parts is None else f"{parts[1]}='{parts[2]}'"
 
 
 def composed(name: str, choices: list[str]) -> DictConfig:
