@@ -5,6 +5,7 @@ A constructor's signature is the schema of its config; nothing else would notice
 
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,13 +91,23 @@ def test_every_experiment_fits_every_script(experiment, names):
     assert names.setdefault(cfg.name, experiment) == experiment
 
 
+def with_defaults(file: Path) -> dict:
+    """What a choice of a group holds, with those of its own group that it builds on beneath."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    beneath = [each for each in content.pop("defaults", []) if isinstance(each, str) and each != "_self_"]
+    held = {}
+    for each in beneath if file.parent != CONFIGS else ():
+        held |= with_defaults(file.parent / f"{each}.yaml")
+    return held | content
+
+
 def test_every_choice_of_every_group_binds():
     """Also those that no experiment takes."""
     bound = 0
     for file in sorted(CONFIGS.rglob("*.yaml")):
         if file.relative_to(CONFIGS).parts[0] == "experiment":
             continue
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        content = with_defaults(file)
         for path, node in targets(content):
             if file.parent.name == "trainer":
                 path = "trainer"
