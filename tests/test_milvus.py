@@ -28,6 +28,7 @@ from rag.index.milvus_fill import fill
 from rag.index.milvus_type import MilvusType
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
+from rag.index.vectors import EncoderInfo
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.milvus import MilvusRetriever
 
@@ -129,6 +130,32 @@ def test_scores_and_gradients_are_those_of_dense_retrieval(index, thin, tmp_path
     torch.testing.assert_close(grads[0][1], grads[1][1], rtol=0, atol=0)
     for one, other in zip(grads[0][2], grads[1][2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_passages_are_exchanged_between_engines_alone(engine, tmp_path):
+    """Hot-swap: another collection, also at the address that the retriever was given; FAISS's index is refused."""
+    first = make_in(tmp_path / "a", engine.uri, corpus(50), encode, ENCODER)
+    second = make_in(tmp_path / "b", engine.uri, corpus(90)[40:], encode, ENCODER)
+    address = engine.uri.replace("localhost", "127.0.0.1")
+    retriever = MilvusRetriever(encoder(), first, uri=address, patience=7).eval()
+    assert retriever.index.collection.connection.uri == address
+    found = [retriever(retriever.prepare(QUESTIONS), 4).rows]
+    retriever.swap(second)
+    assert retriever.index.collection.connection.uri == address and retriever.index.folder == second.folder
+    assert retriever.index.collection.connection.patience == 7
+    with pytest.raises(UserError, match="is searched with FAISS"):
+        retriever.swap(make(tmp_path / "flat", 30))
+    with pytest.raises(UserError, match="was embedded by other .weights w2. and"):
+        retriever.swap(
+            make_in(tmp_path / "c", engine.uri, corpus(9), encode, EncoderInfo("other", "w2", "t2"))
+        )
+    retriever.swap(first)
+    found.append(retriever(retriever.prepare(QUESTIONS), 4).rows)
+    np.testing.assert_array_equal(*found)
+    described = retriever.description()
+    assert (described["uri"], described["patience"]) == (address, 7)
+    with pytest.raises(UserError, match="retriever.timeout=0 and retriever.patience=1800.0: give seconds"):
+        MilvusRetriever(encoder(), first, timeout=0)
 
 
 @pytest.mark.slow
