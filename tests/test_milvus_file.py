@@ -26,6 +26,7 @@ from rag.index.estimate import estimate
 from rag.index.folder import Index
 from rag.index.from_corpus import build_from_corpus
 from rag.index.milvus_connection import Connection
+from rag.index.milvus_estimate import engine_bytes
 from rag.index.milvus_type import MilvusType
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
