@@ -1,7 +1,6 @@
 """index=milvus, retriever=milvus: the same passages and scores as FAISS, from an engine that comes and goes."""
 
 import json
-import logging
 import threading
 import time
 
@@ -14,12 +13,11 @@ pytest.importorskip("pymilvus", reason='needs the extra "milvus" (pymilvus)')
 pytest.importorskip("milvus_lite", reason='needs the extra "milvus" (milvus-lite)')
 
 from conftest import QUESTIONS, bert_tokenizer, tiny_question_encoder
-from engines import Engine, Slow, WithoutInnerProduct, make_in
+from engines import Engine, Slow, make_in
 
 from rag.encoders.dpr import QuestionEncoder
 from rag.errors import UserError
 from rag.fingerprints import fingerprint
-from rag.index import milvus_connection
 from rag.index.embed import embed
 from rag.index.folder import Index
 from rag.index.milvus_collection import Collection
@@ -28,6 +26,7 @@ from rag.index.milvus_fill import fill
 from rag.index.milvus_type import MilvusType
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
+from rag.index.vectors import EncoderInfo
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.milvus import MilvusRetriever
 
@@ -129,6 +128,32 @@ def test_scores_and_gradients_are_those_of_dense_retrieval(index, thin, tmp_path
     torch.testing.assert_close(grads[0][1], grads[1][1], rtol=0, atol=0)
     for one, other in zip(grads[0][2], grads[1][2], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_passages_are_exchanged_between_engines_alone(engine, tmp_path):
+    """Hot-swap: another collection, also at the address that the retriever was given; FAISS's index is refused."""
+    first = make_in(tmp_path / "a", engine.uri, corpus(50), encode, ENCODER)
+    second = make_in(tmp_path / "b", engine.uri, corpus(90)[40:], encode, ENCODER)
+    address = engine.uri.replace("localhost", "127.0.0.1")
+    retriever = MilvusRetriever(encoder(), first, uri=address, patience=7).eval()
+    assert retriever.index.collection.connection.uri == address
+    found = [retriever(retriever.prepare(QUESTIONS), 4).rows]
+    retriever.swap(second)
+    assert retriever.index.collection.connection.uri == address and retriever.index.folder == second.folder
+    assert retriever.index.collection.connection.patience == 7
+    with pytest.raises(UserError, match="is searched with FAISS"):
+        retriever.swap(make(tmp_path / "flat", 30))
+    with pytest.raises(UserError, match="was embedded by other .weights w2. and"):
+        retriever.swap(
+            make_in(tmp_path / "c", engine.uri, corpus(9), encode, EncoderInfo("other", "w2", "t2"))
+        )
+    retriever.swap(first)
+    found.append(retriever(retriever.prepare(QUESTIONS), 4).rows)
+    np.testing.assert_array_equal(*found)
+    described = retriever.description()
+    assert (described["uri"], described["patience"]) == (address, 7)
+    with pytest.raises(UserError, match="retriever.timeout=0 and retriever.patience=1800.0: give seconds"):
+        MilvusRetriever(encoder(), first, timeout=0)
 
 
 @pytest.mark.slow
@@ -321,140 +346,6 @@ def test_a_collection_changed_under_a_run_is_refused(engine, tmp_path):
 def test_what_an_engine_does_not_have_in_memory_is_loaded(index):
     index.collection.connection.call("release_collection", index.collection.name)
     assert index.search(random_queries(1), 2)[1].shape == (1, 2)
-
-
-# -- bad input: one sentence, and a finished collection is as it was -----------------------------------
-
-
-def test_a_dead_uri(tmp_path, index, monkeypatch):
-    monkeypatch.setattr(milvus_connection, "AT_FIRST", 0.5)
-    with pytest.raises(
-        UserError, match=r"http://127.0.0.1:9 did not answer within \d s: start the engine, or give"
-    ):
-        Index.open(index.folder, "http://127.0.0.1:9")
-
-
-@pytest.mark.parametrize(
-    "uri", ["ftp://host", "http://", "http://host:0", "http://host:x", "https://h:1/?a=b", "tcp://h:1"]
-)
-def test_a_uri_that_is_none(uri):
-    with pytest.raises(
-        UserError, match="is no address of a Milvus engine: give a file, http://HOST:PORT or https://"
-    ):
-        MilvusType(uri)
-
-
-def test_a_wrong_password(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(milvus_connection, "AT_FIRST", 1.0)
-    engine = Engine(tmp_path / "data", token="ann:s3cret-word")
-    monkeypatch.delenv("MILVUS_TOKEN", raising=False)
-    with pytest.raises(
-        UserError, match="refused a client without MILVUS_TOKEN: set MILVUS_TOKEN=user:password"
-    ):
-        make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
-    monkeypatch.setenv("MILVUS_TOKEN", "ann:wr0ng-word")
-    with pytest.raises(UserError, match="refused the MILVUS_TOKEN of the environment") as refused:
-        fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
-    monkeypatch.setenv("MILVUS_TOKEN", "ann:s3cret-word")
-    fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
-    index = Index.open(tmp_path / "i")
-    assert index.search(random_queries(1), 1)[1].shape == (1, 1)
-    monkeypatch.setenv("MILVUS_URI", "http://another:19530")  # the token is that engine's
-    with pytest.raises(
-        UserError, match="without MILVUS_TOKEN .it is for http://another:19530 alone, by MILVUS_URI.:"
-    ):
-        Index.open(tmp_path / "i")
-    monkeypatch.setenv("MILVUS_URI", engine.uri)
-    Index.open(tmp_path / "i")
-    written = b"".join(each.read_bytes() for each in (tmp_path / "i").rglob("*") if each.is_file())
-    told = str(refused.value) + caplog.text + repr(MilvusRetriever(encoder(), index).description())
-    for secret in ("s3cret-word", "wr0ng-word"):
-        assert secret.encode() not in written and secret not in told
-    engine.stop()
-
-
-def test_credentials_in_a_uri_are_refused_and_not_repeated():
-    with pytest.raises(UserError, match="holds credentials.*set MILVUS_TOKEN=user:password") as refused:
-        MilvusType("https://ann:s3cret-word@host:19530")
-    assert "s3cret-word" not in str(refused.value)
-
-
-def test_an_engine_without_inner_product(tmp_path):
-    engine = Engine(tmp_path / "data", servicer=WithoutInnerProduct)
-    with pytest.raises(
-        UserError, match="could not create index: metric type IP is not supported.*needs inner product"
-    ):
-        make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
-    engine.stop()
-
-
-def test_a_collection_of_another_dimension_or_metric(engine, tmp_path):
-    """In the place of the index's own: refused, and left alone."""
-    from pymilvus import DataType, MilvusClient
-
-    index = make_in(tmp_path / "i", engine.uri, corpus(30), encode, ENCODER)
-    call, name = index.collection.connection.call, index.collection.name
-    for dim, metric, sentence in (
-        (4, "IP", "vectors of 4 dimensions, and the index has 16"),
-        (D, "L2", "by L2, not by inner"),
-    ):
-        call("drop_collection", name)
-        schema = MilvusClient.create_schema(auto_id=False)
-        schema.add_field("row", DataType.INT64, is_primary=True)
-        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
-        params = MilvusClient.prepare_index_params()
-        params.add_index("vector", index_type="FLAT", metric_type=metric)
-        call("create_collection", name, schema=schema, index_params=params)
-        call("insert", name, [{"row": 77, "vector": np.ones(dim, np.float32)}])
-        with pytest.raises(UserError, match=sentence):
-            Index.open(tmp_path / "i")
-        with pytest.raises(UserError, match="somebody else made it"):
-            fill(tmp_path / "i", MilvusType(engine.uri), show_progress=False)
-        assert index.collection.count() == 1
-    call("drop_collection", name)
-    schema = MilvusClient.create_schema(auto_id=False)
-    schema.add_field("key", DataType.INT64, is_primary=True)
-    schema.add_field("v", DataType.FLOAT_VECTOR, dim=D)
-    call("create_collection", name, schema=schema)
-    with pytest.raises(UserError, match="is no index of ours"):
-        Index.open(tmp_path / "i")
-
-
-@pytest.mark.parametrize(
-    "settings, sentence",
-    [
-        ({"kind": "LSH"}, "index.type.kind=LSH does not exist; available: FLAT"),
-        ({"name": "a b"}, "index.type.name=a b: give letters"),
-        ({"name": "ä"}, "give letters"),
-    ],
-)
-def test_a_type_that_is_none(settings, sentence):
-    with pytest.raises(UserError, match=sentence):
-        MilvusType(**settings)
-
-
-def test_an_index_of_faiss_is_no_index_of_an_engine(tmp_path, engine):
-    flat = make(tmp_path / "flat", 30)
-    with pytest.raises(UserError, match="is searched with FAISS \\(Flat\\): take retriever=dense"):
-        MilvusRetriever(encoder(), flat)
-    with pytest.raises(UserError, match="is searched with FAISS \\(Flat\\), not in an engine"):
-        Index.open(flat.folder, engine.uri)
-
-
-def test_without_pymilvus(index, monkeypatch):
-    monkeypatch.setattr(milvus_connection, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pymilvus is not installed: pip install "\.\[milvus\]"'):
-        Index.open(index.folder)
-
-
-def test_k_beyond_the_engines(index, monkeypatch):
-    monkeypatch.setattr("rag.index.milvus_collection.LARGEST_K", 100)
-    with pytest.raises(UserError, match="finds at most 100 passages at once, not 101: lower K"):
-        index.search(random_queries(1), 101)
-
-
-def test_pymilvus_says_nothing_by_itself(index):
-    assert not logging.getLogger("pymilvus").isEnabledFor(logging.CRITICAL)
 
 
 # -- 20,000 passages ----------------------------------------------------------------------------

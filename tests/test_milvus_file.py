@@ -22,9 +22,11 @@ from rag.errors import UserError
 from rag.files import hidden_beside
 from rag.index.editions import tidy
 from rag.index.embed import embed
+from rag.index.estimate import estimate
 from rag.index.folder import Index
 from rag.index.from_corpus import build_from_corpus
 from rag.index.milvus_connection import Connection
+from rag.index.milvus_estimate import engine_bytes
 from rag.index.milvus_type import MilvusType
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
@@ -270,6 +272,31 @@ def test_what_is_there_already(tmp_path, capsys):
     assert flat.manifest.factory == "Flat" and (folder / "index.faiss").is_file()
     assert build(MilvusType(engine.uri), overwrite="changed").manifest.factory == "Milvus FLAT"
     assert not (folder / "index.faiss").exists()
+    engine.stop()
+
+
+# -- what it will cost ---------------------------------------------------------------------------
+
+
+def test_the_estimate_of_an_engine(tmp_path):
+    """Sizes by the arithmetic of docs/scale.md; the rate is measured, and nothing of that stays in the engine."""
+    file = write_tsv(tmp_path / "c.tsv", corpus(100))
+    engine = Engine(tmp_path / "data")
+    mean = np.mean([len(f"{p.id}{p.title}{p.text}".encode()) for p in corpus(100)])
+    for kind, memory, disk in (
+        ("FLAT", 64, 64),
+        ("HNSW", 64 + 4 * 33, 64 + 4 * 33),
+        ("DISKANN", 8, 64 + 224),
+    ):
+        type = MilvusType(engine.uri, kind=kind if kind != "DISKANN" else "IVF_SQ8")
+        if kind == "DISKANN":  # which milvus-lite has not
+            found = engine_bytes(MilvusType(kind=kind), 100, 16, float(mean))
+        else:
+            costs = estimate(file, type, 16, encode, passages_per_second=100)
+            found = costs.disk_index, costs.memory_all, costs.memory_least
+            assert costs.seconds_index > 0 and costs.elsewhere and costs.factory == f"Milvus {kind}"
+        assert found == pytest.approx((100 * (disk + 8 + mean + 64), 100 * (memory + 8 + mean), 100 * memory))
+    assert names(Connection(engine.uri)) == []
     engine.stop()
 
 
