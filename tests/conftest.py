@@ -23,6 +23,11 @@ if not (
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Compiled modules are kept, whatever the environment says: making them takes ten seconds a process, and less of each of
+# the commands that tests start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 from jaxtyping import install_import_hook
 
 # Every annotated tensor's shape and type is checked while the tests run. Before anything imports rag.
