@@ -145,6 +145,10 @@ def check_module(module: str, arguments: list[str]) -> None:
         (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
         known_settings = {each.arg for each in function.args.args} | {"run", "output"}
         assert name in analysis.ANALYSES and {each.partition("=")[0] for each in rest} <= known_settings
+    elif module == "rag.training.reembedding":
+        from rag.training.reembedding import parser
+
+        parser().parse_args(arguments)
     elif module == "rag.search":
         from rag.search import parse as parse_search
 

@@ -122,13 +122,19 @@ def answer_all(folder: Path) -> None:
         Request(folder, path.name.removeprefix(".").removesuffix(ENDING)).answer()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(
         prog="python -m rag.training.reembedding", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("fingerprint", nargs="?")
-    given = parser.parse_args()
+    described.add_argument("folder", type=Path, help="a run's indexes/")
+    described.add_argument(
+        "fingerprint", nargs="?", help="of one request; without it, all are answered as they come"
+    )
+    return described
+
+
+def main() -> None:
+    given = parser().parse_args()
     quieten()
     with mistakes_in_one_sentence():
         if given.fingerprint is not None:

@@ -220,7 +220,7 @@ class IndexRefresh(Callback):
         return self._agree(trainer, self.worker is not None and self.worker.is_done())
 
 
-def trained_retriever(module: Any) -> DenseRetriever:
+def trained_retriever(module: Any) -> Any:
     """The retriever of a training module; UserError where its passage encoder is not trained, or its index cannot be
     embedded again."""
     model = module.model
