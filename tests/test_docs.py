@@ -396,10 +396,15 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
+@functools.cache
+def generated_pages() -> frozenset[str]:
+    return frozenset(site().pages())
+
+
 @pytest.mark.parametrize("page", [*PAGES, PROJECT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     """Pages that the site generates are known from the hook that writes them."""
-    generated = set(site().pages())
+    generated = generated_pages()
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(#[^)\s]*)?\)", text):
         if target in generated and page.parent.name == "docs":

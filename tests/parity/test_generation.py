@@ -248,8 +248,10 @@ def test_processors_see_log_probabilities(docs: int, num_beams: int, setting: di
     assert theirs != world.ask_theirs(RagTokenForGeneration, max_length=8, num_beams=num_beams)
 
 
-@pytest.mark.parametrize("vocabulary", VOCABULARIES)
-@pytest.mark.parametrize(("num_beams", "count"), [(1, 1), (4, 1), (4, 3)])
+@pytest.mark.parametrize(
+    ("vocabulary", "num_beams", "count"),
+    [(40, 1, 1), (40, 4, 1), *((vocabulary, 4, 3) for vocabulary in VOCABULARIES)],
+)
 def test_sequence_ids_with_the_right_mask(vocabulary: int, num_beams: int, count: int) -> None:
     world = World(bart(vocabulary))
     theirs = world.ask_theirs(
