@@ -1,5 +1,6 @@
 """Passages embedded by OpenVINO: torch's vectors, to the digits of bfloat16, whatever the encoder's form."""
 
+import logging
 from dataclasses import replace
 from unittest.mock import ANY
 
@@ -79,6 +80,7 @@ def test_a_model_that_cannot_be_compiled_is_told(tmp_path):
     def wild(**tokens):
         raise RuntimeError("not like this")
 
-    encoder.forward = wild
+    encoder.forward, level = wild, logging.getLogger().level
     with pytest.raises(UserError, match="OpenVINO cannot compile .*: leave openvino=true out"):
         InOpenVino(encoder)
+    assert logging.getLogger().level == level  # warnings are still heard

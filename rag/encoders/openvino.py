@@ -1,5 +1,6 @@
 """Embedding by OpenVINO on a CPU, in bfloat16 where the processor has it, else in float32: the extra "openvino"."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,6 +39,8 @@ class InOpenVino:
         self.encoder = encoder
         example = encoder.tokenize(_EXAMPLE)
         self.names = list(example)
+        root = logging.getLogger()
+        level = root.level  # which OpenVINO raises, and whose warnings would be lost for good
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of tracing, by which OpenVINO reads a model
@@ -51,6 +54,8 @@ class InOpenVino:
                 f"OpenVINO cannot compile {encoder.describe().name} ({str(error).splitlines()[0]:.200}): leave "
                 "openvino=true out"
             ) from error
+        finally:
+            root.setLevel(level)
 
     def describe(self) -> EncoderInfo:
         return replace(self.encoder.describe(), precision=OPENVINO)
