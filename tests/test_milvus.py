@@ -130,8 +130,8 @@ def test_scores_and_gradients_are_those_of_dense_retrieval(index, thin, tmp_path
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_passages_are_exchanged_between_engines_alone(engine, tmp_path):
-    """Hot-swap: another collection, also at the address that the retriever was given; FAISS's index is refused."""
+def test_passages_are_exchanged(engine, tmp_path):
+    """Hot-swap: another collection, also at the address that the retriever was given; FAISS's is searched by FAISS."""
     first = make_in(tmp_path / "a", engine.uri, corpus(50), encode, ENCODER)
     second = make_in(tmp_path / "b", engine.uri, corpus(90)[40:], encode, ENCODER)
     address = engine.uri.replace("localhost", "127.0.0.1")
@@ -141,8 +141,14 @@ def test_passages_are_exchanged_between_engines_alone(engine, tmp_path):
     retriever.swap(second)
     assert retriever.index.collection.connection.uri == address and retriever.index.folder == second.folder
     assert retriever.index.collection.connection.patience == 7
-    with pytest.raises(UserError, match="is searched with FAISS"):
-        retriever.swap(make(tmp_path / "flat", 30))
+    flat = make(tmp_path / "flat", 30)
+    retriever.swap(flat)
+    assert retriever.index is flat
+    with pytest.raises(
+        UserError, match="nonsense does not exist: give the file of an engine, or its address as"
+    ):
+        Index.open(first.folder, str(tmp_path / "nonsense"))
+    assert not list(tmp_path.glob("*nonsense*"))
     with pytest.raises(UserError, match="was embedded by other .weights w2. and"):
         retriever.swap(
             make_in(tmp_path / "c", engine.uri, corpus(9), encode, EncoderInfo("other", "w2", "t2"))

@@ -67,7 +67,7 @@ def test_what_it_cannot_do_is_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="bfloat16=true and openvino=true exclude each other: take one"):
         reduced(encoder, bfloat16=True, int8=False, openvino=True)
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(UserError, match=r'not installed: pip install "\.\[openvino\]"'):
+    with pytest.raises(UserError, match=r'not installed: python -m pip install -e "\.\[openvino\]"'):
         InOpenVino(encoder)
     assert reduced(encoder, bfloat16=False) is encoder and reduced(None, int8=True) is None
 

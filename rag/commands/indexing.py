@@ -22,6 +22,7 @@ from rag.index.estimate import Estimate, estimate
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
 from rag.index.from_corpus import embed_part
+from rag.index.milvus_connection import Connection, is_file
 from rag.index.milvus_type import MilvusType
 from rag.index.ready_index import ReadyIndex
 from rag.index.ready_vectors import ReadyVectors
@@ -60,6 +61,10 @@ def build_index(cfg: DictConfig) -> Path:
     index_type = instantiate(cfg.index.type)
     check_corpus(cfg.corpus.path)
     check_place(folder, "index.path")
+    if isinstance(index_type, MilvusType) and not is_file(index_type.place(folder)) and not cfg.estimate:
+        engine = Connection(index_type.place(folder))
+        engine.call("list_collections")  # an engine that is not there is told before anything is embedded
+        engine.close()
     given = cfg.corpus.get("vectors")
     vectors = None if given is None else ReadyVectors.find(plain(given))
     taken_over = vectors is not None or isinstance(index_type, ReadyIndex)

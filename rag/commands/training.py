@@ -90,7 +90,8 @@ def train(cfg: DictConfig) -> Path:
     if retriever is not None:
         retriever.check_depth(module.model.n_docs)
         passages = retriever.index.folder / "passages"  # which an engine may have instead
-        if plan.over_index(cfg) and Path(cfg.corpus.path).exists() and passages.is_dir():
+        changed = "changes" in (retriever.index.passages.source or {})  # by add= and remove=, on purpose
+        if plan.over_index(cfg) and Path(cfg.corpus.path).exists() and passages.is_dir() and not changed:
             PassageStore.prepare(
                 cfg.corpus.path, passages, False, reading(cfg.corpus)
             )  # refuses another corpus

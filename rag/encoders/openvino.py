@@ -32,7 +32,8 @@ class InOpenVino:
             import openvino
         except ImportError as error:
             raise UserError(
-                'openvino=true needs OpenVINO, which is not installed: pip install ".[openvino]"'
+                "openvino=true needs OpenVINO, which is not installed: python -m pip install -e "
+                '".[openvino]" -c constraints.txt'
             ) from error
         if next(encoder.parameters()).device.type != "cpu":
             raise UserError("openvino=true is for a CPU: leave it out on a GPU, which is faster without")

@@ -152,8 +152,10 @@ class Connection:
         self._lease = None
 
     def _absence(self, waited: float) -> UserError:
-        what = "start the engine, or give the URI of one that is running"
-        return UserError(f"{self.uri} did not answer within {waited:,.0f} s: {what} (retriever.uri=…)")
+        return UserError(
+            f"{self.uri} did not answer within {waited:,.0f} s: start the engine, or give the URI of one that is running "
+            "(retriever.uri=…; where an index is built, index.type.uri=…)"
+        )
 
     def _refusal(self, name: str, error: Exception) -> Exception:
         if _status(error) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):

@@ -12,7 +12,7 @@ from rag.fingerprints import check_files, present
 from rag.index import lazy_faiss as faiss
 from rag.index.manifest import DECODED, Manifest
 from rag.index.milvus_collection import Collection
-from rag.index.milvus_connection import Connection
+from rag.index.milvus_connection import Connection, is_file
 from rag.index.milvus_stores import EnginePassages, EngineVectors
 from rag.index.milvus_type import beside
 from rag.index.passages import PassageStore
@@ -73,6 +73,10 @@ def _open_engine(
 ) -> IndexFiles:
     """The parts of an index whose vectors an engine searches; what is not on this machine is read from there too."""
     engine = manifest.engine
+    if uri is not None and is_file(uri) and not Path(uri).expanduser().exists():
+        raise UserError(
+            f"{uri} does not exist: give the file of an engine, or its address as http://HOST:PORT or https://HOST:PORT"
+        )
     connection = Connection(uri or engine["uri"] or str(beside(folder)))
     name, rows, dim = engine["collection"], engine["rows"], manifest.dim
     collection = Collection(connection, name, rows, dim, engine["kind"], manifest.search, engine["texts"])

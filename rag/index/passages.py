@@ -253,6 +253,11 @@ class PassageStore:
             return store
         if (now := describe_corpus(path, reading))["sha256"] != was.get("sha256"):
             changed = str(path) == was.get("path")
+            if changed and "changes" in was:
+                raise UserError(
+                    f"{folder} holds the passages of {path} as add= and remove= have changed them: sync=true makes "
+                    "them those of the corpus alone again; or choose another index.path"
+                )
             raise UserError(
                 f"{folder} holds the {len(store):,} passages of {was.get('path', 'another source')} "
                 f"({was.get('bytes', 0):,} bytes), not those of {path} as it is now "

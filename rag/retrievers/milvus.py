@@ -81,7 +81,8 @@ class MilvusRetriever(DenseRetriever):
         return made
 
     def swap(self, index: Index) -> None:
-        super().swap(self._at_engine(index))
+        """Also by an index that FAISS searches, as the editions of an experiment's hot-swap may be."""
+        super().swap(self._at_engine(index) if index.manifest.engine else index)
 
     def take_edition(self, index: Index) -> None:
         super().take_edition(self._at_engine(index))
