@@ -780,6 +780,21 @@ def test_wrong_passages(demo, kind, tmp_path, capsys):
     assert left == [tmp_path / "p.tsv"][: len(left)]
 
 
+def test_an_index_that_was_added_to_is_trained_on(demo, tmp_path, capsys):
+    """It holds other passages than its corpus, on purpose; building it from the corpus again is refused as such."""
+    index, more = tmp_path / "index", tmp_path / "more.tsv"
+    shutil.copytree(demo.run("index_a"), index)
+    more.write_text("id\ttext\ttitle\nnew1\tNobody was born in 1900 .\tNobody\n", encoding="utf-8")
+    assert demo("build_index", f"index.path={index}", f"add={more}") == 0
+    rag = ["experiment=miniwiki/rag_sequence", *RAG, f"paths.run={tmp_path / 'run'}", f"index.path={index}"]
+    assert demo("train", *rag) == 0
+    capsys.readouterr()
+    assert demo("build_index", "experiment=miniwiki/index_a", f"index.path={index}") == 2
+    assert "as add= and remove= have changed them: sync=true makes them those of the corpus" in refusal(
+        capsys
+    )
+
+
 def test_an_index_of_another_encoder_or_corpus(demo, tmp_path, capsys):
     other = demo.root / "other_dpr"
     assert demo("train", "experiment=miniwiki/dpr", *ENCODERS, *SHORT, "seed=2", f"paths.run={other}") == 0

@@ -153,8 +153,8 @@ class Connection:
 
     def _absence(self, waited: float) -> UserError:
         return UserError(
-            f"{self.uri} did not answer within {waited:,.0f} s: start the engine, or give the URI of one that is running "
-            "(retriever.uri=…; where an index is built, index.type.uri=…)"
+            f"{self.uri} did not answer within {waited:,.0f} s: start the engine, or give the URI of one that is "
+            "running (retriever.uri=…; where an index is built, index.type.uri=…)"
         )
 
     def _refusal(self, name: str, error: Exception) -> Exception:
