@@ -40,6 +40,7 @@ from rag.index.vectors import EMBED_AGAIN, UNKNOWN, DecodedVectors, Vectors, hav
 if TYPE_CHECKING:
     from rag.index.embed import PassageEncoder
     from rag.index.faiss_types import IndexType
+    from rag.index.milvus_type import MilvusType
     from rag.index.ready_index import ReadyIndex
     from rag.index.ready_vectors import ReadyVectors
 
@@ -93,7 +94,7 @@ class Index:
         folder: Path | str,
         corpus: Path | str,
         passage_encoder: "PassageEncoder | str | None" = None,
-        index_type: "IndexType | ReadyIndex | str" = "Flat",
+        index_type: "IndexType | ReadyIndex | MilvusType | str" = "Flat",
         vectors: "ReadyVectors | Path | str | Sequence[Path | str] | None" = None,
         embed_missing: bool = False,
         queries: Float32[np.ndarray, "Q D"] | None = None,
@@ -111,7 +112,8 @@ class Index:
 
         corpus: a file or folder that `read_passages` reads. passage_encoder: as
             `rag.encoders.open_passage_encoder` returns it; its name alone is enough where all vectors are taken over.
-        index_type: an IndexType, a factory string of FAISS, or a ReadyIndex, which is a FAISS file made elsewhere.
+        index_type: an IndexType, a factory string of FAISS, a ReadyIndex, which is a FAISS file made elsewhere, or a
+            MilvusType, a collection of an engine.
         vectors: vectors that exist already, as ReadyVectors or the files of them. embed_missing: embed the passages
             that they lack.
         queries: vectors of held-out questions, which the recall is measured with; None: perturbed passages.
