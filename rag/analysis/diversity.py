@@ -73,7 +73,7 @@ def diversity(runs: Sequence[Path]) -> Analysis:
     for position, share in enumerate(shares):
         said = f"{share:.1f}" if np.isfinite(share) else "no text of three words"
         only.text(np.nan_to_num(share) + 1, position, said, va="center")
-    only.set(xlim=(0, 108), xlabel="distinct trigrams in % of all trigrams")
+    only.set(xlim=(0, 118), xlabel="distinct trigrams in % of all trigrams")
     only.invert_yaxis()
     if weighed:
         points = zip(frame["model"], shares / 100, frame[SUPPORTED].to_numpy(dtype=float) / 100, strict=True)
