@@ -90,6 +90,27 @@ def build(
         )
 
 
+def measured_with(
+    queries: Float32[np.ndarray, "Q D"] | None,
+    vectors: Vectors | DecodedVectors,
+    recall_queries: int,
+    seed: int,
+) -> tuple[str, Float32[np.ndarray, "some D"]]:
+    """What recall is measured with: in words, {n} for how many, and as vectors. The first of the questions that were
+    given, or passages' own vectors, moved. UserError for what is no such array."""
+    described = "{n} held-out questions"
+    if queries is None:
+        described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
+        queries = perturbed(vectors, recall_queries, seed)
+    queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
+    if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
+        raise UserError(
+            f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
+            "embed them with the question encoder that belongs to the passages' encoder"
+        )
+    return described, queries
+
+
 def _finish(
     folder: Path,
     store: PassageStore,
@@ -105,16 +126,7 @@ def _finish(
 ) -> Manifest:
     """Measure an index that holds all vectors, choose its search parameters, write it and its manifest."""
     with timed(seconds, "measure"):
-        described = "{n} held-out questions"
-        if queries is None:
-            described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
-            queries = perturbed(vectors, recall_queries, seed)
-        queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
-        if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
-            raise UserError(
-                f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
-                "embed them with the question encoder that belongs to the passages' encoder"
-            )
+        described, queries = measured_with(queries, vectors, recall_queries, seed)
         if isinstance(vectors, Vectors):
             trial = Trial(index, vectors, queries)
             search = tune(kind, trial)

@@ -20,7 +20,7 @@ from jaxtyping import Float32
 
 from rag.errors import UserError
 from rag.files import read_json, write_json
-from rag.index.build import described_files, is_cosine, perturbed, timed
+from rag.index.build import described_files, is_cosine, measured_with, timed
 from rag.index.editions import remove_half_written
 from rag.index.embed import lock_folder, seconds_embedding
 from rag.index.manifest import CorpusInfo, Manifest
@@ -194,11 +194,7 @@ def _measured(
     seconds: dict[str, float],
 ) -> Manifest:
     with timed(seconds, "measure"):
-        described = "{n} held-out questions"
-        if queries is None:
-            described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
-            queries = perturbed(vectors, recall_queries, seed)
-        queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
+        described, queries = measured_with(queries, vectors, recall_queries, seed)
         search, recall, milliseconds = measure(type, collection, vectors, queries)
     with timed(seconds, "write"):
         files = described_files(folder, len(store), vectors)
