@@ -16,7 +16,7 @@ from rag.index.catalog import DocumentInfo
 from rag.index.milvus_collection import Collection
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
-from rag.index.tokens import tokenizer_fingerprint
+from rag.index.tokens import passage_tokens, tokenizer_fingerprint
 from rag.index.vectors import Vectors
 
 REMEMBERED = 20_000  # passages
@@ -151,15 +151,7 @@ class EngineTokens:
         passages = self.passages.of(there)
         tokens: list[list[int]] = []
         if passages:
-            tokens = self.tokenizer(
-                [self.prefix + p.title + self.title_separator + p.text for p in passages],
-                add_special_tokens=False,
-                padding=False,
-                truncation=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]
+            tokens = passage_tokens(self.tokenizer, passages, self.title_separator, self.prefix)
         lengths = np.zeros(len(rows), np.int64)
         lengths[rows >= 0] = [len(each) for each in tokens]
         flat = (

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.fingerprints import check_hashes, described, digest
+from rag.index.passage import Passage
 from rag.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -51,6 +52,21 @@ def unread_words(tokenizer: Any, words: Sequence[str]) -> list[str]:
         return []
     tokens = tokenizer(list(words), add_special_tokens=False)["input_ids"]
     return [word for word, own in zip(words, tokens, strict=True) if unknown in own]
+
+
+def passage_tokens(
+    tokenizer: Any, passages: Sequence[Passage], title_separator: str, prefix: str
+) -> list[list[int]]:
+    """The tokens of "title / text" of each passage, wherever the passages come from."""
+    return tokenizer(
+        [prefix + p.title + title_separator + p.text for p in passages],
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
 
 
 class TokenStore:
@@ -97,15 +113,7 @@ class TokenStore:
                 offsets.write(np.zeros(1, np.int64).tobytes())
                 passages = iter(store)
                 while block := list(islice(passages, 1024)):
-                    encoded = tokenizer(
-                        [prefix + p.title + title_separator + p.text for p in block],
-                        add_special_tokens=False,
-                        padding=False,
-                        truncation=False,
-                        return_attention_mask=False,
-                        return_token_type_ids=False,
-                        verbose=False,
-                    )["input_ids"]
+                    encoded = passage_tokens(tokenizer, block, title_separator, prefix)
                     ends = total + np.cumsum([len(tokens) for tokens in encoded], dtype=np.int64)
                     total = int(ends[-1])
                     offsets.write(ends.tobytes())
