@@ -24,8 +24,8 @@ if not (
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The thousands of objects of modules and of collected tests are none of the cyclic garbage collector's business: looking
-# at all of them again and again takes a tenth of the time.
+# The thousands of objects of modules and of collected tests are none of the cyclic garbage collector's business:
+# looking at all of them again and again takes a fifth of the time.
 gc.disable()
 
 # Compiled modules are kept, whatever the environment says: making them takes ten seconds a process, and less of each of

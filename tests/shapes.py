@@ -1,8 +1,8 @@
 """jaxtyping's import hook for what has a shape among its annotations, and the type checker behind it: beartype, for
 arrays alone.
 
-Other annotations are pyright's business; beartype cannot judge some of them (`Self`, most protocols). By itself the hook
-wraps every function, which makes each call of the smallest ten microseconds longer: a fifth of the time of the tests.
+Other annotations are pyright's business; beartype cannot judge some of them (`Self`, most protocols). By itself the
+hook wraps every function, which makes each call of the smallest ten microseconds longer: a tenth of the tests' time.
 """
 
 import inspect

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rag.ask.command import DOUBT, about_documents, check_documents, check_doubt, opening, with_folder_quoted
+from rag.ask.conversation import Conversation
 from rag.ask.pipe import lines_at_hand
 from rag.ask.printed import evidence, quoted, several, shortened, shown, supports
 from rag.checkpoint_config import from_checkpoint
@@ -148,7 +149,7 @@ class Talk:
         self.decoding = decoding  # from Hydra's overrides
         self.conversation = conversation
         self.as_json = as_json
-        self.turns: list[str] = []
+        self.turns = Conversation()
         self.asked = self.unanswered = 0
         self.repeats = False  # whether the question is written above its answer
         self.console = Terminal(highlight=False)
@@ -229,7 +230,7 @@ class Talk:
                     )
                 continue
             if self.conversation:
-                self.turns += [question, reply.answer]
+                self.turns = self.turns.and_then(question, reply)
             if self.as_json:
                 record = reply.record()
                 if reply.question != question:
@@ -245,7 +246,7 @@ class Talk:
     def replies(self, questions: Sequence[str]) -> "list[Reply | UserError]":
         """The answers to a batch; where one of it cannot be answered, each by itself."""
         asked = (
-            [self.session.in_context(self.turns, each) for each in questions]
+            [self.session.in_context(self.turns.context, each) for each in questions]
             if self.conversation
             else questions
         )
@@ -349,13 +350,13 @@ class Talk:
 
     def change_conversation(self, argument: str) -> None:
         self.conversation = not self.conversation
-        self.turns = []
+        self.turns = Conversation()
         self.tell(
             "each question by itself" if not self.conversation else "a conversation begins; /reset forgets it"
         )
 
     def reset(self, argument: str) -> None:
-        self.turns = []
+        self.turns = Conversation()
         self.tell("the conversation is forgotten")
 
     def help(self, argument: str) -> None:

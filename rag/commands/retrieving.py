@@ -84,6 +84,12 @@ def check_corpus(cfg: DictConfig, chosen: str) -> None:
         )
 
 
+def check_finds(cfg: DictConfig) -> None:
+    """UserError for what only a model that answers can do, asked of one that finds."""
+    if cfg.int8 and not cfg.module.answers:
+        raise UserError("int8=true is for a model that answers, and this one finds passages: leave it out")
+
+
 def alone(cfg: DictConfig) -> bool:
     """Whether a configuration is of a retriever alone."""
     return str(cfg.checkpoint).startswith(PREFIX)

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from rag.encoders.openvino import OPENVINO, InOpenVino
+from rag.encoders.openvino import InOpenVino
+from rag.encoders.precisions import BFLOAT16, INT8, OPENVINO, chosen_precision
 from rag.encoders.protocol import AnyPassageEncoder, encode
-from rag.errors import UserError
 from rag.index.passage import Passage
 from rag.index.vectors import EncoderInfo
-from rag.int8 import INT8, to_int8
-
-BFLOAT16 = "bfloat16"  # the precision, in a manifest
+from rag.int8 import to_int8
 
 
 class InBfloat16:
@@ -63,10 +61,7 @@ def reduced(encoder: Any, **asked: bool) -> Any:
 
     None, where there is no encoder, stays. Raises UserError where several are.
     """
-    chosen = [name for name, wanted in asked.items() if wanted]
-    if len(chosen) > 1:
-        raise UserError(f"{' and '.join(f'{name}=true' for name in chosen)} exclude each other: take one")
-    return in_precision(encoder, chosen[0] if chosen else None)
+    return in_precision(encoder, chosen_precision(**asked))
 
 
 def in_precision(encoder: Any, precision: str | None) -> Any:

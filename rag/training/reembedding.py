@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from rag.cli import mistakes_in_one_sentence, quieten
 from rag.encoders.opening import open_passage_encoder
-from rag.encoders.reduced import BFLOAT16, InBfloat16
+from rag.encoders.precisions import BFLOAT16
+from rag.encoders.reduced import InBfloat16
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.index.folder import Index
