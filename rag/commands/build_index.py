@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import check_corpus, fetch_corpus, makes_the_encoder
+from rag.compose import resolved
 from rag.encoders.precisions import chosen_precision
 
 USAGE = """
@@ -32,7 +33,7 @@ def build_index(*overrides: str) -> Path:
 
     Raises UserError for what the command would tell as a mistake.
     """
-    cfg = compose_command("build_index", list(overrides))
+    cfg = resolved(compose_command("build_index", list(overrides)))
     chosen_precision(bfloat16=cfg.bfloat16, int8=cfg.int8, openvino=cfg.openvino)
     fetch_corpus(cfg)
     looks = cfg.verify or cfg.list or cfg.add is not None or cfg.remove is not None

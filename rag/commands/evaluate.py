@@ -6,6 +6,7 @@ from rag.checkpoint_config import from_checkpoint
 from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import fetch_corpus
 from rag.commands.retrieving import check_finds, without_reader
+from rag.compose import resolved
 
 USAGE = """
 python evaluate.py checkpoint=RUN [key=value …]
@@ -44,7 +45,7 @@ def evaluate(*overrides: str) -> Path | None:
         return None
     fetch_corpus(cfg)
     cfg = without_reader(cfg, list(overrides)) if cfg.reader else from_checkpoint(cfg, list(overrides))
-    check_finds(cfg)
+    check_finds(cfg := resolved(cfg))
     with many_imports():
         from rag.commands import evaluating  # what takes seconds to import, after what is told at once
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import fetch_corpus
+from rag.compose import resolved
 from rag.reports.finished import complete_run
 from rag.sweep import sweep_if_asked
 from rag.training import plan
@@ -36,7 +37,7 @@ def train(*overrides: str) -> Path:
 
     Raises UserError for what the command would tell as a mistake.
     """
-    cfg = compose_command("train", list(overrides))
+    cfg = resolved(compose_command("train", list(overrides)))
     fetch_corpus(cfg)
     if plan.check(cfg, list(overrides)):
         complete_run(folder := Path(cfg.paths.run))
