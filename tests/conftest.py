@@ -33,10 +33,12 @@ gc.disable()
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+import composing
 import shapes
 
 # Every annotated tensor's shape and type is checked while the tests run. Before anything imports rag.
 shapes.install()
+composing.install()
 
 import random
 from collections.abc import Sequence

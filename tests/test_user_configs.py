@@ -27,26 +27,26 @@ def write(file: Path, *lines: str) -> None:
     file.write_text("\n".join(["# @package _global_", *lines, ""]), encoding="utf-8")
 
 
-@pytest.mark.parametrize("location", ["mine", "deep/er/mine"])
 @pytest.mark.parametrize("parent", EVERY)
-def test_one_line_inherits_any_experiment(here, parent, location):
+def test_one_line_inherits_any_experiment(here, parent):
     """What the child says holds, also where the parent chose another of the same group; the rest is the parent's."""
-    own_lines = ["name: mine", "n_docs: 3", "optimization: {lr: 0.125}"]
-    write(
-        here / f"{location}.yaml",
-        "defaults:",
-        f"  - /experiment/{parent}",
-        "  - override /decoding: beam4",
-        "  - _self_",
-        *own_lines,
-    )
-    child = compose_config("train", [f"experiment={location}"])
+    locations = ("mine", "deep/er/mine")
+    for location in locations:
+        write(
+            here / f"{location}.yaml",
+            "defaults:",
+            f"  - /experiment/{parent}",
+            "  - override /decoding: beam4",
+            "  - _self_",
+            *["name: mine", "n_docs: 3", "optimization: {lr: 0.125}"],
+        )
+    children = [compose_config("train", [f"experiment={location}"]) for location in locations]
+    assert [child.decoding.num_beams for child in children] == [4, 4]
     changes = ["name=mine", "n_docs=3", "optimization.lr=0.125", "decoding=beam4"]
     expected = compose_config("train", [f"experiment={parent}", *changes])
-    for cfg in (child, expected):  # what an experiment says of decoding goes over the group's own
+    for cfg in (*children, expected):  # what an experiment says of decoding goes over the group's own
         del cfg.decoding
-    assert OmegaConf.to_container(child) == OmegaConf.to_container(expected)
-    assert compose_config("train", [f"experiment={location}"]).decoding.num_beams == 4
+    assert [OmegaConf.to_container(child) for child in children] == 2 * [OmegaConf.to_container(expected)]
 
 
 def test_a_child_of_a_child_overrides_model_and_retriever(here):
