@@ -52,4 +52,4 @@ def checked(each: Any) -> Any:
 
 
 def _names_a_shape(hint: Any) -> bool:
-    return isinstance(hint, str) or "jaxtyping" in repr(hint)
+    return "jaxtyping" in repr(hint)
