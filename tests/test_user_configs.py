@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from rag.compose import CONFIGS, choices, compose_config
 from rag.errors import UserError
+from rag.training import Remining
 
 OURS = [name for name in choices("experiment")]
 FIRST = {name.split("/")[0]: name for name in reversed(OURS)}  # of each folder one in the quick suite
@@ -135,3 +137,18 @@ def test_a_config_that_changed_is_read_again(tmp_path, monkeypatch):
             f"# @package _global_\ndefaults:\n  - /experiment/miniwiki/rag_token\nn_docs: {n_docs}\n"
         )
         assert compose_config("train", ["experiment=mine"]).n_docs == n_docs
+
+
+def test_a_setting_of_what_is_off_is_told_with_what_turns_it_on():
+    """And what it says to give works, all of it at once."""
+    asked = ["experiment=miniwiki/dpr", "datamodule.remining.depth=20", "datamodule.remining.keep=3"]
+    with pytest.raises(UserError) as error:
+        compose_config("train", asked)
+    said = str(error.value)
+    assert said.startswith(
+        "the setting datamodule.remining.depth does not exist, because datamodule.remining is null: give '"
+    )
+    given = said.split("'")[1]
+    made = compose_config("train", [asked[0], given]).datamodule.remining
+    assert made == {"_target_": "rag.training.Remining", "depth": 20, "keep": 3}
+    assert instantiate(made) == Remining(depth=20, keep=3)

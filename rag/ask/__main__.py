@@ -60,6 +60,7 @@ pipe, one a line.
   python -m rag.ask checkpoint=…                             a session: questions and /commands until Ctrl-D
   python -m rag.ask checkpoint=… n_docs=10 decoding=beam4    more passages, beam search
   python -m rag.ask checkpoint=… index.path=indexes/other    another index
+  python -m rag.ask checkpoint=… int8=true                   on a CPU, the generator's products in 8 bits
   python -m rag.ask checkpoint=… abstain=true                after python -m rag.analysis answerability run=RUN
   python -m rag.ask checkpoint=facebook/rag-token-nq index.path=…            a released model over an index
   python -m rag.ask checkpoint=… decoding=sample decoding.max_new_tokens=200    long-form text, sampled

@@ -15,6 +15,8 @@ to resume; a finished index is left alone.
 
   python build_index.py experiment=miniwiki/index_a
   python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
+  python build_index.py … index=hnsw                         another type of index; index=milvus: into a Milvus server
+  python build_index.py … bfloat16=true                      embed faster on a CPU; likewise int8=true, openvino=true
   python build_index.py … estimate=true                      estimate disk, memory and hours, and stop
   python build_index.py experiment=null corpus=wiki_dpr      take over the hub's vectors instead of encoding
   python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and its FAISS file

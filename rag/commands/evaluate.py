@@ -18,6 +18,7 @@ predictions.jsonl and result.json to RUN/evaluation/. Rerun the same command to 
   python evaluate.py checkpoint=… split=dev limit=100          a random sample of 100 dev questions
   python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
   python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          metrics against K (figure 3)
+  python evaluate.py checkpoint=… int8=true                  on a CPU, the generator's products in 8 bits
   python evaluate.py checkpoint=… index.path=indexes/other     another index, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
   python evaluate.py checkpoint=… retriever=given task.test=fid.json    the passages that each question comes with
