@@ -47,8 +47,8 @@ def processes() -> Iterator[tuple[int, int]]:
 
 
 def _slurm() -> Any:
-    """Lightning's view of the tasks that srun started; None without them, so that a command that trains nothing does not
-    wait a second for Lightning and what it imports (torchmetrics, SciPy, Matplotlib)."""
+    """Lightning's view of the tasks that srun started; None without them, so that a command that trains nothing does
+    not wait a second for Lightning and what it imports (torchmetrics, SciPy, Matplotlib)."""
     if "SLURM_NTASKS" not in os.environ:
         return None
     from lightning_fabric.plugins.environments import SLURMEnvironment

@@ -77,6 +77,17 @@ def test_the_first_word_waits_for_nothing_heavy(name):
         assert error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_what_trains_nothing_waits_for_no_lightning():
+    """Nor for what fits a calibration, where one is only used."""
+    code = (
+        "import sys, rag.commands.evaluating, rag.commands.indexing, rag.ask.session, rag.ask.documents\n"
+        "print([each for each in ('lightning_fabric', 'pytorch_lightning', 'torchmetrics', 'sklearn', 'pandas')"
+        " if each in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_a_finished_run_is_found_without_torch(tmp_path):
     """And one with other settings is refused so; the default is said to be that in the first line."""
     settings = [f"paths.outputs={tmp_path / 'out'}", f"paths.data={tmp_path / 'data'}"]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def answer_in_parts(
                 aside.open("w", encoding="utf-8") as file,
             ):
                 for each in part:
-                    file.write(json_text(asdict(each)) + "\n")
+                    file.write(json_text({name: getattr(each, name) for name in Answered.__slots__}) + "\n")
             advance(len(numbers))
 
 

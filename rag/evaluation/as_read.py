@@ -24,10 +24,14 @@ class AsRead:
         self.index = index
         self._tokens = index.tokens(generator.tokenizer, generator.title_separator, generator.prefix)
         self._room = generator.room
+        self._rooms: dict[str, int] = {}  # a question is asked of each of its passages
 
     def room(self, question: str) -> int:
         """How many tokens of "title / text" are read beside a question."""
-        return max(0, self._room - int(self.generator.tokenize_questions([question]).lengths[0]))
+        if (room := self._rooms.get(question)) is None:
+            length = int(self.generator.tokenize_questions([question]).lengths[0])
+            room = self._rooms[question] = max(0, self._room - length)
+        return room
 
     def __call__(self, question: str, row: int, passage: Passage) -> Passage:
         """The passage of a row with the part of its text that is read; a word that is cut in two is left out."""
