@@ -92,6 +92,45 @@ def test_no_two_modules_import_one_another_however_long_the_way():
         visit(module, ())
 
 
+def at_the_top(file: Path) -> list[ast.stmt]:
+    """The imports that are made when a file is imported: not those of a function, or for type checkers."""
+    found: list[ast.stmt] = []
+    waiting = list(ast.parse(file.read_text(encoding="utf-8")).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+        elif (
+            isinstance(node, ast.Try)
+            or isinstance(node, ast.If)
+            and "TYPE_CHECKING" not in ast.dump(node.test)
+        ):
+            waiting += [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.stmt)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "module", ["rag.commands.evaluating", "rag.commands.indexing", "rag.ask.session", "rag.ask.documents"]
+)
+def test_what_trains_nothing_waits_for_no_lightning(module):
+    """Nor for what fits a calibration, where one is only used: a fifth of the seconds before the first answer."""
+    known, way = modules(), {module: module}
+    waiting, heavy = [module], {"lightning_fabric", "pytorch_lightning", "torchmetrics", "sklearn", "pandas"}
+    while waiting:
+        file = known[importer := waiting.pop()]
+        for node in at_the_top(file):
+            names = [each.name for each in node.names]
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            for name in names:
+                assert name.split(".")[0] not in heavy, f"{way[importer]} imports {name}"
+                inside = name if name in known else name.rpartition(".")[0]
+                if inside in known and inside not in way:
+                    way[inside] = f"{way[importer]} → {inside}"
+                    waiting.append(inside)
+    assert len(way) > 50
+
+
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_a_file_has_one_subject(module):
     assert len(modules()[module].read_text(encoding="utf-8").splitlines()) <= LONGEST

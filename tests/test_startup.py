@@ -77,8 +77,9 @@ def test_the_first_word_waits_for_nothing_heavy(name):
         assert error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_trains_nothing_waits_for_no_lightning():
-    """Nor for what fits a calibration, where one is only used."""
+    """Nor for what fits a calibration, where one is only used; tests/test_layers.py reads as much in the files."""
     code = (
         "import sys, rag.commands.evaluating, rag.commands.indexing, rag.ask.session, rag.ask.documents\n"
         "print([each for each in ('lightning_fabric', 'pytorch_lightning', 'torchmetrics', 'sklearn', 'pandas')"
