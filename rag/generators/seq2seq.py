@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -26,6 +26,7 @@ from rag.generators.attention import cross_attention_scores
 from rag.generators.context import Ragged, positions, special_tokens, token_rows
 from rag.generators.encoder_decoder import AutoSeq2Seq, EncoderDecoderModel, complete
 from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
+from rag.memory import numbers_at_once
 from rag.parts import TrainedPart, describe, read_settings
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
 from rag.products import quicken
@@ -35,9 +36,9 @@ log = logging.getLogger(__name__)
 
 SETTINGS = "rag_generator.json"
 
-# How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
-# in its caches, on an accelerator enough to keep it busy.
-ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
+# How many numbers of encoder states are computed at once: on a CPU few enough to stay in its caches, on an accelerator
+# enough to keep it busy; fewer where a gradient is wanted, so that little padding is.
+ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE, TRAINED_AT_ONCE = 1 << 18, 1 << 26, 1 << 25
 # How many numbers a training step keeps of the encoder, and half as many of the decoder, for its backward pass; what
 # goes beyond is computed again there. 256 MiB in float32; on an accelerator an eighth as many as it has bytes.
 KEPT_ON_CPU = 1 << 26
@@ -257,23 +258,20 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "rows length width"]:
         """The encoder's states of each context; whatever stands at padding is not to be read.
 
-        On the CPU, and wherever no gradient is wanted, contexts of like length are encoded together, so that little
-        padding is. A training step on a GPU is faster in one piece. Where a step would keep more than it may for its
-        backward pass, the rest of the contexts are encoded again there.
+        Contexts of like length are encoded together, so that little padding is. Where a training step would keep more
+        than it may for its backward pass, the rest of the contexts are encoded again there.
         """
-        on_cpu = input_ids.device.type == "cpu"
-        at_once = ENCODED_AT_ONCE_ON_CPU if on_cpu else ENCODED_AT_ONCE
-        rows_at_once = max(1, at_once // max(1, input_ids.shape[1] * self.model.config.hidden_size))
+        rows_at_once = self._rows_at_once(input_ids)
         kept = self._kept_by(input_ids.numel()) if torch.is_grad_enabled() else 0
-        in_one_piece = len(input_ids) <= rows_at_once or (torch.is_grad_enabled() and not on_cpu)
-        if in_one_piece and kept <= self._may_keep:
+        if len(input_ids) <= rows_at_once and kept <= self._may_keep:
             return self._encode(self._embedded("encoder", input_ids), mask)
         ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).clamp(min=1)
         ends, order = ends.sort()
         inputs, mask = self._embedded("encoder", input_ids[order]), mask[order]
         pieces, kept = [], 0
-        for some, piece_ends in zip(_slices(len(order), rows_at_once), ends.split(rows_at_once), strict=True):
-            longest = int(piece_ends[-1])
+        slices = _slices(len(order), rows_at_once)
+        longest_of_each = ends[[some.stop - 1 for some in slices]].tolist()
+        for some, longest in zip(slices, longest_of_each, strict=True):
             piece = inputs[some, :longest], mask[some, :longest]
             kept += self._kept_by(piece[1].numel())
             if torch.is_grad_enabled() and kept > self._may_keep:
@@ -282,6 +280,17 @@ class Generator(nn.Module):
                 encoded = self._encode(*piece)
             pieces.append(nn.functional.pad(encoded, (0, 0, 0, mask.shape[1] - longest)))
         return torch.cat(pieces)[order.argsort()]
+
+    def _rows_at_once(self, tokens: Shaped[Tensor, "rows length"]) -> int:
+        """How many of these rows are read at once; on an accelerator in parts of one size, so that none is small."""
+        on_cpu = tokens.device.type == "cpu"
+        in_a_step = TRAINED_AT_ONCE if torch.is_grad_enabled() else ENCODED_AT_ONCE
+        at_once = ENCODED_AT_ONCE_ON_CPU if on_cpu else in_a_step
+        most = max(1, at_once // max(1, tokens.shape[1] * self.model.config.hidden_size))
+        if on_cpu:
+            return most
+        parts = max(1, -(-len(tokens) // most))
+        return max(1, -(-len(tokens) // parts))
 
     def _encode(
         self, inputs: Tensor, mask: Bool[Tensor, "rows length"]
@@ -304,10 +313,7 @@ class Generator(nn.Module):
 
     @property
     def _may_keep(self) -> int:
-        device = self.model.device
-        if device.type != "cuda":
-            return KEPT_ON_CPU
-        return torch.cuda.get_device_properties(device).total_memory // 8
+        return numbers_at_once(self.model.device, KEPT_ON_CPU, 8)
 
     def token_logprobs(
         self,
