@@ -559,6 +559,9 @@ def test_half_precision_and_checkpointed_layers(demo, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script:DeprecationWarning", "ignore:The .grad attribute:UserWarning"
+)  # torch's
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
 def test_compiled_layers_learn_the_same(demo, tmp_path):
     """Without dropout, which draws other numbers where it is compiled."""

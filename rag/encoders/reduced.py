@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 from torch import nn
 
@@ -60,19 +61,25 @@ class InHalf:
     """A passage encoder with weights in float16 on a GPU; the encoder itself is changed for good.
 
     A fifth faster than float32 weights under autocast, and nearer to what float32 gives (benchmarks/RESULTS.md).
-    Passages whose states are beyond float16's range are encoded again under autocast.
+    Passages whose states are beyond float16's range are encoded again under autocast, and all where a weight is.
     """
 
     def __init__(self, encoder: Any):
         self.info = encoder.describe()  # whose hash is that of the weights as they were
-        self.encoder = encoder.half()
+        self.encoder = encoder
+        most = torch.finfo(torch.float16).max
+        self.fits = all(
+            float(weight.detach().abs().amax()) <= most for weight in encoder.parameters() if weight.numel()
+        )
+        if self.fits:
+            encoder.half()
 
     def describe(self) -> EncoderInfo:
         return self.info
 
     def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
         vectors = encode(self.encoder, passages)
-        if np.isfinite(vectors).all():
+        if not self.fits or np.isfinite(vectors).all():
             return vectors
         cut = self.encoder.cut
         try:
@@ -94,7 +101,8 @@ def reduced(encoder: Any, **asked: bool) -> Any:
     chosen = [name for name, wanted in asked.items() if wanted]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(f'{name}=true' for name in chosen)} exclude each other: take one")
-    if not chosen and isinstance(encoder, nn.Module) and next(encoder.parameters()).is_cuda:
+    weight = next(encoder.parameters(), None) if isinstance(encoder, nn.Module) else None
+    if not chosen and weight is not None and weight.is_cuda and weight.dtype == torch.float32:
         return InHalf(encoder)
     return in_precision(encoder, chosen[0] if chosen else None)
 
