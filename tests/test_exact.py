@@ -50,10 +50,7 @@ def test_maxima_of_groups(group, count, monkeypatch):
     assert_close(group_maxima.group_maxima(vectors, queries, group), expected)
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="torch brings Triton on a machine with a GPU alone")
-def test_the_kernel_takes_the_same_maxima():
-    """Where there is no GPU, by Triton's interpreter, which has to be asked for before Triton is imported."""
-    script = """
+KERNEL = """
 import torch
 from rag.retrievers.group_maxima import group_maxima
 from rag.retrievers.maxima_kernel import by_kernel
@@ -66,8 +63,18 @@ for count, dim, asked, group in shapes:
         expected = group_maxima(vectors.cpu().float(), queries.cpu().float(), group)
         torch.testing.assert_close(by_kernel(vectors, queries, group).cpu(), expected, rtol=1e-4, atol=1e-4)
 """
-    environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch brings Triton on a machine with a GPU alone")
+@pytest.mark.parametrize(
+    "interpreted", [pytest.param(False, marks=pytest.mark.gpu), pytest.param(True, id="interpreted")]
+)
+def test_the_kernel_takes_the_same_maxima(interpreted):
+    """On a GPU, or by Triton's interpreter, which has to be asked for before Triton is imported."""
+    there = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if interpreted else {}
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL], env=os.environ | there, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -40,7 +40,8 @@ SETTINGS = "rag_generator.json"
 # enough to keep it busy; fewer where a gradient is wanted, so that little padding is.
 ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE, TRAINED_AT_ONCE = 1 << 18, 1 << 26, 1 << 25
 # How many numbers a training step keeps of the encoder, and half as many of the decoder, for its backward pass; what
-# goes beyond is computed again there. 256 MiB in float32; on an accelerator an eighth as many as it has bytes.
+# goes beyond is computed again there. 256 MiB in float32; on an accelerator an eighth as many as it has bytes, or under
+# autocast, where a number takes less than three, a sixth: half of the memory in either case, and half as much again.
 KEPT_ON_CPU = 1 << 26
 # A layer keeps about so many numbers for each one of a token's state: 4 of the feed-forward part twice, queries, keys,
 # values, what was read, norms and sums.
@@ -313,7 +314,8 @@ class Generator(nn.Module):
 
     @property
     def _may_keep(self) -> int:
-        return numbers_at_once(self.model.device, KEPT_ON_CPU, 8)
+        narrow = torch.is_autocast_enabled(self.model.device.type)
+        return numbers_at_once(self.model.device, KEPT_ON_CPU, 6 if narrow else 8)
 
     def token_logprobs(
         self,

@@ -19,7 +19,7 @@ def by_kernel(
         return maxima
     together = min(128, max(16, 1 << (len(queries) - 1).bit_length()))
     programs = -(-count // ROWS) * -(-len(queries) // together)
-    _maxima[(programs,)](
+    _maxima[(programs,)](  # pyright: ignore[reportIndexIssue]
         vectors.contiguous(),
         queries.contiguous(),
         maxima,
