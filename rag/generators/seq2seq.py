@@ -40,9 +40,9 @@ SETTINGS = "rag_generator.json"
 # enough to keep it busy; fewer where a gradient is wanted, so that little padding is.
 ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE, TRAINED_AT_ONCE = 1 << 18, 1 << 26, 1 << 25
 # How many numbers a training step keeps of the encoder, and half as many of the decoder, for its backward pass; what
-# goes beyond is computed again there. 256 MiB in float32; on an accelerator an eighth as many as it has bytes, or under
+# goes beyond is computed again there. 128 MiB in float32; on an accelerator an eighth as many as it has bytes, or under
 # autocast, where a number takes less than three, a sixth: half of the memory in either case, and half as much again.
-KEPT_ON_CPU = 1 << 26
+KEPT_ON_CPU = 1 << 25
 # A layer keeps about so many numbers for each one of a token's state: 4 of the feed-forward part twice, queries, keys,
 # values, what was read, norms and sums.
 KEPT_IN_A_LAYER = 18
@@ -227,23 +227,21 @@ class Generator(nn.Module):
                 f"the generator's context of {self.max_context_length}: shorten it or raise "
                 "generator.max_context_length"
             )
-        rows = len(questions.lengths)
-        middle = [(questions.tokens, questions.lengths)]
+        middle = [(questions.tokens, questions.starts, questions.lengths)]
         if passages is not None:
-            kept = np.minimum(passages.lengths, free)
-            middle.insert(int(self.question_first), (passages.tokens[positions(passages.starts, kept)], kept))
-        parts = [
-            (np.tile(self._prefix, rows), np.full(rows, len(self._prefix))),
-            *middle,
-            (np.tile(self._suffix, rows), np.full(rows, len(self._suffix))),
-        ]
-        lengths = np.sum([length for _, length in parts], axis=0)
-        tokens = np.empty(int(lengths.sum()), np.int64)
-        start = np.cumsum(lengths) - lengths
-        for part, length in parts:
-            tokens[positions(start, length)] = part
-            start = start + length
-        return self.pad(Ragged(tokens, lengths))
+            cut = passages.tokens, passages.starts, np.minimum(passages.lengths, free)
+            middle.insert(int(self.question_first), cut)
+        ends = [(np.array(each, np.int64), 0, len(each)) for each in (self._prefix, self._suffix)]
+        parts = [ends[0], *middle, ends[1]]
+        # Each context is a few stretches of all these tokens, of which one look-up makes all contexts.
+        starts, lengths = np.empty((2, len(questions.lengths), len(parts)), np.int64)
+        before = 0
+        for column, (tokens, start, length) in enumerate(parts):
+            starts[:, column], lengths[:, column] = before + start, length
+            before += len(tokens)
+        source = np.concatenate([tokens for tokens, _, _ in parts])
+        tokens = source[positions(starts.ravel(), lengths.ravel())]
+        return self.pad(Ragged(tokens, lengths.sum(axis=1)))
 
     def pad(self, rows: Ragged) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
         """Rows of tokens padded to the longest, and the mask of real tokens."""
