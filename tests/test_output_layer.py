@@ -123,7 +123,7 @@ def test_loss_and_gradients_are_those_of_plain_autograd(kind, want_mean, by_word
     assert of_head and all(wanted[name] is not None and wanted[name].norm() > 0 for name in of_head)
     generator.model.zero_grad()
 
-    settings = {"LOGITS_AT_ONCE": at_once, "WORDS_AT_ONCE": 7, "SCORED_AT_ONCE": 1}
+    settings = {"LOGITS_AT_ONCE": at_once, "LOGITS_KEPT": at_once, "WORDS_AT_ONCE": 7, "SCORED_AT_ONCE": 1}
     for name, value in (settings | {"BY_WORDS": ("cpu",) if by_words else ()}).items():
         monkeypatch.setattr(rag.generators.output_layer, name, value)
     logprobs, means = generator.token_logprobs(generator.encode(ids, mask), mask, labels, want_mean)

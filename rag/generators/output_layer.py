@@ -25,7 +25,8 @@ LOGITS_AT_ONCE = 1 << 24
 # How many logits are computed together on a CPU where their sum is wanted (512 KiB in float32), and the fewest words to
 # do so for.
 SCORED_AT_ONCE, WORDS_AT_ONCE = 1 << 17, 1_024
-BY_WORDS = ("cpu",)  # where the vocabulary is gone through in parts, not the rows
+# Where the vocabulary is gone through in parts, not the rows, and how many logits are kept there instead.
+BY_WORDS, LOGITS_KEPT = ("cpu",), 1 << 23
 
 
 class OutputLayer:
@@ -162,10 +163,14 @@ class PlainOutputLayer(OutputLayer):
         return self._in_blocks(self._scaled(hidden))
 
     def _in_blocks(
-        self, scaled: Float[Tensor, "rows width"], into: Float[Tensor, "rows vocab"] | None = None
+        self,
+        scaled: Float[Tensor, "rows width"],
+        into: Float[Tensor, "rows vocab"] | None = None,
+        words_of_rows: tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]] | None = None,
     ) -> Float[Tensor, " rows"]:
         """`log_normalisers` on a CPU, for some words after the others, whose logits stay in its caches: nothing of the
-        size of the vocabulary is written to memory, unless `into` is to hold the logits."""
+        size of the vocabulary is written to memory, unless `into` is to hold the logits. words_of_rows: a word of each
+        row, and where its logit is to be written."""
         dtype = torch.promote_types(scaled.dtype, torch.float32)
         top = scaled.new_full((len(scaled), 1), torch.finfo(dtype).min, dtype=dtype)
         total = torch.zeros_like(top)
@@ -173,6 +178,10 @@ class PlainOutputLayer(OutputLayer):
             logits = self.logits_of_words(scaled, words)
             if into is not None:
                 into[:, words] = logits
+            if words_of_rows is not None:
+                labels, targets = words_of_rows
+                here, columns = _within(labels, words)
+                targets[here] = logits[here, columns]
             highest = torch.maximum(top, logits.amax(dim=-1, keepdim=True))
             block_sums = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
             total.mul_((top - highest).exp_()).add_(block_sums)
@@ -206,13 +215,7 @@ class PlainOutputLayer(OutputLayer):
     def token_logits(
         self, hidden: Float[Tensor, "*rows width"], tokens: Int[Tensor, "*rows"]
     ) -> Float[Tensor, "*rows"]:
-        return self.token_logits_of_scaled(self._scaled(hidden), tokens)
-
-    def token_logits_of_scaled(
-        self, scaled: Float[Tensor, "*rows width"], tokens: Int[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows"]:
-        """The score of one word in each of the states that `scale` was applied to, without gradient."""
-        logits = (wide(scaled) * wide(self._linear.weight[tokens])).sum(dim=-1)
+        logits = (wide(self._scaled(hidden)) * wide(self._linear.weight[tokens])).sum(dim=-1)
         for bias in (self._linear.bias, self._bias):
             if bias is not None:
                 logits = logits + wide(bias.flatten()[tokens])
@@ -241,12 +244,13 @@ class _TargetScores(torch.autograd.Function):
         ctx.layer, ctx.want_mean = layer, want_mean
         ctx.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         rows = layer.rows_at_once
-        if device in BY_WORDS and len(hidden) > rows:
+        if device in BY_WORDS and len(hidden) * layer.vocabulary > LOGITS_KEPT:
             states = hidden.detach()
-            normaliser = layer._in_blocks(states)
+            target = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
+            normaliser = layer._in_blocks(states, words_of_rows=(labels, target))
             ctx.save_for_backward(hidden, weight, labels, normaliser, None)
             mean = layer.mean_logits(states) - normaliser if want_mean else None
-            return layer.token_logits_of_scaled(states, labels) - normaliser, mean
+            return target - normaliser, mean
         targets, means, normalisers = [], [], []
         probabilities = None
         for some, labels_of_block in zip(hidden.detach().split(rows), labels.split(rows), strict=True):
@@ -256,7 +260,7 @@ class _TargetScores(torch.autograd.Function):
             if want_mean:
                 means.append(logits.mean(dim=-1))
             total = logits.sub_(top.unsqueeze(-1)).exp_().sum(dim=-1)
-            if len(hidden) <= rows:
+            if len(hidden) <= rows:  # one part is all
                 probabilities = logits.div_(total.unsqueeze(-1))
             normalisers.append(top + total.log_())
             targets.append(target - normalisers[-1])
@@ -318,8 +322,8 @@ class _TargetScores(torch.autograd.Function):
         for words in layer.word_blocks(len(hidden)):
             scores = layer.logits_of_words(hidden, words)
             scores.sub_(normalisers.unsqueeze(-1)).exp_().mul_(factor)
-            here = ((labels >= words.start) & (labels < words.stop)).nonzero().squeeze(1)
-            scores[here, labels[here] - words.start] += of_target[here]
+            here, columns = _within(labels, words)
+            scores[here, columns] += of_target[here]
             if of_mean is not None:
                 scores.add_(of_mean.unsqueeze(-1) / layer.vocabulary)
             if to_bias is not None:
@@ -385,3 +389,9 @@ def check_output_layer(model: Any, start_token: int) -> None:
 
 def _slices(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _within(labels: Int[Tensor, " rows"], words: slice) -> tuple[Int[Tensor, " some"], Int[Tensor, " some"]]:
+    """The rows whose word is one of these, and the word's place among them."""
+    rows = ((labels >= words.start) & (labels < words.stop)).nonzero().squeeze(1)
+    return rows, labels[rows] - words.start
