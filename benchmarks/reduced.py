@@ -1,7 +1,7 @@
 """What fewer bits gain on a CPU: python -m benchmarks.reduced [--json FILE] [--passages FILE]
 
-Passages embedded by MiniLM and RAG-Token's greedy answers at BART-base's size (random weights, K = 5, B = 4, 16 tokens),
-CPU time on one core, ways in turn (A B C A B C …), medians. Ways are
+Passages embedded by MiniLM and RAG-Token's greedy answers at BART-base's size (random weights, K = 5, B = 4, 16
+tokens), CPU time on one core, ways in turn (A B C A B C …), medians. Ways are
 
     torch        float32 as torch and transformers have it
     float32      ours: linear layers by the faster of torch's two libraries (rag/products.py)
@@ -9,8 +9,8 @@ CPU time on one core, ways in turn (A B C A B C …), medians. Ways are
     int8         int8=true of build_index.py and evaluate.py (rag/int8.py)
     openvino     openvino=true of build_index.py (the extra), compiled beforehand
 
-with the cosine of each vector to torch's, and for answers the share that is equal and the largest difference of log p(y|x)
-where it is. Passages are made of random words, or the first of a file that build_index.py reads.
+with the cosine of each vector to torch's, and for answers the share that is equal and the largest difference of
+log p(y|x) where it is. Passages are made of random words, or the first of a file that build_index.py reads.
 """
 
 import argparse
