@@ -26,9 +26,19 @@ from rag.runs import PROJECT, git_commit
 
 NOWHERE = "no/such/folder"
 COMMANDS: dict[str, tuple[list[str], list[list[str]]]] = {  # its command, and what is wrong with it
-    "train.py": (["train.py"], [["optimization.lrr=1"], [f"ckpt_path={NOWHERE}"]]),
+    "train.py": (
+        ["train.py"],
+        [
+            ["optimization.lrr=1"],
+            [f"ckpt_path={NOWHERE}"],
+            ["retriever=dense_trained", "retriever.overfetch=1"],
+        ],
+    ),
     "evaluate.py": (["evaluate.py"], [["spilt=dev"], [f"checkpoint={NOWHERE}"]]),
-    "build_index.py": (["build_index.py"], [["shard_sise=3"], ["experiment=null", f"corpus.path={NOWHERE}"]]),
+    "build_index.py": (
+        ["build_index.py"],
+        [["shard_sise=3"], ["experiment=null", f"corpus.path={NOWHERE}"], ["int8=true", "bfloat16=true"]],
+    ),
     "rag.ask": (["-m", "rag.ask"], [["chekpoint=x"], [f"checkpoint={NOWHERE}"]]),
     "rag.ask.page": (["-m", "rag.ask.page"], [["chekpoint=x"], [f"checkpoint={NOWHERE}"]]),
     "rag.analysis": (["-m", "rag.analysis"], [["difersity"], ["diversity", f"run={NOWHERE}"]]),

@@ -206,7 +206,9 @@ def explain(error: Exception, name: str, overrides: list[str]) -> str:
                 name, [each for each in overrides if each != override and key_of(each) in GROUPS]
             )
             if path not in known and not override.startswith("+"):
-                return f"the setting {shortened(path)} does not exist: {nearest_setting(path, known)}"
+                if above := nothing_above(path, known):
+                    return off(above, path, overrides)
+                return f"the setting {shortened(path)} does not exist: {nearest_setting(path, list(known))}"
     return shortened(text, 500)
 
 
@@ -221,17 +223,40 @@ def choices(group: str) -> list[str]:
     return sorted(names)
 
 
-def settings(name: str, overrides: list[str]) -> list[str]:
-    """All dotted names of a script's configuration."""
-    names: list[str] = []
+def settings(name: str, overrides: list[str]) -> dict[str, Any]:
+    """All dotted names of a script's configuration, with what they are."""
+    held: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
         for key, value in node.items() if isinstance(node, dict) else ():
-            names.append(f"{prefix}{key}")
+            held[f"{prefix}{key}"] = value
             walk(value, f"{prefix}{key}.")
 
     walk(OmegaConf.to_container(composed(name, overrides), resolve=False), "")
-    return names
+    return held
+
+
+def nothing_above(path: str, known: dict[str, Any]) -> str | None:
+    """The setting above `path` that is null, as what is not used is; None where there is none."""
+    parent = path.rpartition(".")[0]
+    while parent and parent not in known:
+        parent = parent.rpartition(".")[0]
+    return parent if parent and known[parent] is None else None
+
+
+def off(above: str, path: str, overrides: list[str]) -> str:
+    """One sentence for a setting of something that is null: how it is had, by what a config says beside the null."""
+    said = f"the setting {shortened(path)} does not exist, because {above} is null: "
+    asked = {key_of(each): each.partition("=")[2] for each in overrides}
+    own = [f"{key.removeprefix(f'{above}.')}: {asked[key]}" for key in asked if key.startswith(f"{above}.")]
+    noted = rf"^ *{re.escape(above.rpartition('.')[2])}: null +#(.*)"
+    for file in sorted(CONFIGS.rglob("*.yaml")):
+        for note in re.findall(noted, file.read_text(encoding="utf-8"), re.MULTILINE):
+            if target := re.search(r"\{(_target_: [\w.]+)", note):
+                inside = shortened(", ".join([target[1], *own]), 200)
+                return f"{said}give '{above}={{{inside}}}' instead"
+            return f"{said}give {above}=…, as {file.relative_to(CONFIGS.parent)} says beside it"
+    return f"{said}give {above}=…"
 
 
 def nearest_setting(path: str, known: list[str]) -> str:
@@ -247,13 +272,15 @@ def nearest_setting(path: str, known: list[str]) -> str:
 
 
 def nearest(name: str, known: list[str], prefix: str = "") -> str:
-    """ "did you mean …?" or the names that exist."""
+    """ "did you mean …?" or the names that exist, the nearest first."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
     if close:
         return f"did you mean {' or '.join(prefix + each for each in close)}?"
     if not known:
         return f"there is nothing under {prefix.removesuffix('.')}"
-    return f"there is {listed(prefix + each for each in sorted(known) if not each.startswith('_'))}"
+    shown = sorted(each for each in known if not each.startswith("_"))
+    shown.sort(key=lambda each: -difflib.SequenceMatcher(None, name, each).ratio())
+    return f"there is {listed(prefix + each for each in shown)}"
 
 
 def reading(corpus: DictConfig) -> Any:
@@ -271,6 +298,19 @@ def plain(node: Any) -> Any:
         return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(explain_value(error)) from error
+
+
+def resolved(cfg: DictConfig) -> DictConfig:
+    """The same with every ${…} in it replaced by its value; `cfg` itself where one has none.
+
+    OmegaConf parses each anew whenever something that holds it is read, which costs a command a tenth of a second.
+    """
+    try:
+        made = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    except OmegaConfBaseException:
+        return cfg
+    OmegaConf.set_struct(made, OmegaConf.is_struct(cfg))
+    return made  # type: ignore[return-value]
 
 
 def explain_value(error: OmegaConfBaseException) -> str:

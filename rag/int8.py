@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from rag.errors import UserError
 from rag.products import is_plain_linear
 
-INT8 = "int8"  # the precision, in a manifest
 _SMALLEST = 16  # inputs and outputs of a layer from which it gains; torch's product is wrong for one input
 _LEAST = 1e-30  # a scale that can be divided by, where all is zero
 

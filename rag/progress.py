@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from rich.progress import (
@@ -33,57 +34,80 @@ LOG_SECONDS = 10.0
 LONGEST_LOG_SECONDS = 600.0
 
 
+_around: ContextVar[Progress | None] = ContextVar("_around", default=None)  # the bar that is on the terminal
+
+
 class Speed(ProgressColumn):
     """Units a second, or seconds a unit where it is slower than that."""
 
-    def __init__(self, unit: str):
-        super().__init__()
-        self.unit = unit
-
     def render(self, task: Task) -> Text:
-        return Text(rate(task.finished_speed or task.speed or 0.0, self.unit), style="progress.data.speed")
+        speed = task.finished_speed or task.speed or 0.0
+        return Text(rate(speed, task.fields["unit"]), style="progress.data.speed")
 
 
 @contextmanager
 def progress_bar(
-    description: str, total: int | None, unit: str, done: int = 0, show: bool = True
+    description: str, total: int | None, unit: str, done: int = 0, show: bool = True, told: str = ""
 ) -> Iterator[Callable[[int], None]]:
     """Show a bar on standard error and yield `advance(n)`, to be called when `n` more `unit` are done.
 
     `total` may be None where nobody knows it; `done` of them were finished by an earlier run and do not count
     towards the speed. Where standard error is a file, there are lines in place of the bar, more and more rarely;
-    what takes a few seconds leaves none.
+    what takes a few seconds leaves none. told: what is said before it begins, as well as when it has ended, however
+    long that took: for what interrupts something else. Its bar stands below that of the other.
     """
-    console = Terminal(stderr=True, force_jupyter=False)
     watched = show and sys.stderr.isatty()  # rich would also say so of a notebook, which asks for colours
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Speed(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     report = os.environ.get(REPORT_FILE)
     reported = 0.0
-    log = _Log(description, total, unit, done) if show and not watched else None
-    with Progress(*columns, console=console, disable=not watched) as progress:
-        task = progress.add_task(description, total=total, completed=done)
+    log = _Log(description, total, unit, done) if show and (told or not watched) else None
+    if log is not None and told:
+        log.print(told)
+    around = _around.get()
+    with _bar(watched) as progress:
+        task = progress.add_task(description, total=total, completed=done, unit=unit)
 
         def advance(n: int) -> None:
             nonlocal done, reported
             done += n
             progress.advance(task, n)
             if log is not None:
-                log.advance(n)
+                log.advance(n, quietly=watched)
             if report and (time.monotonic() - reported > REPORT_SECONDS or done == total):
                 reported = time.monotonic()
                 with suppress(OSError):  # a lost report is no reason to stop the work
                     Path(report).write_text(json.dumps({"what": description, "done": done, "total": total}))
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            if progress is around:
+                progress.remove_task(task)
         if log is not None:
-            log.end()
+            log.end(always=bool(told))
+
+
+@contextmanager
+def _bar(watched: bool) -> Iterator[Progress]:
+    """The bar that is shown already, for one more task, or a new one."""
+    shown = _around.get()
+    if shown is not None and watched:
+        yield shown
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Speed(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Terminal(stderr=True, force_jupyter=False)
+    with Progress(*columns, console=console, disable=not watched) as progress:
+        before = _around.set(progress if watched else shown)
+        try:
+            yield progress
+        finally:
+            _around.reset(before)
 
 
 class _Log:
@@ -96,10 +120,10 @@ class _Log:
         self.wait = LOG_SECONDS
         self.next = self.began + self.wait
 
-    def advance(self, n: int) -> None:
+    def advance(self, n: int, quietly: bool = False) -> None:
         self.done += n
         now = time.monotonic()
-        if now >= self.next and self.done != self.total:
+        if not quietly and now >= self.next and self.done != self.total:
             self.wait = min(2 * self.wait, LONGEST_LOG_SECONDS)
             self.next = now + self.wait
             speed = (self.done - self.before) / (now - self.began)
@@ -107,15 +131,15 @@ class _Log:
             if self.total is not None:
                 of = f" of {self.total:,}"
                 left = f", {span((self.total - self.done) / speed)} to go" if speed else ""
-            self._print(f"{self.done:,}{of} {self.unit}, {rate(speed, self.unit)}{left}")
+            self.print(f"{self.done:,}{of} {self.unit}, {rate(speed, self.unit)}{left}")
 
-    def end(self) -> None:
+    def end(self, always: bool = False) -> None:
         seconds = time.monotonic() - self.began
-        if seconds >= LOG_SECONDS:
-            speed = (self.done - self.before) / seconds
-            self._print(f"{self.done:,} {self.unit} in {span(seconds)}, {rate(speed, self.unit)}")
+        if always or seconds >= LOG_SECONDS:
+            speed = (self.done - self.before) / seconds if seconds else 0.0
+            self.print(f"{self.done:,} {self.unit} in {span(seconds)}, {rate(speed, self.unit)}")
 
-    def _print(self, text: str) -> None:
+    def print(self, text: str) -> None:
         say(f"{self.description}: {text}", file=sys.stderr, flush=True)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra._internal import config_loader_impl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from rag.compose import CONFIGS, choices, compose_config, plain
+from rag.compose import CONFIGS, _composed, choices, compose_config, plain, resolved
 from rag.training.summary import describe_unopened
 
 SCRIPTS = ("train", "build_index", "evaluate")
@@ -73,6 +75,7 @@ def test_every_experiment_fits_every_script(experiment, names):
         for key in cfg.task:
             if OmegaConf.is_missing(cfg.task, key):
                 cfg.task[key] = "given"  # a file of the user's
+        cfg = resolved(cfg)
         nodes = ["corpus", "task", "index", "decoding", "paths", "logger"]
         if script == "train" and "index" not in experiment.rpartition("/")[2]:
             nodes += ["module", "datamodule", "trainer", "inputs", "monitor", "needs"]
@@ -137,3 +140,18 @@ def test_no_experiment_leaves_the_papers_own_settings():
     assert cfg.generator.path == "facebook/bart-base"
     assert cfg.module.model.retriever.question_encoder == "facebook/dpr-question_encoder-single-nq-base"
     assert cfg.corpus.path == "a.tsv" and cfg.inputs == [] and cfg.paths.run.endswith("outputs/mine")
+
+
+def test_files_that_are_read_once_are_as_hydra_reads_them(monkeypatch):
+    """tests/composing.py; twice, since merging could change what is kept."""
+
+    def composed() -> list[DictConfig]:
+        made = []
+        for name in ("dpr", "bm25", "dpr"):
+            _composed.cache_clear()
+            made.append(compose_config("train", [f"experiment=miniwiki/{name}"]))
+        return made
+
+    kept = composed()
+    monkeypatch.setattr(config_loader_impl, "CachingConfigRepository", CachingConfigRepository)
+    assert kept == composed() and kept[0] == kept[2] != kept[1]

@@ -1,13 +1,16 @@
 """Files that were cut short, altered, exchanged or lost: what opening notices, what verify does, what neither may do.
 
-Each kind of damage is tried in a process of its own, since Arrow and FAISS can end one.
+Damage is tried in a process beside this one, since Arrow and FAISS can end one.
 """
 
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -109,52 +112,82 @@ def verify(folder: Path) -> None:
     Index.open(folder).verify()
 
 
-def outcome(of: Callable[[Path], object], folder: Path) -> int:
-    """What `of(folder)` does, tried in a process of its own; anything but a UserError is shown."""
-    sys.stdout.flush()
-    if (child := os.fork()) == 0:
-        code = UNTOLD
+def judged(of: Callable[[Path], object], folder: Path) -> int:
+    """What `of(folder)` does; anything but a UserError is shown."""
+    try:
+        of(folder)
+    except UserError as error:
+        return TOLD if "\n" not in str(error) else UNTOLD
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.__stderr__)
+        return UNTOLD
+    return QUIET
+
+
+class Beside:
+    """A process beside this one that tries what may end it. One after another: copying this one's memory takes longer
+    than what is tried, so that only what was ended has a successor."""
+
+    def __init__(self):
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
+
+    def outcome(self, of: Callable[[Path], object], folder: Path) -> int:
         try:
-            of(folder)
-            code = QUIET
-        except UserError as error:
-            code = TOLD if "\n" not in str(error) else UNTOLD
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.__stderr__)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            return self.pool.submit(judged, of, folder).result()
+        except BrokenProcessPool:
+            self.pool.shutdown()  # and its thread, so that the next is not forked beside one
+            self._begin()
+            return UNTOLD
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="every kind of damage is tried in a process of its own")
-def test_no_damage_to_an_index_goes_unnoticed_or_ends_in_a_traceback(whole, tmp_path):
+@pytest.fixture
+def beside() -> Iterator[Beside]:
+    if not hasattr(os, "fork"):
+        pytest.skip("damage is tried in a process of its own")
+    sys.stdout.flush()
+    beside = Beside()
+    yield beside
+    beside.pool.shutdown()
+
+
+def test_what_ends_a_process_is_untold(beside, tmp_path):
+    assert beside.outcome(os.listdir, tmp_path) == QUIET
+    assert beside.outcome(os.listdir, tmp_path / "no") == UNTOLD  # FileNotFoundError
+    assert beside.outcome(os._exit, 3) == beside.outcome(os._exit, 0) == UNTOLD  # type: ignore[arg-type]
+    assert beside.outcome(Index.open, tmp_path) == TOLD
+
+
+def test_no_damage_to_an_index_goes_unnoticed_or_ends_in_a_traceback(whole, beside, tmp_path):
     files = sorted(
         file.relative_to(whole)
         for file in whole.rglob("*")
         if file.is_file() and not file.name.startswith(".")
     )
     left_out = {Path("vectors/seconds-0-of-1.json")}  # how long it took, which decides nothing
-    assert outcome(use, whole) == outcome(verify, whole) == QUIET
+    assert beside.outcome(use, whole) == beside.outcome(verify, whole) == QUIET
     unnoticed, untold, tried = [], [], 0
     for name in sorted({*files} - left_out):
         for damage in DAMAGE:
-            folder = tmp_path / "index"
+            tried += 1
+            folder = tmp_path / str(tried)  # nothing in the process knows it
             shutil.copytree(whole, folder, copy_function=os.link)
             one = folder / name
             one.unlink()
             shutil.copy(whole / name, one)
             damage(one)
-            tried += 1
-            if outcome(use, folder) not in (QUIET, TOLD):
+            if beside.outcome(use, folder) not in (QUIET, TOLD):
                 untold.append((str(name), damage.__name__))
-            if outcome(verify, folder) != TOLD:
+            if beside.outcome(verify, folder) != TOLD:
                 unnoticed.append((str(name), damage.__name__))
             shutil.rmtree(folder)
     print(f"{tried} kinds of damage")
     assert not untold and not unnoticed and tried > 100
 
 
-def test_no_damage_to_a_model_goes_unnoticed_or_ends_in_a_traceback(tmp_path):
+def test_no_damage_to_a_model_goes_unnoticed_or_ends_in_a_traceback(beside, tmp_path):
     whole = tmp_path / "whole"
     (whole / "model").mkdir(parents=True)
     tokenizer = word_tokenizer()
@@ -162,16 +195,20 @@ def test_no_damage_to_a_model_goes_unnoticed_or_ends_in_a_traceback(tmp_path):
     save_model(model, whole / "model", whole)
     (whole / "config.yaml").write_text(OmegaConf.to_yaml({"module": {"model": {}}}), encoding="utf-8")
     write_json(whole / "result.json", {})
-    assert outcome(reopen, whole) == outcome(verify_model, whole) == QUIET and verify_model(whole) > 4
+    assert beside.outcome(reopen, whole) == beside.outcome(verify_model, whole) == QUIET
+    assert verify_model(whole) > 4
     unnoticed, untold = [], []
     for name in sorted(file.relative_to(whole) for file in (whole / "model").rglob("*") if file.is_file()):
         for damage in DAMAGE:
-            run = tmp_path / "run"
+            run = tmp_path / f"{name.name}-{damage.__name__}"
             shutil.copytree(whole, run)
             damage(run / name)
-            if (opened := outcome(reopen, run)) not in (QUIET, TOLD):
+            if (opened := beside.outcome(reopen, run)) not in (QUIET, TOLD):
                 untold.append((str(name), damage.__name__))
-            if TOLD not in (opened, outcome(verify_model, run)):  # without model.json there are no hashes
+            if TOLD not in (
+                opened,
+                beside.outcome(verify_model, run),
+            ):  # without model.json there are no hashes
                 unnoticed.append((str(name), damage.__name__))
             shutil.rmtree(run)
     assert not untold and not unnoticed

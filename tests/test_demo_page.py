@@ -18,6 +18,7 @@ from conftest import PASSAGES, QUESTIONS, build_tiny_index
 from matplotlib.colors import to_rgb
 from tiny_runs import write_run
 
+from rag.ask.conversation import Conversation
 from rag.ask.page import OWN, Page, closed_book_run, example_questions, main
 from rag.ask.reply_html import answer_html, cards_html, conversation_html, heat_map_html, marked
 from rag.ask.session import Choice, Reply, Session, Source, open_session
@@ -121,17 +122,17 @@ def test_the_pages_buttons(runs):
         heat_map_html(reply),
         cards_html(reply),
     )
-    box, turns, chat, _ = page.say(QUESTIONS[0], [], "second", 2, "as trained")
-    assert (box, turns) == ("", [QUESTIONS[0], reply.answer])
+    box, turns, chat, _ = page.say(QUESTIONS[0], Conversation(), "second", 2, "as trained")
+    assert (box, turns.shown) == ("", (QUESTIONS[0], reply.answer))
     _, turns, chat, cards = page.say("and Rome?", turns, "first", 3, "as trained")
     context = f"{QUESTIONS[0]}\n{reply.answer}\nand Rome?"
     second = session.answer([context], choice)[0]
-    assert turns == [QUESTIONS[0], reply.answer, "and Rome?", second.answer]
-    assert chat == conversation_html(turns)
+    assert turns.shown == (QUESTIONS[0], reply.answer, "and Rome?", second.answer)
+    assert chat == conversation_html(turns.shown)
     assert cards == cards_html(second)
     for call in (
         lambda: page.ask(" ", "first", 2, "as trained"),
-        lambda: page.say("", [], "first", 2, "as trained"),
+        lambda: page.say("", Conversation(), "first", 2, "as trained"),
         lambda: page.ask("who?", "third", 2, "as trained"),
         lambda: page.ask("who?", "second", 5, "as trained"),
     ):

@@ -16,6 +16,7 @@ from sentence_folders import tiny_transformer, write_modules
 from rag.ask import open_documents
 from rag.ask.__main__ import main
 from rag.ask.command import with_folder_quoted
+from rag.ask.conversation import Conversation
 from rag.ask.documents import session_of
 from rag.ask.doubt import NOT_HERE
 from rag.ask.highlight import answer_sentence
@@ -358,7 +359,7 @@ def shown_of(arguments: list[str], capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_a_calibration_decides_what_is_believed(settings, tmp_path, capsys):
+def test_a_calibration_decides_what_is_believed(settings, tmp_path, capsys, monkeypatch):
     """From the terminal and on the page: a threshold above every score withholds, one below believes."""
     session, choice, _ = session_of(compose_config("documents", with_folder_quoted(settings)))
     fitted = replace(
@@ -384,6 +385,17 @@ def test_a_calibration_decides_what_is_believed(settings, tmp_path, capsys):
     answer, _, _, cards = page.ask(question, "my notes, 2021", 2, "as trained")
     assert "Not in these documents." in answer and "log p" not in answer and "believed from 2.00" in answer
     assert "maria-kestrel.md" in cards and "<mark>" not in cards
+    # a conversation shows that nothing was answered, and does not ask the next question in the light of it
+    _, turns, chat, _ = page.say(question, Conversation(), "my notes, 2021", 2, "as trained")
+    assert turns.shown == (question, NOT_HERE) and NOT_HERE in chat
+    _, turns, _, _ = page.say("and who ferns", turns, "my notes, 2021", 2, "as trained")
+    assert turns.context == (question, "and who ferns")
+    asked = ["conversation=true", "json=true"]
+    (tmp_path / "asked.txt").write_text(f"{question}\nand who ferns")
+    with open(tmp_path / "asked.txt") as file:
+        monkeypatch.setattr("sys.stdin", file)
+        second = json.loads(shown_of([*given, *asked], capsys).splitlines()[1])
+    assert second["context"] == f"{question}\nand who ferns" and second["abstained"] is True
 
 
 def test_no_calibration_for_another_reader(settings, tmp_path, capsys):

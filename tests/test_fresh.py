@@ -335,7 +335,7 @@ def test_what_is_refused(tmp_path, question_encoder, index, trained, passage_enc
 
     refused("trainable=all does not exist; available: query, passage, both, and false", trainable="all")
     refused("trainable=passage trains the passage encoder, and this retriever has none", trainable="passage")
-    refused("overfetch=0: give a whole number", overfetch=0)
+    refused("overfetch=0: a whole number from n_docs on is expected", overfetch=0)
     refused("this one has no passage side", trainable="both", passage_encoder=FreshPassages())
     other = PassageEncoder(tiny_passage_encoder(len(bert_tokenizer())), bert_tokenizer())
     refused(
@@ -356,7 +356,8 @@ def test_what_is_refused(tmp_path, question_encoder, index, trained, passage_enc
         FreshPassages(trained, tokens_at_once=0)
     made = whole(question_encoder, index, trained, overfetch=3)
     with pytest.raises(
-        UserError, match="overfetch=3 passages to choose n_docs=5 from: give retriever.overfetch=5"
+        UserError,
+        match="overfetch=3 takes fewer passages .* than n_docs=5 reads: give retriever.overfetch=5",
     ):
         made.check_depth(5)
     made.check_depth(3)

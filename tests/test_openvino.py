@@ -1,7 +1,9 @@
 """Passages embedded by OpenVINO: torch's vectors, to the digits of bfloat16, whatever the encoder's form."""
 
 import logging
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from unittest.mock import ANY
 
 import numpy as np
@@ -18,6 +20,8 @@ from rag.errors import UserError
 from rag.index.folder import Index
 from rag.index.passage import Passage
 
+# importing it here would import its telemetry too
+installed = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 TEXTS = [Passage(str(n), title, text) for n, (title, text) in enumerate(PASSAGES, 1)]
 
 
@@ -35,19 +39,20 @@ def same(ours: np.ndarray, theirs: np.ndarray) -> bool:
     return ours.dtype == np.float32 and ours.shape == theirs.shape and float(cosines.min()) > 0.999
 
 
+@installed
 @pytest.mark.parametrize("write", [dpr, sentence])
 def test_vectors_are_torchs(tmp_path, write):
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
     write(tmp_path / "encoder")
     encoder = open_passage_encoder(str(tmp_path / "encoder")).eval()
     ours = InOpenVino(encoder)
     assert same(ours.encode(TEXTS), encoder.encode(TEXTS))
     assert same(ours.encode(TEXTS[3:4]), encoder.encode(TEXTS[3:4]))  # another batch, another length
     assert ours.describe() == replace(encoder.describe(), precision="openvino")
+    assert "openvino_telemetry" not in sys.modules  # which reports imports and conversions to its makers
 
 
+@installed
 def test_an_index_is_built_and_grows_by_it(tmp_path):
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
     dpr(tmp_path / "encoder")
     for name, some in {"a": TEXTS[:-1], "b": TEXTS[-1:]}.items():
         rows = "".join(f"{each.id}\t{each.text}\t{each.title}\n" for each in some)
@@ -72,8 +77,8 @@ def test_what_it_cannot_do_is_told(tmp_path, monkeypatch):
     assert reduced(encoder, bfloat16=False) is encoder and reduced(None, int8=True) is None
 
 
+@installed
 def test_a_model_that_cannot_be_compiled_is_told(tmp_path):
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
     dpr(tmp_path / "encoder")
     encoder = open_passage_encoder(str(tmp_path / "encoder")).eval()
 

@@ -1,6 +1,8 @@
 """Progress where nobody looks: lines in a log, their numbers worked out by hand against a clock that is turned."""
 
+import io
 import json
+import re
 
 import pytest
 
@@ -51,6 +53,46 @@ def test_quick_work_leaves_nothing_in_a_log(clock, capsys):
         clock.now += 9
         advance(5)
     assert capsys.readouterr().err == ""
+
+
+def test_what_interrupts_something_else_is_told_however_short(clock, capsys):
+    with progress_bar("training", 4, "steps") as advance:
+        with progress_bar(
+            "index after step 3", 20, "passages", told="embedding its 20 passages again"
+        ) as embedded:
+            clock.now += 4
+            embedded(20)
+        advance(4)
+        with progress_bar(
+            "index after step 4", 20, "passages", show=False, told="embedding again"
+        ) as embedded:
+            embedded(20)
+    assert capsys.readouterr().err.splitlines() == [
+        "index after step 3: embedding its 20 passages again",
+        "index after step 3: 20 passages in 4 s, 5.0 passages/s",
+    ]
+
+
+def test_on_a_terminal_its_bar_stands_below_the_others(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress_bar("training", 4, "steps") as advance:
+        advance(1)
+        with progress_bar("index", 20, "passages", told="embedding its 20 passages again") as embedded:
+            embedded(5)
+            shown = progress._around.get()
+            shown.refresh()
+            assert [task.description for task in shown.tasks] == ["training", "index"]
+        assert [task.description for task in shown.tasks] == ["training"]
+        advance(3)
+    assert progress._around.get() is None
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "index: embedding its 20 passages again\n" in text and "index: 5 passages in 0 s" in text
+    assert re.search(r"training\s.*1/4.*\n.*index\s.*5/20", text) and re.search(r"training\s.*4/4", text)
+    assert "passages/s" in text and "steps/s" in text
 
 
 def test_an_unknown_total(clock, capsys):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ from rag.runs import PROJECT
 from rag.training.callbacks import LastCheckpoint
 from rag.training.module import RagModule
 from rag.training.optimization import Optimization
+from rag.training.reembedding import answer_all
 from rag.training.refresh import IndexRefresh, needed_by, trained_retriever
 from rag.training.schedule import Part, Schedule
 
@@ -168,7 +170,7 @@ def every_step(folder: Path) -> LastCheckpoint:
 
 
 @QUIET
-def test_the_index_is_exchanged_between_two_steps_and_staleness_is_logged(tmp_path, world):
+def test_the_index_is_exchanged_between_two_steps_and_staleness_is_logged(tmp_path, world, capsys):
     module, data = world()
     seen, refresh = Seen(), IndexRefresh(Schedule.parse("3-:2"), tmp_path / "run")
     base = module.model.retriever.index
@@ -189,6 +191,43 @@ def test_the_index_is_exchanged_between_two_steps_and_staleness_is_logged(tmp_pa
         retriever.index.vectors(np.arange(7)), encoder.eval().encode(list(base.passages)), atol=1e-5
     )
     assert [each.name for each in (tmp_path / "run" / "indexes").iterdir()] == [seen.fresh[5]]
+    said = [re.sub(r" in .*", "", line) for line in capsys.readouterr().err.splitlines() if "index " in line]
+    assert said == [
+        f"index {when}: {what}"
+        for when in ("after step 3", "after step 5", "for the weights that are saved")
+        for what in ("embedding its 7 passages again", "7 passages")
+    ]
+
+
+@QUIET
+def test_what_is_embedded_elsewhere_is_told_when_it_begins_and_when_it_is_searched(tmp_path, world, capsys):
+    class Answers(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 2:
+                answer_all(tmp_path / "run" / "indexes")
+
+    module, data = world()
+    fit(
+        module,
+        data,
+        steps=3,
+        callbacks=[Answers(), IndexRefresh(Schedule.parse(1), tmp_path / "run", "elsewhere")],
+    )
+    folder = tmp_path / "run" / "indexes"
+    begun, answering, answered, searched, again = [
+        line for line in capsys.readouterr().err.splitlines() if "passages" in line
+    ]
+    elsewhere = (
+        f"elsewhere, by python -m rag.training.reembedding {folder}; training goes on over the old edition"
+    )
+    assert begun == f"index after step 1: its 7 passages are embedded again {elsewhere}"
+    assert again == f"index after step 2: its 7 passages are embedded again {elsewhere}"
+    assert re.fullmatch(rf"{folder}/\w+: embedding the passages of .* again", answering)
+    assert re.fullmatch(rf"{folder}/\w+: 7 passages in \d+ s, \S+ passages/s", answered)
+    found = re.fullmatch(
+        r"index after step 1: 7 passages in \d+ s, \S+ \S+, searched from step 3 on", searched
+    )
+    assert found, searched
 
 
 @QUIET
@@ -278,7 +317,7 @@ class Waits(Callback):
 
 @pytest.mark.slow
 @QUIET
-def test_another_process_embeds_while_training_goes_on(tmp_path, world):
+def test_another_process_embeds_while_training_goes_on(tmp_path, world, capfd):
     module, data = world()
     run = tmp_path / "run"
     seen, refresh = Seen(), IndexRefresh(Schedule.parse(2), run, "background")
@@ -288,6 +327,9 @@ def test_another_process_embeds_while_training_goes_on(tmp_path, world):
     assert seen.searched == [*[base] * 4, *[seen.fresh[1]] * 5]
     assert refresh.pending == seen.fresh[5]
     state = refresh.state_dict()
+    said = capfd.readouterr().err
+    assert "index after step 2: its 7 passages are embedded again in the background; training goes on" in said
+    assert re.search(r"index after step 2: 7 passages in \d+ s, .*, searched from step 6 on", said)
     # a resumed run goes on with it
     resumed = IndexRefresh(Schedule.parse(100), run, "background")
     resumed.load_state_dict(state)
@@ -461,7 +503,8 @@ WRONG = {
     "retriever=bm25": "nothing here trains the passage encoder",
     "retriever.trainable=query": "nothing here trains the passage encoder",
     "retriever.trainable=all": "retriever.trainable=all does not exist; available: query, passage, both",
-    "retriever.overfetch=1": "retriever.overfetch=1 passages to choose n_docs=2 from",
+    "retriever.overfetch=1": "retriever.overfetch=1 takes fewer passages from the index than n_docs=2 reads",
+    "retriever.overfetch=soon": "retriever.overfetch=soon: a whole number from n_docs on is expected",
     "retriever.overfetch=99999": "give retriever.overfetch from 1 to",
     "refresh_in=cloud": "refresh_in=cloud does not exist",
     "retriever.passage_encoder.path=null": "this one has no passage side",

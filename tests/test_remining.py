@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 
@@ -241,12 +242,19 @@ def differ(one, other):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_negatives_are_mined_after_the_steps_of_the_schedule(files, encoders, tmp_path, accumulate):
+def test_negatives_are_mined_after_the_steps_of_the_schedule(files, encoders, tmp_path, accumulate, capsys):
     seen = Mined()
     model = trained(files, encoders, tmp_path, callbacks=[seen], accumulate=accumulate)
     assert [after for after, _ in seen.seen[::accumulate]] == [-1, -1, 2, 2, 4, 4]
     logged = ["train/mining_seconds" in step for step in seen.steps[accumulate - 1 :: accumulate]]
     assert logged == [False, False, True, True, True, True]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("negatives")]
+    for step, (begun, ended) in zip((2, 4), zip(said[::2], said[1::2], strict=True), strict=True):
+        found = re.fullmatch(
+            rf"negatives after step {step}: mined among (\d+) passages for \d+ questions", begun
+        )
+        rate = rf"negatives after step {step}: {found and found[1]} passages in \d+ s, \S+ passages/s"
+        assert re.fullmatch(rate, ended), (begun, ended)
     assert differ(
         weights(model), weights(trained(files, encoders, tmp_path, accumulate=accumulate, remine=None))
     )

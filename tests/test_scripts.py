@@ -237,6 +237,17 @@ def test_info_does_without_data_and_index(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "facebook/bart-large, float32" in shown and "5 passages per question, 50 in evaluation" in shown
     assert "8.2 GB per device" in shown and "the paper: em" in shown and not any(tmp_path.iterdir())
+    assert "refresh" not in shown and "overfetch" not in shown
+    both = ["retriever=dense_trained", "retriever.overfetch=20", "refresh=0-1000:500,1000-:1000"]
+    assert run("train", *both, "refresh_in=background", *command) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "overfetch 20 passages from the index, of which K are chosen" in shown
+    assert "embedded again after the steps 0-1000:500,1000-:1000, in the background" in shown
+    mining = ["experiment=miniwiki/dpr", "datamodule.remine=500"]
+    mining += ["datamodule.remining={_target_: rag.training.Remining, depth: 20}"]
+    assert run("train", *mining, *command) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "remine hard negatives are mined every 500 steps (depth 20)" in shown
 
 
 def test_training_stops_when_dev_does_not_get_better(demo, tmp_path):
@@ -907,6 +918,8 @@ COMMANDS = {
     "experiment=miniwiki/rag_sequense": "did you mean miniwiki/rag_sequence",
     "retriever=bm52": "retriever=bm52 does not exist: did you mean bm25?",
     "index=nothing": "index=nothing does not exist: there is ",
+    "trainer.stepz=3": "the setting trainer.stepz does not exist: there is trainer.max_steps, ",  # the nearest first
+    "refresh.every=3": "because refresh is null: give refresh=…, as configs/base.yaml says beside it",
     "n_dosc=3": "the setting n_dosc does not exist: did you mean n_docs?",
     "trainer.max_step=3": "did you mean trainer.max_steps?",
     "max_steps=3": "did you mean trainer.max_steps?",
@@ -1033,7 +1046,10 @@ def test_help_is_short_and_has_examples(script, capsys):
     for flag in ("-h", "--help"):
         assert run(script, flag, places=False) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith(f"python {script}.py") and len(lines) < 25
+        assert lines[0].startswith(f"python {script}.py") and len(lines) < 26
+        named = {"train": ("refresh=", "remine="), "evaluate": ("int8=",)}
+        named["build_index"] = ("index=milvus", "bfloat16=", "int8=", "openvino=")
+        assert all(each in " ".join(lines) for each in named[script])
 
 
 @pytest.mark.slow

@@ -9,8 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import transformers
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging
 
 from benchmarks.startup import COMMANDS, measure
+from rag.generators.seq2seq import Generator
 from rag.miniwiki.world import write_world
 from rag.runs import PROJECT
 
@@ -26,44 +30,49 @@ HEAVY = (
     "matplotlib",
 )
 HEAVY += ("sacrebleu", "wandb", "gradio", "nltk")
-# Runs a program as __main__ and prints, after whatever it does, its exit code and which heavy modules it imported.
+# Runs programs as __main__, one after another, and prints after each its exit code, which heavy modules it imported,
+# and what it wrote to standard error.
 WATCHED = """
-import json, runpy, sys
-heavy, (command, *arguments) = sys.argv[1].split(","), sys.argv[2:]
-module = command == "-m"
-name = arguments.pop(0) if module else command
-sys.argv = [name, *arguments]
+import contextlib, io, json, runpy, sys
+heavy, commands = sys.argv[1].split(","), json.loads(sys.argv[2])
 sys.path.insert(0, ".")
-code = 0
-try:
-    if module:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(name, run_name="__main__")
-except SystemExit as stopped:
-    code = stopped.code or 0
-print(json.dumps([code, [each for each in heavy if each in sys.modules]]))
+for command, *arguments in commands:
+    module = command == "-m"
+    name = arguments.pop(0) if module else command
+    sys.argv = [name, *arguments]
+    code = 0
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        try:
+            if module:
+                sys.modules.pop(name, None)  # another of its commands may have imported it
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(name, run_name="__main__")
+        except SystemExit as stopped:
+            code = stopped.code or 0
+    print(json.dumps([code, [each for each in heavy if each in sys.modules], error.getvalue()]))
 """
 
 
-def watched(command: list[str]) -> tuple[int, list[str], str]:
-    """(exit code, heavy modules that were imported, standard error) of a command."""
+def watched(*commands: list[str]) -> list[tuple[int, list[str], str]]:
+    """(exit code, heavy modules that were imported by then, standard error) of commands in one process."""
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED, ",".join(HEAVY), *command],
+        [sys.executable, "-c", WATCHED, ",".join(HEAVY), json.dumps(commands)],
         cwd=PROJECT,
         capture_output=True,
         text=True,
     )
-    code, heavy = json.loads(done.stdout.splitlines()[-1])
-    return code, heavy, done.stderr
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    return [tuple(json.loads(line)) for line in said[-len(commands) :]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_first_word_waits_for_nothing_heavy(name):
     command, wrong = COMMANDS[name]
-    assert watched([*command, "--help"])[:2] == (0, [])
-    for each in wrong:
-        code, heavy, error = watched([*command, *each])
+    helped, *refused = watched([*command, "--help"], *([*command, *each] for each in wrong))
+    assert helped[:2] == (0, []) and len(refused) == len(wrong)
+    for code, heavy, error in refused:
         assert (code, heavy) == (2, []), error
         assert error.startswith("error: ") and error.count("\n") == 1
 
@@ -80,9 +89,8 @@ def test_a_finished_run_is_found_without_torch(tmp_path):
     )
     asked = ["experiment=miniwiki/denoising", *settings]
     subprocess.run([sys.executable, "-c", make, *asked], cwd=PROJECT, check=True)
-    code, heavy, error = watched(["train.py", *asked])
-    assert (code, heavy, error) == (0, [], "")
-    code, heavy, error = watched(["train.py", *asked, "seed=9"])
+    finished, (code, heavy, error) = watched(["train.py", *asked], ["train.py", *asked, "seed=9"])
+    assert finished == (0, [], "")
     assert (code, heavy) == (2, []) and "made with other settings (module.seed: 2020 → 9)" in error
 
 
@@ -94,16 +102,25 @@ def test_the_default_says_what_it_is_first(tmp_path):
     assert "miniwiki/rag_sequence" in line and "340 steps" in line and "experiment=NAME" in line
 
 
-def test_nobody_reading_is_no_traceback(tmp_path):
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--help"],
+        ["evaluate.py", "report=table1"],  # a table, which rich prints
+        pytest.param(["train.py", "info=true"], marks=pytest.mark.slow),  # another, after torch
+    ],
+    ids=" ".join,
+)
+def test_nobody_reading_is_no_traceback(tmp_path, command):
     """As in train.py … | head, whose reader goes before everything is written."""
-    for command in (["train.py", "--help"], ["train.py", "info=true", f"paths.outputs={tmp_path}"]):
-        reading, writing = os.pipe()
-        os.close(reading)
-        done = subprocess.run(
-            [sys.executable, *command], cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, text=True
-        )
-        os.close(writing)
-        assert done.stderr == "" and done.returncode in (1, 141)  # 1: rich's own way to leave
+    reading, writing = os.pipe()
+    os.close(reading)
+    outputs = [f"paths.outputs={tmp_path}"] * ("--help" not in command)
+    done = subprocess.run(
+        [sys.executable, *command, *outputs], cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert done.stderr == "" and done.returncode in (1, 141)  # 1: rich's own way to leave
 
 
 def test_the_benchmark_measures_a_process_and_its_children():
@@ -111,17 +128,15 @@ def test_the_benchmark_measures_a_process_and_its_children():
     assert code == 3 and 0 < cpu and 0 < clock < 60
 
 
-def test_weights_are_loaded_without_transformers_bar(tmp_path, bart):
+def test_weights_are_loaded_without_transformers_bar(tmp_path, bart, capfd):
     """In Python too, where no command has quietened transformers; downloads would have theirs."""
     bart.save_pretrained(tmp_path)
-    code = (
-        "import sys\nfrom rag.generators.seq2seq import Generator\n"
-        "from huggingface_hub.utils import are_progress_bars_disabled\n"
-        "from transformers.utils import logging\n"
-        "Generator.from_pretrained(sys.argv[1])\n"
-        "print(logging.is_progress_bar_enabled(), are_progress_bars_disabled())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["True", "False"] and "Loading" not in done.stderr, done.stderr
+    logging.enable_progress_bar()  # which tests/conftest.py has switched off, with that of downloads
+    try:
+        transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+        assert "Loading" in capfd.readouterr().err
+        Generator.from_pretrained(str(tmp_path))
+        assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+        assert "Loading" not in capfd.readouterr().err
+    finally:
+        logging.disable_progress_bar()

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from rag.compose import CONFIGS, choices, compose_config
 from rag.errors import UserError
+from rag.training import Remining
 
 OURS = [name for name in choices("experiment")]
 FIRST = {name.split("/")[0]: name for name in reversed(OURS)}  # of each folder one in the quick suite
@@ -27,26 +29,26 @@ def write(file: Path, *lines: str) -> None:
     file.write_text("\n".join(["# @package _global_", *lines, ""]), encoding="utf-8")
 
 
-@pytest.mark.parametrize("location", ["mine", "deep/er/mine"])
 @pytest.mark.parametrize("parent", EVERY)
-def test_one_line_inherits_any_experiment(here, parent, location):
+def test_one_line_inherits_any_experiment(here, parent):
     """What the child says holds, also where the parent chose another of the same group; the rest is the parent's."""
-    own_lines = ["name: mine", "n_docs: 3", "optimization: {lr: 0.125}"]
-    write(
-        here / f"{location}.yaml",
-        "defaults:",
-        f"  - /experiment/{parent}",
-        "  - override /decoding: beam4",
-        "  - _self_",
-        *own_lines,
-    )
-    child = compose_config("train", [f"experiment={location}"])
+    locations = ("mine", "deep/er/mine")
+    for location in locations:
+        write(
+            here / f"{location}.yaml",
+            "defaults:",
+            f"  - /experiment/{parent}",
+            "  - override /decoding: beam4",
+            "  - _self_",
+            *["name: mine", "n_docs: 3", "optimization: {lr: 0.125}"],
+        )
+    children = [compose_config("train", [f"experiment={location}"]) for location in locations]
+    assert [child.decoding.num_beams for child in children] == [4, 4]
     changes = ["name=mine", "n_docs=3", "optimization.lr=0.125", "decoding=beam4"]
     expected = compose_config("train", [f"experiment={parent}", *changes])
-    for cfg in (child, expected):  # what an experiment says of decoding goes over the group's own
+    for cfg in (*children, expected):  # what an experiment says of decoding goes over the group's own
         del cfg.decoding
-    assert OmegaConf.to_container(child) == OmegaConf.to_container(expected)
-    assert compose_config("train", [f"experiment={location}"]).decoding.num_beams == 4
+    assert [OmegaConf.to_container(child) for child in children] == 2 * [OmegaConf.to_container(expected)]
 
 
 def test_a_child_of_a_child_overrides_model_and_retriever(here):
@@ -135,3 +137,18 @@ def test_a_config_that_changed_is_read_again(tmp_path, monkeypatch):
             f"# @package _global_\ndefaults:\n  - /experiment/miniwiki/rag_token\nn_docs: {n_docs}\n"
         )
         assert compose_config("train", ["experiment=mine"]).n_docs == n_docs
+
+
+def test_a_setting_of_what_is_off_is_told_with_what_turns_it_on():
+    """And what it says to give works, all of it at once."""
+    asked = ["experiment=miniwiki/dpr", "datamodule.remining.depth=20", "datamodule.remining.keep=3"]
+    with pytest.raises(UserError) as error:
+        compose_config("train", asked)
+    said = str(error.value)
+    assert said.startswith(
+        "the setting datamodule.remining.depth does not exist, because datamodule.remining is null: give '"
+    )
+    given = said.split("'")[1]
+    made = compose_config("train", [asked[0], given]).datamodule.remining
+    assert made == {"_target_": "rag.training.Remining", "depth": 20, "keep": 3}
+    assert instantiate(made) == Remining(depth=20, keep=3)

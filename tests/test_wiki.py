@@ -1,6 +1,7 @@
 """The comparison on real text: its stages, and what it says of its data before it starts."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ from conftest import PASSAGES
 from rag.compose import CONFIGS
 from rag.errors import UserError
 from rag.files import packed
+from rag.metrics.record import BM25, Record
+from rag.reports.comparison import judged
+from rag.reports.wiki_report import MODELS, TARGETS, markdown, measured, plot
 from rag.runs import PROJECT
+from rag.safe_text import json_text
 from rag.wiki import check_data, main, stages
 
 
@@ -106,3 +111,29 @@ def test_the_whole_comparison_in_a_few_steps(data, tmp_path, reader):
         assert f"| {model} |" in report
     assert (tmp_path / "out" / "wiki" / "report.png").stat().st_size > 10_000
     assert (tmp_path / "out" / "wiki" / "reader" / "model").is_dir() is (reader == "train")
+
+
+def test_what_could_not_be_judged_is_a_dash(tmp_path):
+    """BM25's recall at more passages than there are, and a model without F1: no "nan" in a page, and no NaN in JSON."""
+    few = [Record("em", 5, "test", 0.5, 0.25, 0.75, 8), Record("recall", 1, "test", 0.5, 0.25, 0.75, 8)]
+    dpr = [Record("recall", 1, "test", 0.25, 0.0, 0.5, 8, BM25)]
+    metrics = {name: few for name in MODELS} | {"closed_book": [], "dpr": dpr}
+    report = {
+        "seconds": {"total": 1.0},
+        "seed": 1,
+        "commit": "abc",
+        "questions": 8,
+        "passages": 14,
+        "metrics": {name: [each.plain() for each in records] for name, records in metrics.items()},
+        "targets": judged(TARGETS, measured(metrics)),
+    }
+    assert [each["value"] is None for each in report["targets"]] == [False, False, True, False, False, False]
+    assert not report["targets"][2]["reached"]
+    report = json.loads(json_text(report), parse_constant=lambda constant: pytest.fail(constant))
+    (tmp_path / "predictions.jsonl").write_text("")
+    page = markdown(report, tmp_path / "predictions.jsonl")
+    assert "BM25 alone finds 0.250, –, –, – among its first 1, 5, 20, 100" in page
+    assert page.count("| – | **no** |") == 1
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+    plot(metrics, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rag.ask.command import DOUBT, about_documents, check_documents, check_doubt, opening, with_folder_quoted
+from rag.ask.conversation import Conversation
 from rag.ask.pipe import lines_at_hand
 from rag.ask.printed import evidence, quoted, several, shortened, shown, supports
 from rag.checkpoint_config import from_checkpoint
@@ -59,6 +60,7 @@ pipe, one a line.
   python -m rag.ask checkpoint=…                             a session: questions and /commands until Ctrl-D
   python -m rag.ask checkpoint=… n_docs=10 decoding=beam4    more passages, beam search
   python -m rag.ask checkpoint=… index.path=indexes/other    another index
+  python -m rag.ask checkpoint=… int8=true                   on a CPU, the generator's products in 8 bits
   python -m rag.ask checkpoint=… abstain=true                after python -m rag.analysis answerability run=RUN
   python -m rag.ask checkpoint=facebook/rag-token-nq index.path=…            a released model over an index
   python -m rag.ask checkpoint=… decoding=sample decoding.max_new_tokens=200    long-form text, sampled
@@ -148,7 +150,7 @@ class Talk:
         self.decoding = decoding  # from Hydra's overrides
         self.conversation = conversation
         self.as_json = as_json
-        self.turns: list[str] = []
+        self.turns = Conversation()
         self.asked = self.unanswered = 0
         self.repeats = False  # whether the question is written above its answer
         self.console = Terminal(highlight=False)
@@ -229,7 +231,7 @@ class Talk:
                     )
                 continue
             if self.conversation:
-                self.turns += [question, reply.answer]
+                self.turns = self.turns.and_then(question, reply)
             if self.as_json:
                 record = reply.record()
                 if reply.question != question:
@@ -245,7 +247,7 @@ class Talk:
     def replies(self, questions: Sequence[str]) -> "list[Reply | UserError]":
         """The answers to a batch; where one of it cannot be answered, each by itself."""
         asked = (
-            [self.session.in_context(self.turns, each) for each in questions]
+            [self.session.in_context(self.turns.context, each) for each in questions]
             if self.conversation
             else questions
         )
@@ -349,13 +351,13 @@ class Talk:
 
     def change_conversation(self, argument: str) -> None:
         self.conversation = not self.conversation
-        self.turns = []
+        self.turns = Conversation()
         self.tell(
             "each question by itself" if not self.conversation else "a conversation begins; /reset forgets it"
         )
 
     def reset(self, argument: str) -> None:
-        self.turns = []
+        self.turns = Conversation()
         self.tell("the conversation is forgotten")
 
     def help(self, argument: str) -> None:

@@ -22,8 +22,9 @@ from rag.ask.doubt import doubt_of_documents
 from rag.ask.session import Choice, Reply, Session
 from rag.compose import CONFIGS, compose_config, plain, reading
 from rag.encoders.opening import open_passage_encoder
+from rag.encoders.precisions import BFLOAT16
 from rag.encoders.protocol import describe_encoder
-from rag.encoders.reduced import BFLOAT16, InBfloat16
+from rag.encoders.reduced import InBfloat16
 from rag.index.documents import cache_of, index_documents, precision_kept
 from rag.index.passage import counted
 from rag.int8 import to_int8

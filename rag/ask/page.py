@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from rag.ask.__main__ import CHANGEABLE
 from rag.ask.command import DOUBT, about_documents, check_documents, check_doubt, opening, with_folder_quoted
+from rag.ask.conversation import Conversation
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import run_script
 from rag.compose import choices, compose_config
@@ -184,16 +185,16 @@ class Page:
         )
 
     def say(
-        self, text: str, turns: list[str], index: str, n_docs: int, decoding: str
-    ) -> tuple[str, list[str], str, str]:
+        self, text: str, turns: Conversation, index: str, n_docs: int, decoding: str
+    ) -> tuple[str, Conversation, str, str]:
         """An emptied box, the conversation with one more question and answer, the same as HTML, and cards."""
         text = text.strip()
         if not text:
             raise UserError("there is nothing to answer: type something")
-        context = self.session.in_context(turns, text)
+        context = self.session.in_context(turns.context, text)
         reply = self.session.answer([context], self.chosen(index, n_docs, decoding))[0]
-        turns = [*turns, text, reply.answer]
-        return "", turns, self.html.conversation_html(turns), self.html.cards_html(reply)
+        turns = turns.and_then(text, reply)
+        return "", turns, self.html.conversation_html(turns.shown), self.html.cards_html(reply)
 
     def blocks(self, gr: Any) -> Any:
         """The page itself."""
@@ -244,7 +245,7 @@ class Page:
                 gr.Markdown(
                     "Earlier questions and answers are the context of the next, as many as the model can read."
                 )
-                turns = gr.State([])
+                turns = gr.State(Conversation())
                 nothing = self.html.conversation_html([])
                 chat = gr.HTML(nothing, elem_id="chat")
                 with gr.Row():
@@ -260,7 +261,9 @@ class Page:
                     show_progress_on=chat,
                     api_visibility="private",
                 )
-                reset.click(lambda: ([], nothing, ""), None, [turns, chat, read], api_visibility="private")
+                reset.click(
+                    lambda: (Conversation(), nothing, ""), None, [turns, chat, read], api_visibility="private"
+                )
         return blocks
 
     def settings(self, gr: Any) -> list[Any]:

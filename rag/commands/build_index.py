@@ -4,6 +4,8 @@ from pathlib import Path
 
 from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import check_corpus, fetch_corpus, makes_the_encoder
+from rag.compose import resolved
+from rag.encoders.precisions import chosen_precision
 
 USAGE = """
 python build_index.py [experiment=NAME] [key=value …]
@@ -13,6 +15,8 @@ to resume; a finished index is left alone.
 
   python build_index.py experiment=miniwiki/index_a
   python build_index.py corpus.path=my.tsv passage_encoder=outputs/…/passage_encoder index.path=indexes/mine
+  python build_index.py … index=hnsw                         another type of index; index=milvus: into a Milvus server
+  python build_index.py … bfloat16=true                      embed faster on a CPU; likewise int8=true, openvino=true
   python build_index.py … estimate=true                      estimate disk, memory and hours, and stop
   python build_index.py experiment=null corpus=wiki_dpr      take over the hub's vectors instead of encoding
   python build_index.py experiment=null corpus=wiki_dpr index=wiki_dpr_hnsw_sq8      and its FAISS file
@@ -31,7 +35,8 @@ def build_index(*overrides: str) -> Path:
 
     Raises UserError for what the command would tell as a mistake.
     """
-    cfg = compose_command("build_index", list(overrides))
+    cfg = resolved(compose_command("build_index", list(overrides)))
+    chosen_precision(bfloat16=cfg.bfloat16, int8=cfg.int8, openvino=cfg.openvino)
     fetch_corpus(cfg)
     looks = cfg.verify or cfg.list or cfg.add is not None or cfg.remove is not None
     if not looks and not makes_the_encoder(cfg):

@@ -5,7 +5,8 @@ from pathlib import Path
 from rag.checkpoint_config import from_checkpoint
 from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import fetch_corpus
-from rag.commands.retrieving import without_reader
+from rag.commands.retrieving import check_finds, without_reader
+from rag.compose import resolved
 
 USAGE = """
 python evaluate.py checkpoint=RUN [key=value …]
@@ -17,6 +18,7 @@ predictions.jsonl and result.json to RUN/evaluation/. Rerun the same command to 
   python evaluate.py checkpoint=… split=dev limit=100          a random sample of 100 dev questions
   python evaluate.py checkpoint=… n_docs=20 decoding=beam4     more passages, beam search
   python evaluate.py checkpoint=… k_sweep=[1,5,10,50]          metrics against K (figure 3)
+  python evaluate.py checkpoint=… int8=true                  on a CPU, the generator's products in 8 bits
   python evaluate.py checkpoint=… index.path=indexes/other     another index, nothing retrained (hot-swap)
   python evaluate.py checkpoint=… task.test=my.jsonl           other questions
   python evaluate.py checkpoint=… retriever=given task.test=fid.json    the passages that each question comes with
@@ -44,6 +46,7 @@ def evaluate(*overrides: str) -> Path | None:
         return None
     fetch_corpus(cfg)
     cfg = without_reader(cfg, list(overrides)) if cfg.reader else from_checkpoint(cfg, list(overrides))
+    check_finds(cfg := resolved(cfg))
     with many_imports():
         from rag.commands import evaluating  # what takes seconds to import, after what is told at once
 

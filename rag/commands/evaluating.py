@@ -148,8 +148,6 @@ def evaluate_retrieval(cfg: DictConfig, overrides: list[str], exports: list[str]
     What a retriever found that is no run's (reader=none) is written as well. By the first process alone, where several
     were started: it takes seconds.
     """
-    if cfg.int8:
-        raise UserError("int8=true is for a model that answers, and this one finds passages: leave it out")
     settings = {key: plain(cfg[key]) for key in ("task", "index", "split", "limit", "recall_at", "bm25")}
     settings["model"] = plain(cfg.module.model)
     exports += ["fid"] if alone(cfg) and "fid" not in exports else []

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from rag.checkpoint_config import FINDS_WITH, OWN
 from rag.compose import key_of, plain
 from rag.errors import UserError
+from rag.retrievers.overfetch import check_overfetch
 
 PREFIX = "retriever="  # what stands where a checkpoint's path would
 _TAKEN = (
@@ -82,6 +83,16 @@ def check_corpus(cfg: DictConfig, chosen: str) -> None:
             f"retriever={chosen} searches the passages of a corpus, and {path or 'none'} does not exist: give "
             "corpus.path=…, a file or folder of passages, or index.path=…"
         )
+
+
+def check_finds(cfg: DictConfig) -> None:
+    """UserError for what only a model that answers can do, asked of one that finds; and for too few to choose among."""
+    overfetch = OmegaConf.select(cfg, "module.model.retriever.overfetch")
+    check_overfetch(overfetch, cfg.n_docs)
+    for k in plain(cfg.k_sweep) if cfg.module.answers and cfg.module.reads else ():
+        check_overfetch(overfetch, k, "k_sweep")
+    if cfg.int8 and not cfg.module.answers:
+        raise UserError("int8=true is for a model that answers, and this one finds passages: leave it out")
 
 
 def alone(cfg: DictConfig) -> bool:

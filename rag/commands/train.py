@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rag.cli import compose_command, many_imports, mistakes_as_user_errors, quieten, run_command
 from rag.commands.corpus import fetch_corpus
+from rag.compose import resolved
 from rag.reports.finished import complete_run
 from rag.sweep import sweep_if_asked
 from rag.training import plan
@@ -24,6 +25,8 @@ command to resume; a finished run is left alone.
   python train.py logger=wandb                               Weights & Biases (offline unless logged in) beside CSV
   python train.py logger=tensorboard callbacks=learning_rate  TensorBoard beside CSV; Lightning's callbacks
   python train.py -m optimization.lr=1e-4,3e-4 seed=1,2      a sweep: a run for each combination, and a table of all
+  python train.py retriever=dense_trained refresh=500        train the passage encoder too; re-embed the index at times
+  python train.py experiment=dpr/nq datamodule.remine=500    mine hard negatives with the encoders every 500 steps
   python train.py experiment=… info=true                     show sizes, batch and memory, and stop
   python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit: one batch
   python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
@@ -36,7 +39,7 @@ def train(*overrides: str) -> Path:
 
     Raises UserError for what the command would tell as a mistake.
     """
-    cfg = compose_command("train", list(overrides))
+    cfg = resolved(compose_command("train", list(overrides)))
     fetch_corpus(cfg)
     if plan.check(cfg, list(overrides)):
         complete_run(folder := Path(cfg.paths.run))

@@ -38,7 +38,7 @@ from rag.training.loggers import WandbPredictions, send_report
 from rag.training.refresh import IndexRefresh, trained_retriever, trains_passages
 from rag.training.resume import BEFORE, WholeCheckpoints, check_checkpoint, resume_from
 from rag.training.schedule import Schedule
-from rag.training.summary import describe, describe_unopened, first_line, show, slow_precision
+from rag.training.summary import describe, describe_unopened, first_line, settings_shown, show, slow_precision
 
 
 def train(cfg: DictConfig) -> Path:
@@ -98,8 +98,7 @@ def train(cfg: DictConfig) -> Path:
                 cfg.corpus.path, passages, False, reading(cfg.corpus)
             )  # refuses another corpus
     if cfg.info:
-        settings = {key: plain(cfg[key]) for key in ("optimization", "monitor", "monitor_mode", "paths")}
-        show(describe(cfg.name, settings, module, datamodule, trainer))
+        show(describe(cfg.name, settings_shown(plain(cfg)), module, datamodule, trainer))
         return folder
     resume = cfg.ckpt_path
     if run.resumable:

@@ -1,6 +1,7 @@
 """Embedding by OpenVINO on a CPU, in bfloat16 where the processor has it, else in float32: the extra "openvino"."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +12,13 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from rag.encoders.precisions import NO_OPENVINO, OPENVINO
 from rag.encoders.protocol import TOKENS_AT_ONCE, of_like_length
 from rag.errors import UserError
 from rag.index.passage import Passage
 from rag.index.vectors import EncoderInfo
 
-OPENVINO = "openvino"  # the precision, in a manifest
+_TELEMETRY = "openvino_telemetry"
 _EXAMPLE = [Passage("1", "A title", "and a text."), Passage("2", "Another", "with other words.")]
 
 
@@ -29,12 +31,9 @@ class InOpenVino:
 
     def __init__(self, encoder: Any):
         try:
-            import openvino
+            openvino = _without_telemetry()
         except ImportError as error:
-            raise UserError(
-                "openvino=true needs OpenVINO, which is not installed: python -m pip install -e "
-                '".[openvino]" -c constraints.txt'
-            ) from error
+            raise UserError(NO_OPENVINO) from error
         if next(encoder.parameters()).device.type != "cpu":
             raise UserError("openvino=true is for a CPU: leave it out on a GPU, which is faster without")
         self.encoder = encoder
@@ -75,6 +74,21 @@ class InOpenVino:
 
     def _run(self, request: Any, tokens: dict[str, Tensor]) -> Float32[np.ndarray, "passages dim"]:
         return request.infer([tokens[name].contiguous().numpy() for name in self.names])[0]
+
+
+def _without_telemetry() -> Any:
+    """The module openvino, imported as where openvino-telemetry is not installed: with it, importing and converting are
+    reported to OpenVINO's makers unless somebody objects."""
+    absent = _TELEMETRY not in sys.modules
+    if absent:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # what Python takes for a module that is not there
+    try:
+        import openvino
+
+        return openvino
+    finally:
+        if absent:
+            del sys.modules[_TELEMETRY]
 
 
 class _Positional(nn.Module):

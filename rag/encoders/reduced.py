@@ -14,14 +14,12 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from rag.encoders.openvino import OPENVINO, InOpenVino
+from rag.encoders.openvino import InOpenVino
+from rag.encoders.precisions import BFLOAT16, INT8, OPENVINO, chosen_precision
 from rag.encoders.protocol import AnyPassageEncoder, encode
-from rag.errors import UserError
 from rag.index.passage import Passage
 from rag.index.vectors import EncoderInfo
-from rag.int8 import INT8, to_int8
-
-BFLOAT16 = "bfloat16"  # the precision, in a manifest
+from rag.int8 import to_int8
 
 
 class InBfloat16:
@@ -98,6 +96,7 @@ def reduced(encoder: Any, **asked: bool) -> Any:
 
     None, where there is no encoder, stays. Raises UserError where several are asked for.
     """
+<<<<<<< HEAD
     chosen = [name for name, wanted in asked.items() if wanted]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(f'{name}=true' for name in chosen)} exclude each other: take one")
@@ -105,6 +104,9 @@ def reduced(encoder: Any, **asked: bool) -> Any:
     if not chosen and weight is not None and weight.is_cuda and weight.dtype == torch.float32:
         return InHalf(encoder)
     return in_precision(encoder, chosen[0] if chosen else None)
+=======
+    return in_precision(encoder, chosen_precision(**asked))
+>>>>>>> h-suite
 
 
 def in_precision(encoder: Any, precision: str | None) -> Any:

@@ -42,9 +42,14 @@ def reached(value: float, sign: str, bound: float) -> bool:
 
 
 def judged(targets: Sequence[Target], values: Sequence[float]) -> list[dict[str, Any]]:
-    """Each target with its value, as it stands in report.json."""
+    """Each target with its value, as it stands in report.json; None where there was nothing to judge."""
     return [
-        {"metric": metric, "bound": f"{sign} {bound}", "value": value, "reached": reached(value, sign, bound)}
+        {
+            "metric": metric,
+            "bound": f"{sign} {bound}",
+            "value": None if math.isnan(value) else value,  # JSON has no NaN
+            "reached": reached(value, sign, bound),
+        }
         for (metric, sign, bound), value in zip(targets, values, strict=True)
     ]
 
@@ -53,7 +58,7 @@ def table_of_targets(targets: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(
         ["metric", "bound", "value", "reached"],
         [
-            [each["metric"], each["bound"], f"{each['value']:.3f}", "yes" if each["reached"] else "**no**"]
+            [each["metric"], each["bound"], number(each["value"]), "yes" if each["reached"] else "**no**"]
             for each in targets
         ],
     )
@@ -82,7 +87,7 @@ def table_against_k(metrics: Metrics, names: Mapping[str, str], ks: Sequence[int
     """Exact match with each K."""
     return table(
         ["model", *(f"K = {k}" for k in ks)],
-        [[label, *(f"{value(metrics[name], 'em', k):.3f}" for k in ks)] for name, label in names.items()],
+        [[label, *(number(value(metrics[name], "em", k)) for k in ks)] for name, label in names.items()],
     )
 
 
@@ -127,7 +132,7 @@ def show(title: str, rows: Sequence[Sequence[str]], targets: Sequence[Mapping[st
     for target in targets:
         if not target["reached"]:
             console.print(
-                f"target missed: {target['metric']} is {target['value']:.3f}, expected {target['bound']}"
+                f"target missed: {target['metric']} is {number(target['value'])}, expected {target['bound']}"
             )
 
 

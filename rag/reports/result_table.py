@@ -4,6 +4,7 @@ A row has the metric, its value with the 95 % interval, and n, the examples that
 the paper's value, the difference, and what BM25 retrieves.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,8 @@ def name_of(record: Record, k_of_run: int | None) -> str:
 
 
 def number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
+    """With three digits; what could not be judged, None or NaN, is NONE."""
+    return NONE if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def interval(record: Record) -> str:

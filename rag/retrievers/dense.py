@@ -33,6 +33,7 @@ from rag.index.vectors import UNKNOWN
 from rag.parts import TrainedPart, describe
 from rag.retrievers.fresh import FreshPassages, Side, trained_sides
 from rag.retrievers.null_document import NullDocument
+from rag.retrievers.overfetch import check_overfetch
 from rag.retrievers.protocol import Questions, Retrieved, Retriever, check_depth
 from rag.retrievers.scale import Scale, checked, described, number_of, parts_of, value_of
 from rag.runs import FOLDER, INDEX
@@ -121,8 +122,7 @@ class DenseRetriever(nn.Module, Retriever):
         self.fresh = (
             passage_encoder if passages_trained else None
         )  # what d(z) is made by, where not by the index
-        if overfetch is not None and overfetch < 1:
-            raise UserError(f"retriever.overfetch={overfetch}: give a whole number from n_docs on, or null")
+        check_overfetch(overfetch)
         self.overfetch = overfetch
         self.null_document = null_document
         if scale is None:
@@ -152,11 +152,7 @@ class DenseRetriever(nn.Module, Retriever):
     def check_depth(self, n_docs: int, setting: str = "n_docs") -> None:
         super().check_depth(n_docs, setting)
         if self.overfetch is not None:
-            if self.overfetch < n_docs:
-                raise UserError(
-                    f"retriever.overfetch={self.overfetch} passages to choose {setting}={n_docs} from: give "
-                    f"retriever.overfetch={n_docs} or more, or null"
-                )
+            check_overfetch(self.overfetch, n_docs, setting)
             check_depth(self.index, self.overfetch, "retriever.overfetch")
 
     def check_fit(self, index: Index) -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rag.compose import CONFIGS, key_of, plain
 from rag.errors import UserError
+from rag.retrievers.overfetch import check_overfetch
 from rag.runs import Run, check_place, mentions
 from rag.safe_text import say
 from rag.training.schedule import Schedule
@@ -28,6 +29,7 @@ def check(cfg: DictConfig, overrides: Sequence[str] = ()) -> bool:
             )
     if cfg.refresh is not None:
         Schedule.set_by("refresh", plain(cfg.refresh))
+    check_overfetch(OmegaConf.select(cfg, "module.model.retriever.overfetch"), cfg.n_docs)
     run = look(cfg)
     if not cfg.info and not any(key_of(each) == "experiment" for each in overrides):
         say(default_line(cfg), flush=True)

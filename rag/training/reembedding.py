@@ -12,17 +12,25 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from jaxtyping import Float32
+
 from rag.cli import mistakes_in_one_sentence, quieten
 from rag.encoders.opening import open_passage_encoder
-from rag.encoders.reduced import BFLOAT16, InBfloat16
+from rag.encoders.precisions import BFLOAT16
+from rag.encoders.reduced import InBfloat16
 from rag.errors import UserError
 from rag.files import read_json, write_aside, write_json
 from rag.index.folder import Index
+from rag.index.passage import Passage
 from rag.index.reembed import reembed
+from rag.index.vectors import EncoderInfo
 from rag.processes import local_device
+from rag.progress import progress_bar
 from rag.runs import PROJECT
 from rag.stages import end_with_parent
 
@@ -60,13 +68,31 @@ class Request:
                 f"{self.path} holds an encoder of weights {held}, not {self.fingerprint}: delete it"
             )
         if not self.edition.is_dir():
-            reembed(old, as_the_index(encoder, old), self.edition, asked["name"])
+            told = f"embedding the passages of {old.folder} again"
+            with progress_bar(str(self.edition), len(old), "passages", told=told) as advance:
+                encoder = Counted(as_the_index(encoder, old), advance)
+                reembed(old, encoder, self.edition, asked["name"])
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def as_the_index(encoder: Any, index: Index) -> Any:
     """The encoder, in the precision that the index was embedded with."""
     return InBfloat16(encoder) if index.manifest.encoder.precision == BFLOAT16 else encoder
+
+
+class Counted:
+    """A passage encoder, as `reembed` needs one, that says how many passages it has embedded."""
+
+    def __init__(self, encoder: Any, advance: Callable[[int], None]):
+        self.encoder, self.advance = encoder, advance
+
+    def describe(self) -> EncoderInfo:
+        return self.encoder.describe()
+
+    def encode(self, passages: Sequence[Passage]) -> Float32[np.ndarray, "passages dim"]:
+        vectors = self.encoder.encode(passages)
+        self.advance(len(passages))
+        return vectors
 
 
 class Worker:

@@ -12,6 +12,7 @@ passages by them (reembedding.py), and training goes on over the old edition unt
 meanwhile is left out. That process is started here (refresh_in=background) or elsewhere, on another node for instance.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -27,8 +28,10 @@ from rag.index.folder import Index
 from rag.index.reembed import check_passages, drop, reembed, wait_for
 from rag.model import RagModel
 from rag.processes import WORKING
+from rag.progress import progress_bar, rate, span
 from rag.retrievers.dense import DenseRetriever
-from rag.training.reembedding import Request, Worker, as_the_index
+from rag.safe_text import say
+from rag.training.reembedding import Counted, Request, Worker, as_the_index
 from rag.training.resume import BEFORE, LAST, read_checkpoint
 from rag.training.schedule import Schedule
 
@@ -57,6 +60,7 @@ class IndexRefresh(Callback):
         # that is being made in the background.
         self.edition: str | None = None
         self.pending: str | None = None
+        self.asked: tuple[int, float] | None = None  # after which step, and when; None of an earlier process
         self.worker: Worker | None = None  # the first rank's
         self.waited = self.trained = 0.0  # seconds, of which `trained` holds `waited`
         self.began: float | None = None
@@ -96,14 +100,16 @@ class IndexRefresh(Callback):
         retriever, start = trained_retriever(pl_module), time.perf_counter()
         if self.pending is not None and self._is_made(trainer):
             self._exchange(trainer, pl_module.model.n_docs, retriever, self.pending, start)
+            if trainer.is_global_zero:
+                self._say_exchanged(len(retriever.index))
         if self.pending is None and self.schedule.due(self.done) and self.done < trainer.max_steps:
             start = time.perf_counter()
             fingerprint = _encoder_of(retriever).fingerprint()
             if self.where == "foreground":
-                self._embed(trainer, retriever, fingerprint)
+                self._embed(trainer, retriever, fingerprint, f"after step {self.done:,}")
                 self._exchange(trainer, pl_module.model.n_docs, retriever, fingerprint, start)
             else:
-                self.pending = fingerprint
+                self.pending, self.asked = fingerprint, (self.done, start)
                 if trainer.is_global_zero:
                     self._ask(trainer, retriever, fingerprint)
                 self.waited += time.perf_counter() - start
@@ -119,7 +125,7 @@ class IndexRefresh(Callback):
         retriever = trained_retriever(module)
         self._meet(trainer)
         fingerprint = _encoder_of(retriever).fingerprint()
-        self._embed(trainer, retriever, fingerprint)
+        self._embed(trainer, retriever, fingerprint, "for the weights that are saved")
         self._take(retriever, fingerprint)
         if trainer.is_global_zero:
             self._tidy(needed_by(self.run, (LAST,)))
@@ -139,22 +145,29 @@ class IndexRefresh(Callback):
             dist.broadcast(told, 0, group=self.group)
         return bool(told)
 
-    def _embed(self, trainer: pl.Trainer, retriever: Any, fingerprint: str) -> None:
-        """Make the edition of the encoder as it is, unless it is there, with the help of all ranks."""
+    def _embed(self, trainer: pl.Trainer, retriever: Any, fingerprint: str, when: str) -> None:
+        """Make the edition of the encoder as it is, unless it is there, with the help of all ranks, which is told."""
         if self._agree(trainer, (self.folder / fingerprint).is_dir()):
             return
         encoder = retriever.fresh.encoder
         was_training = encoder.training
         encoder.eval()
-        reembed(
-            retriever.index,
-            as_the_index(encoder, retriever.index),
-            self.folder / fingerprint,
-            str(self.run / "model" / "passage_encoder"),
-            trainer.global_rank,
-            trainer.world_size,
-            self._wait,
-        )
+        index, ranks = retriever.index, trainer.world_size
+        told = f"embedding its {len(index):,} passages again"
+        told += f", a share by each of {ranks} processes" if ranks > 1 else ""
+        own = len(index) if ranks == 1 else None
+        with progress_bar(
+            f"index {when}", own, "passages", show=trainer.is_global_zero, told=told
+        ) as advance:
+            reembed(
+                index,
+                Counted(as_the_index(encoder, index), advance),
+                self.folder / fingerprint,
+                str(self.run / "model" / "passage_encoder"),
+                trainer.global_rank,
+                ranks,
+                self._wait,
+            )
         encoder.train(was_training)
 
     def _exchange(
@@ -214,10 +227,32 @@ class IndexRefresh(Callback):
                 self._tidy(needed_by(self.run, (LAST, BEFORE)))
             request.write(retriever.fresh.encoder, retriever.index, self.run / "model" / "passage_encoder")
         self.worker = Worker.start(request, trainer.num_devices if self.where == "background" else None)
+        by = "in the background"
+        if self.where == "elsewhere":
+            by = f"elsewhere, by python -m rag.training.reembedding {self.folder}"
+        passages = f"{len(retriever.index):,} passages"
+        tell(
+            f"{self._asked()}: its {passages} are embedded again {by}; training goes on over the old edition"
+        )
+
+    def _asked(self) -> str:
+        return "index" if self.asked is None else f"index after step {self.asked[0]:,}"
+
+    def _say_exchanged(self, passages: int) -> None:
+        took = ""
+        if self.asked is not None:
+            seconds = time.perf_counter() - self.asked[1]
+            took = f" in {span(seconds)}, {rate(passages / seconds, 'passages')},"
+        tell(f"{self._asked()}: {passages:,} passages{took} searched from step {self.done + 1:,} on")
 
     def _is_made(self, trainer: pl.Trainer) -> bool:
         """Whether the pending edition is complete."""
         return self._agree(trainer, self.worker is not None and self.worker.is_done())
+
+
+def tell(text: str) -> None:
+    """Where progress is told."""
+    say(text, file=sys.stderr, flush=True)
 
 
 def trained_retriever(module: Any) -> Any:

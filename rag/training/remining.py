@@ -12,7 +12,7 @@ blocks and end with the same candidates.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from rag.errors import UserError
 from rag.fingerprints import digest
 from rag.index.passages import PassageStore
 from rag.metrics.retrieval import answer_matcher
+from rag.progress import progress_bar
 from rag.tasks.dpr_json import AskedQuestion
 from rag.training.dpr import BiEncoder, inner_products
 from rag.training.schedule import Schedule
@@ -124,11 +125,18 @@ class RetrievedNegatives:
 
         Raises UserError on every rank where a vector is not finite.
         """
-        began = time.perf_counter()
+        began, first = time.perf_counter(), _place()[0] == 0
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
-            near = nearest(model, self.store, self.questions, self.pool, self.settings.depth)
+            with progress_bar(
+                f"negatives after step {step:,}",
+                len(self.pool),
+                "passages",
+                show=first,
+                told=f"mined among {len(self.pool):,} passages for {len(self.questions):,} questions",
+            ) as advance:
+                near = nearest(model, self.store, self.questions, self.pool, self.settings.depth, advance)
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -206,11 +214,13 @@ def nearest(
     questions: Sequence[AskedQuestion],
     pool: Int64[np.ndarray, " pool"],
     depth: int,
+    advance: Callable[[int], None] = lambda passages: None,
 ) -> Int64[Tensor, "questions depth"]:
     """The `depth` rows of `pool` with the largest q(x)ᵀd(z) for each question, best first, on the CPU; −1 where the
     pool holds fewer. Every rank embeds its share of both sides, and gets what one process would have found.
 
-    Raises UserError on every rank where a vector is not finite.
+    advance: called as passages are searched, by all ranks together. Raises UserError on every rank where a vector is
+    not finite.
     """
     rank, ranks = _place()
     queries = _question_vectors(model, [one.question for one in questions])
@@ -229,6 +239,7 @@ def nearest(
             best[part], kept = both.topk(depth, dim=1)
             before = rows[part].gather(1, kept.clamp(max=depth - 1))
             rows[part] = torch.where(kept < depth, before, of_block[(kept - depth).clamp(min=0)])
+        advance(min(ranks * size, len(pool) - start))  # what the other ranks search meanwhile, too
     if ranks > 1:
         best, rows = (torch.cat(_everyones(each), dim=1) for each in (best, rows))
     if not queries.isfinite().all() or best.isnan().any() or best.isposinf().any():

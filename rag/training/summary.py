@@ -90,7 +90,7 @@ def describe(
 ) -> list[tuple[str, str]]:
     """(what, value) rows of the summary of an experiment.
 
-    settings: the composed configuration of the run, as plain containers.
+    settings: what `settings_shown` takes of the configuration of the run.
     """
     model = module.model
     rows = [("experiment", name), ("model", type(model).__name__)]
@@ -116,6 +116,7 @@ def describe(
             ("index", f"{len(index):,} passages{dimensions}, {index.manifest.factory}"),
             ("index folder", str(index.folder)),
         ]
+    rows += of_passages(settings)
     ranks, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     batch = examples_a_step(trainer, datamodule)
     shares = f" × {ranks} ranks" if ranks > 1 else ""
@@ -156,6 +157,7 @@ def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tup
             ("index", settings["index"]["type"].get("factory", class_of(settings["index"]["type"]))),
             ("index folder", settings["index"]["path"]),
         ]
+    rows += of_passages(settings)
     accumulated = trainer.get("accumulate_grad_batches", 1)
     shares = f" × {accumulated} accumulated" if accumulated > 1 else ""
     rows += [
@@ -178,6 +180,46 @@ def describe_unopened(settings: dict[str, Any], missing: list[Path]) -> list[tup
         ("not there yet", "\n".join(map(str, missing))),
     ]
     return rows
+
+
+def settings_shown(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's composed configuration, as plain containers, that the summary shows as they are."""
+    shown = (
+        "optimization",
+        "monitor",
+        "monitor_mode",
+        "paths",
+        "refresh",
+        "refresh_in",
+        "module",
+        "datamodule",
+    )
+    return {key: settings[key] for key in shown}
+
+
+def of_passages(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is searched again and again while training goes on, and how; nothing where that stays as it is."""
+    model, data = settings["module"].get("model") or {}, settings["datamodule"]
+    model = model.get("model", model)  # a classifier's is inside
+    rows = []
+    if overfetch := (model.get("retriever") or {}).get("overfetch"):
+        rows.append(
+            ("overfetch", f"{overfetch} passages from the index, of which K are chosen by fresh vectors")
+        )
+    if settings["refresh"] is not None:
+        where = {"foreground": "while training waits", "background": "in the background"}
+        where = where.get(settings["refresh_in"], settings["refresh_in"])
+        rows.append(("refresh", f"the index is embedded again {schedule(settings['refresh'])}, {where}"))
+    if data.get("remine") is not None:
+        how = {name: value for name, value in (data.get("remining") or {}).items() if name != "_target_"}
+        given = f" ({', '.join(f'{name} {value}' for name, value in how.items())})" if how else ""
+        rows.append(("remine", f"hard negatives are mined {schedule(data['remine'])}{given}"))
+    return rows
+
+
+def schedule(given: Any) -> str:
+    """ "every 500 steps", "after the steps 0-1000:500,1000-:1000"."""
+    return f"every {given:,} steps" if isinstance(given, int) else f"after the steps {given}"
 
 
 def class_of(node: dict[str, Any]) -> str:
