@@ -48,7 +48,7 @@ class IndexType:
         many.
     nprobe, ef_search: how many cells or candidates a search looks at; None: chosen together with refine, the
         pair that reaches `target_recall` and costs a query least.
-    refine: search refine·K candidates and re-rank them by their true vectors; None: 1 if the index keeps
+    refine: search refine·K candidates, 100 at least, and re-rank them by their true vectors; None: 1 if the index keeps
         whole vectors, otherwise one of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64.
     target_recall: the least recall against exact search at K = 5, 20 and 50 that will do; it counts as
         reached when its lower bound at 95 % (over the queries measured with) reaches it.
@@ -276,8 +276,9 @@ def add_rest(
 
 def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[[int], None]) -> None:
     cells = np.empty(len(vectors), np.int32)
+    cell_of, before = _cells_before(ivf, chain)
     for start, block in vectors.blocks(_BLOCK):
-        nearest = ivf.quantizer.assign(transformed(chain, block), 1)
+        nearest = cell_of.assign(transformed(before, block), 1)
         cells[start : start + len(block)] = nearest[:, 0]
         advance(len(block) // 2)
     for cell, size in enumerate(np.bincount(cells, minlength=ivf.nlist).tolist()):
@@ -288,6 +289,24 @@ def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[
         into = cells[start : start + len(block)].astype(np.int64)
         ivf.add_core(len(inside), faiss.swig_ptr(inside), None, faiss.swig_ptr(into))
         advance(len(block) - len(block) // 2)
+
+
+def _cells_before(ivf: Any, chain: list[Any]) -> tuple[Any, list[Any]]:
+    """The index of the cells, and the transformations before it: none where all of them are rotations, which the
+    cells can be turned back by, once, instead of every vector forth."""
+    rotations = [isinstance(each, faiss.LinearTransform) and each.is_orthonormal for each in chain]
+    if (
+        not all(rotations)
+        or any(each.d_in != each.d_out or each.have_bias for each in chain)
+        or not (isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexFlat) and chain)
+    ):
+        return ivf.quantizer, chain
+    centroids = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    for each in reversed(chain):
+        centroids = each.reverse_transform(centroids)
+    turned = faiss.IndexFlat(ivf.d, ivf.quantizer.metric_type)
+    turned.add(centroids)
+    return turned, []
 
 
 def _measure_by(graph: Any, metric: int) -> None:

@@ -29,7 +29,7 @@ from rag.index.milvus_connection import Connection
 from rag.index.milvus_type import EFFORT, GRAPHS, JOURNAL, KEEPS_VECTORS, MilvusType
 from rag.index.opening import IndexFiles, open_files
 from rag.index.passages import PassageStore
-from rag.index.tuning import RECALL_AT, TUNED_AT, find, true_scores
+from rag.index.tuning import RECALL_AT, TUNED_AT, find, proposed, true_scores
 from rag.index.vectors import EncoderInfo, Vectors, exact_search, open_vectors
 from rag.progress import progress_bar
 
@@ -289,7 +289,7 @@ def _recalls(
     K-th best counts as found too."""
     recall, scores = {}, np.empty((0, 0), np.float32)
     for k in sorted(ks, reverse=True):
-        candidates = min(k * refine, len(vectors))
+        candidates = proposed(k, refine, len(vectors))
         if (
             type.kind in GRAPHS or not scores.size
         ):  # a graph looks at more for more; the others find the same first

@@ -22,6 +22,7 @@ from rag.index.vectors import DecodedVectors, Vectors, best, exact_search
 RECALL_AT = (1, 5, 20, 50, 100)
 TUNED_AT = (5, 20, 50)  # the search parameters are chosen by the worst recall at these K
 REFINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+RERANKED = 100  # candidates at least, where there is re-ranking: refine·K would be few for a small K
 _QUERIES, _WIDEST = 50, 3_200  # searched at a time while tuning, and candidates of each
 _AT_ONCE = 8  # steps to double the effort
 _MOST_CANDIDATES = 32_768  # of a graph: more of them take longer than exact search
@@ -46,15 +47,20 @@ def untuned(index: Any, kind: IndexType) -> dict[str, int]:
     return search | {"refine": 1}
 
 
+def proposed(k: int, refine: int, passages: int) -> int:
+    """How many candidates an index is asked for: k; or, where they are re-ranked, refine·k and 100 at least."""
+    return min(k if refine == 1 else max(k * refine, RERANKED), passages)
+
+
 def find(
     index: Any, vectors: Vectors | DecodedVectors, queries: Float32[np.ndarray, "B D"], k: int, refine: int
 ) -> tuple[Float32[np.ndarray, "B k"], Int64[np.ndarray, "B k"]]:
     """Scores and rows of the k best, best first; −inf and −1 where there are fewer.
 
-    With refine > 1, refine·k candidates are put in order by their true vectors, and the scores are exact.
+    With refine > 1, refine·k candidates, 100 at least, are put in order by their true vectors, and the scores are
+    exact.
     """
-    candidates = min(k * refine, len(vectors))
-    scores, rows = index.search(queries, candidates)
+    scores, rows = index.search(queries, proposed(k, refine, len(vectors)))
     if refine > 1:
         return best(true_scores(vectors, queries, rows), rows, k)
     scores[rows < 0] = -np.inf
@@ -132,7 +138,7 @@ class Trial:
         return holding(target), holding(max(target, 0.999))
 
     def recall(self, k: int, search: dict[str, int]) -> Float32[np.ndarray, " Q"]:
-        """Of each query, the share of the k best that is among the refine·k candidates."""
+        """Of each query, the share of the k best that is among the candidates."""
         # The first of more candidates are the same ones, except in a graph, where more are looked at for them.
         refine = search["refine"]
         pairs = {(k, refine)}
@@ -151,7 +157,7 @@ class Trial:
     ) -> dict[tuple[int, int], Float32[np.ndarray, " Q"]]:
         """`recall` for several pairs of k and refine, by one search."""
         set_search(self.index, search)
-        width = min(max(k * refine for k, refine in pairs), len(self.vectors))
+        width = max(proposed(*pair, len(self.vectors)) for pair in pairs)
         good = {pair: np.zeros(len(self.queries), np.float32) for pair in pairs}
         for start in range(0, len(self.queries), _QUERIES):
             part = slice(start, start + _QUERIES)
@@ -163,7 +169,7 @@ class Trial:
                 same = self._rows[start + query, position] == retrieved
                 scores[query, same] = self._scores[start + query, position[same]]
             for (k, refine), recalls in good.items():
-                enough = scores[:, : k * refine] >= self.bounds[part, k - 1 : k]
+                enough = scores[:, : proposed(k, refine, len(self.vectors))] >= self.bounds[part, k - 1 : k]
                 recalls[part] = np.minimum(enough.sum(axis=1), k) / k
         return good
 
@@ -272,7 +278,8 @@ class _Space:
         if self.graph is None:
             return list(REFINES)
         # a graph proposes from those that it looks at, so that more candidates than that are a larger ef_search
-        return [each for each in REFINES if each == 1 or each * self.cuts[-1] <= self.efforts[at]]
+        most, passages = self.efforts[at], len(self.trial.vectors)
+        return [each for each in REFINES if each == 1 or proposed(self.cuts[-1], each, passages) <= most]
 
     def parameters(self, at: int, refine: int) -> dict[str, int]:
         return ({self.effort: self.efforts[at]} if self.effort else {}) | {"refine": refine}
@@ -285,12 +292,12 @@ class _Space:
 
         Measured on one core (768 dimensions, a million vectors): codes of scalar quantisers and of RaBitQ at 13
         bytes a nanosecond, those of a product quantiser, which are looked up, at a fifth of that; true vectors, read
-        at random, at an eighth; RaBitQ quantises the query anew for each cell in 3.6 μs.
+        at random, at a twelfth; RaBitQ quantises the query anew for each cell in 3.6 μs.
         """
         if at >= len(self.efforts):
             return np.inf
         value, dim, passages = self.efforts[at], self.trial.vectors.dim, len(self.trial.vectors)
-        candidates = refine * self.cuts[-1]
+        candidates = proposed(self.cuts[-1], refine, passages)
         if isinstance(self.inner, faiss.IndexIVF):
             size = self.inner.code_size * (5 if hasattr(self.inner, "pq") else 1)
             codes = value * (
@@ -301,7 +308,7 @@ class _Space:
             codes = max(value, candidates) * self.graph.nb_neighbors(0) * size
         else:
             codes = passages * self.inner.sa_code_size()
-        return codes + (8 * candidates * 4 * dim if refine > 1 else 0)
+        return codes + (12 * candidates * 4 * dim if refine > 1 else 0)
 
 
 def _steps(least: int, most: int) -> list[int]:
