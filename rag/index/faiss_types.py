@@ -147,6 +147,13 @@ def quantises_by_cell(index: Any) -> bool:
     return isinstance(index, faiss.IndexIVFRaBitQ)
 
 
+def _links(hnsw: Any, margin: float = 1.0) -> float:
+    """Places for links that a graph keeps for a vector, on the average: one in M stands a layer higher, so that the
+    layers above the lowest, of M links each, add M / (M − 1)."""
+    above = hnsw.nb_neighbors(1)
+    return hnsw.nb_neighbors(0) + margin * above / (above - 1)
+
+
 def file_bytes(index: Any, passages: int) -> int:
     """How large the file of an index is (empty or full) with so many passages, to about a hundredth."""
     chain, inner = inner_index(index)
@@ -155,8 +162,7 @@ def file_bytes(index: Any, passages: int) -> int:
         if (quantiser := getattr(inner, "pq", None)) is not None:
             size += quantiser.ksub * inner.d * 4
     elif hasattr(inner, "hnsw"):
-        links = inner.hnsw.nb_neighbors(0) + inner.hnsw.nb_neighbors(1) / (inner.hnsw.nb_neighbors(1) - 1)
-        size = passages * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * links + 12)
+        size = passages * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * _links(inner.hnsw) + 12)
     else:
         size = passages * inner.sa_code_size()
     return int(size) + sum(4 * each.d_in * each.d_out for each in chain)
@@ -174,19 +180,28 @@ def train(index: Any, kind: IndexType, vectors: Vectors, seed: int = 0) -> None:
     if index.is_trained:
         return
     chain, inner = inner_index(index)
-    rows = _sample(min(65_536, max(16_384, len(vectors) // 64)), len(vectors), seed)
+    rows = _sample(code_sample(len(vectors)), len(vectors), seed)
     for number, transform in enumerate(chain):
         if not transform.is_trained:
             transform.train(_gather(vectors, rows, chain[:number]))
     if isinstance(inner, faiss.IndexIVF):
-        wanted = kind.train_sample or max(65_536, POINTS_PER_CENTROID * inner.nlist)
-        more = _sample(wanted, len(vectors), seed)
+        more = _sample(cell_sample(kind, inner.nlist, len(vectors)), len(vectors), seed)
         if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat):
             _find_cells(inner, more, vectors, chain, seed)
         else:  # cells that FAISS finds in its own way, as with IVF4096_HNSW128
             rows = more
     inner.train(_gather(vectors, rows, chain))
     index.is_trained = True
+
+
+def cell_sample(kind: IndexType, nlist: int, passages: int) -> int:
+    """How many vectors the cells are found with."""
+    return min(passages, kind.train_sample or max(65_536, POINTS_PER_CENTROID * nlist))
+
+
+def code_sample(passages: int) -> int:
+    """How many vectors a quantiser of codes learns from."""
+    return min(passages, 65_536, max(16_384, passages // 64))
 
 
 def _sample(wanted: int, passages: int, seed: int) -> Int64[np.ndarray, " S"]:
@@ -319,9 +334,7 @@ def _reserve(inner: Any, passages: int) -> None:
     store: Any = faiss.downcast_index(inner.storage) if hasattr(inner, "storage") else inner
     reserved = [(store.codes, passages * store.code_size)] if hasattr(store, "codes") else []
     if hasattr(inner, "hnsw"):
-        above = inner.hnsw.nb_neighbors(1)
-        links = inner.hnsw.nb_neighbors(0) + 1.02 * above / (above - 1)
-        reserved.append((inner.hnsw.neighbors, int(passages * links)))
+        reserved.append((inner.hnsw.neighbors, int(passages * _links(inner.hnsw, 1.02))))
     for array, size in reserved:
         array.resize(size)
         array.resize(0)
