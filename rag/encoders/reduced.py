@@ -96,17 +96,11 @@ def reduced(encoder: Any, **asked: bool) -> Any:
 
     None, where there is no encoder, stays. Raises UserError where several are asked for.
     """
-<<<<<<< HEAD
-    chosen = [name for name, wanted in asked.items() if wanted]
-    if len(chosen) > 1:
-        raise UserError(f"{' and '.join(f'{name}=true' for name in chosen)} exclude each other: take one")
+    chosen = chosen_precision(**asked)
     weight = next(encoder.parameters(), None) if isinstance(encoder, nn.Module) else None
-    if not chosen and weight is not None and weight.is_cuda and weight.dtype == torch.float32:
+    if chosen is None and weight is not None and weight.is_cuda and weight.dtype == torch.float32:
         return InHalf(encoder)
-    return in_precision(encoder, chosen[0] if chosen else None)
-=======
-    return in_precision(encoder, chosen_precision(**asked))
->>>>>>> h-suite
+    return in_precision(encoder, chosen)
 
 
 def in_precision(encoder: Any, precision: str | None) -> Any:

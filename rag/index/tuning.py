@@ -107,7 +107,7 @@ class Trial:
         self._found: dict[tuple[int, ...], dict[tuple[int, int], np.ndarray]] = {}
 
     @classmethod
-    def several(cls, index: Any, vectors: Vectors, *queries: Float32[np.ndarray, "some D"]) -> list["Trial"]:
+    def several(cls, index: Any, vectors: Vectors, *queries: Float32[np.ndarray, "_ D"]) -> list["Trial"]:
         """A trial with each of several sets of queries, for one exact search."""
         exact = exact_search(vectors, np.concatenate(queries), min(2 * max(RECALL_AT), len(vectors)))
         parts = [np.split(each, np.cumsum([len(some) for some in queries])[:-1]) for each in exact]
