@@ -36,7 +36,7 @@ from rag.metrics.refusal import refused_with
 from rag.safe_text import json_text
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, read_examples
-from rag.training.datamodule import sample
+from rag.training.questions import sample
 
 # What means the same over any folder: BM25's scores grow with the number of passages, and so do the retriever's.
 OVER_ANY_PASSAGES = tuple(name for name in FEATURES if name != "retrieval")

@@ -37,7 +37,7 @@ from rag.reports.page import table
 from rag.retrievers import BM25, GoldRetriever, HybridRetriever
 from rag.tasks.example import Example
 from rag.tasks.qa import read_examples
-from rag.training.datamodule import sample
+from rag.training.questions import sample
 
 DECODING = Decoding(max_new_tokens=12, min_new_tokens=1)
 AT_ONCE = 32

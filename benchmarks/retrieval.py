@@ -43,7 +43,7 @@ from rag.retrievers.lexical import BM25
 from rag.tasks.example import Example
 from rag.tasks.qa import QuestionAnswering, read_examples
 from rag.tasks.records import read_records
-from rag.training.datamodule import sample
+from rag.training.questions import sample
 
 KS = (1, 5, 20, 100)
 SWAP_KS = (1, 5, 20)

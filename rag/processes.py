@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.environments import SLURMEnvironment
 
 from rag.errors import UserError
 
@@ -26,8 +25,7 @@ def processes() -> Iterator[tuple[int, int]]:
     """
     number, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     where = "env://"
-    if "RANK" not in os.environ and SLURMEnvironment.detect():
-        slurm = SLURMEnvironment()
+    if "RANK" not in os.environ and (slurm := _slurm()) is not None:
         number, count = slurm.global_rank(), slurm.world_size()
         where = f"tcp://{slurm.main_address}:{slurm.main_port}"
     if count == 1:
@@ -46,6 +44,16 @@ def processes() -> Iterator[tuple[int, int]]:
     finally:
         _patient = None
         dist.destroy_process_group()
+
+
+def _slurm() -> Any:
+    """Lightning's view of the tasks that srun started; None without them, so that a command that trains nothing does not
+    wait a second for Lightning and what it imports (torchmetrics, SciPy, Matplotlib)."""
+    if "SLURM_NTASKS" not in os.environ:
+        return None
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    return SLURMEnvironment() if SLURMEnvironment.detect() else None
 
 
 def wait_for_all() -> None:

@@ -22,7 +22,7 @@ from rag.tasks.jeopardy import JeopardyQuestions
 from rag.tasks.preparation import training_pairs
 from rag.tasks.qa import QuestionAnswering
 from rag.tasks.trivia_qa import TriviaQA
-from rag.training.datamodule import sample
+from rag.training.questions import sample
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 pytestmark = [

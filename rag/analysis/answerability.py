@@ -28,7 +28,7 @@ from rag.reports.page import Analysis
 from rag.runs import ANSWERABILITY_FILE
 from rag.safe_text import markdown, say
 from rag.tasks.example import Example
-from rag.training.datamodule import sample
+from rag.training.questions import sample
 
 COVERAGE = 0.9  # of the answerable questions, at which refusals are compared
 KINDS = {REMOVED: "without its passages", NOBODY: "about nobody"}

@@ -20,7 +20,7 @@ from rag.model import RagModel
 from rag.safe_text import say
 from rag.saved_model import load_config
 from rag.tasks.example import Example
-from rag.training.datamodule import sample
+from rag.training.questions import sample
 
 
 @dataclass(frozen=True)

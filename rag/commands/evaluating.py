@@ -35,7 +35,7 @@ from rag.safe_text import say
 from rag.saved_model import verify_model
 from rag.tasks.qa import read_examples
 from rag.terminal import Terminal
-from rag.training.datamodule import check_questions, sample
+from rag.training.questions import check_questions, sample
 
 LEAST_INDEX_RECALL = 0.95  # below this, what the generator reads is noticeably not what the scores ask for
 DECISIVE = (

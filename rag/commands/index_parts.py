@@ -17,7 +17,7 @@ from rag.index.passage import counted
 from rag.safe_text import say
 from rag.tasks.qa import read_examples
 from rag.terminal import Terminal
-from rag.training.datamodule import sample
+from rag.training.questions import sample
 
 
 def open_encoder(name: str, settings: EncoderSettings, optional: bool = False) -> AnyPassageEncoder | None:

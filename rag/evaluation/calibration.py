@@ -16,7 +16,6 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float
-from sklearn.linear_model import LogisticRegression
 
 from rag.encoders.protocol import hash_weights
 from rag.errors import UserError
@@ -119,6 +118,10 @@ class Calibration:
         table = np.array([each.features(features) for each in evidence])
         mean, scale = table.mean(axis=0), table.std(axis=0)
         scale[scale < 1e-9] = 1.0  # the same for all questions: no weight comes of it
+        from sklearn.linear_model import (
+            LogisticRegression,
+        )  # most of a second, which asking need not wait for
+
         model = LogisticRegression(C=_INVERSE_REGULARISATION, class_weight="balanced", max_iter=10_000)
         model.fit((table - mean) / scale, truth)
         fitted = cls(

@@ -20,8 +20,8 @@ from rag.model import Batch, RagModel
 from rag.tasks.example import Example
 from rag.tasks.preparation import training_pairs
 from rag.tasks.task import Task
+from rag.training.questions import check_questions, sample
 
-CHECKED_AT_ONCE = 1024  # questions
 Prepare = Callable[..., Batch]  # RagModel.prepare
 Item = TypeVar("Item")
 
@@ -40,17 +40,6 @@ class Shuffled:
     def take(self, start: int, count: int) -> list[int]:
         """The items at positions start, …, start + count − 1 of the endless order."""
         return [int(self._permutation(i // self.size)[i % self.size]) for i in range(start, start + count)]
-
-
-def sample(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item]:
-    """`limit` of the items, drawn without repetition by `seed`, in their order; all of them where there are no more.
-
-    Files of questions are ordered, by article for instance, so that their first few hundred ask about one thing.
-    """
-    if limit is None or limit >= len(items):
-        return list(items)
-    chosen = np.random.default_rng([seed, 2_000_003]).permutation(len(items))[:limit]
-    return [items[number] for number in np.sort(chosen)]
 
 
 class StepDataModule(pl.LightningDataModule):
@@ -192,31 +181,6 @@ class RagDataModule(StepDataModule):
         assert trainer is not None
         of_rank = self.dev[trainer.global_rank :: trainer.world_size]
         return self._loader(evaluation_batches(of_rank, self.prepare_batch, self.eval_batch_size))
-
-
-def check_questions(model: RagModel, examples: Sequence[Example], source: str) -> None:
-    """UserError that names the first question of `source` that the model cannot read, as one too long for it.
-
-    Before anything is computed: training may come to such a question hours later.
-    """
-    known = {example.question: example.id for example in reversed(examples)}
-    questions = list(known)
-    for start in range(0, len(questions), CHECKED_AT_ONCE):
-        chunk = questions[start : start + CHECKED_AT_ONCE]
-        try:
-            _read(model, chunk)
-        except UserError:
-            for question in chunk:
-                try:
-                    _read(model, [question])
-                except UserError as error:
-                    begin = question if len(question) <= 40 else f"{question[:40].rstrip()}…"
-                    raise UserError(f"{source}, question {known[question]} ({begin}): {error}") from error
-            raise
-
-
-def _read(model: RagModel, questions: list[str]) -> None:
-    model.generator.assemble(model.prepare(questions).generator_questions)
 
 
 def evaluation_batches(examples: Sequence[Example], prepare: Prepare, batch_size: int) -> Dataset:
