@@ -6,7 +6,8 @@ float32 vectors, as build_index.py does. Each build, and each opening and search
 The vectors are made, not embedded, but shaped like a text encoder's: 768 dimensions of which 64 carry topics and
 what differs within them, with variances that fall as 1/i; a mean common to all; lengths of 10 ± 1; isotropic noise of
 length 2. 4,000 topics for a million vectors, of uneven size. Queries are of the same distribution and held out: 200
-choose the search parameters while the index is built, 200 others measure it afterwards.
+choose the search parameters while the index is built and 200 measure its manifest's recall; 200 others measure it
+afterwards.
 
     build_s               train, fill, tune, measure, write and hash, as `build` does
     build_peak_mb         the most anonymous memory (RssAnon, looked at every 10 ms) while building, over what the
@@ -57,7 +58,7 @@ from rag.index.vectors import EncoderInfo, exact_search, open_vectors
 PROJECT = Path(__file__).resolve().parents[1]
 TYPES = ("flat", "sq8", "sqfp16", "ivf_sq8", "ivf_pq", "ivf_rabitq", "hnsw", "hnsw_sq8")
 AT_MOST = {"hnsw_sq8": 200_000}
-TUNING, TESTING, K = 200, 200, 50
+TUNING, TESTING, K = 400, 200, 50
 LATENT, VECTORS_PER_TOPIC, SPREAD, NOISE = 64, 250, 0.6, 2.0
 BLOCK = 16_384
 

@@ -18,7 +18,8 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
 from rag.encoders.dpr import PassageEncoder, QuestionEncoder
-from rag.encoders.protocol import of_like_length
+from rag.encoders.protocol import encode, of_like_length
+from rag.encoders.reduced import InHalf
 from rag.errors import UserError
 from rag.index.passage import Passage
 from rag.training.dpr import bert_encoders
@@ -175,3 +176,27 @@ def test_a_folder_that_does_not_exist_is_called_that(tmp_path):
     for folder in (tmp_path / "none", tmp_path / "a" / "b"):
         with pytest.raises(UserError, match=r"holds no question encoder .*\(there is no such folder\)"):
             QuestionEncoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("beyond", [None, "states", "weights"])
+def test_weights_in_float16(passage_encoder, beyond):
+    """As on a GPU. What is beyond its range is encoded in the usual precision; a passage that is cut counts once."""
+    encoder = copy.deepcopy(passage_encoder)
+    encoder.max_length, encoder.cut = 6, 0
+    with torch.no_grad():
+        dense = encoder.bert.encoder.layer[0].intermediate.dense
+        if beyond == "states":
+            dense.weight *= 6e4 / dense.weight.abs().amax()
+            dense.bias += 3e4
+        elif beyond == "weights":
+            dense.weight *= 7e4 / dense.weight.abs().amax()
+    exact, info = encoder.encode(passages()), encoder.describe()
+    cut, encoder.cut = encoder.cut, 0
+    half = InHalf(encoder)
+    vectors = half.encode(passages())
+    assert half.describe() == info and vectors.dtype == np.float32 and encoder.cut == cut > 0
+    cosine = (vectors * exact).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(exact, axis=1)
+    assert np.isfinite(vectors).all() and (1 - cosine < 1e-5).all()
+    assert next(encoder.parameters()).dtype == (torch.float32 if beyond == "weights" else torch.float16)
+    if beyond == "states":
+        assert not np.isfinite(encode(encoder, passages())).all()

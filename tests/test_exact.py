@@ -1,5 +1,9 @@
 """retriever=exact: the same passages as argsort over all of them, on whatever device, in bounded memory."""
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ from torch.testing import assert_close
 
 from rag.errors import UserError
 from rag.index.faiss_types import IndexType
-from rag.retrievers import exact
+from rag.retrievers import exact, group_maxima
 from rag.retrievers.dense import DenseRetriever
 from rag.retrievers.exact import ExactRetriever, ExactSearch
 
@@ -36,22 +40,75 @@ def test_equals_argsort(index, dtype, k, monkeypatch):
         np.testing.assert_array_equal(rows[:, : max(1, k - 2)], expected[:, : max(1, k - 2)])
 
 
+@pytest.mark.parametrize("group", [1, 8, 64, 128])
+@pytest.mark.parametrize("count", [1, 63, 64, 1000])
+def test_maxima_of_groups(group, count, monkeypatch):
+    monkeypatch.setattr(group_maxima, "SCORES_AT_ONCE", 9 * 256)  # parts
+    draw = torch.Generator().manual_seed(0)
+    vectors, queries = (torch.randn(n, 24, generator=draw) for n in (count, 9))
+    expected = torch.stack([each.amax(1) for each in (queries @ vectors.T).split(group, dim=1)], dim=1)
+    assert_close(group_maxima.group_maxima(vectors, queries, group), expected)
+
+
+KERNEL = """
+import torch
+from rag.retrievers.group_maxima import group_maxima
+from rag.retrievers.maxima_kernel import by_kernel
+device = "cuda" if torch.cuda.is_available() else "cpu"
+dtypes = torch.float16, torch.bfloat16 if device == "cuda" else torch.float32
+shapes = (300, 48, 9, 64), (1000, 100, 70, 8), (128, 64, 1, 1), (5, 64, 200, 64), (257, 96, 17, 128)
+for count, dim, asked, group in shapes:
+    for dtype in dtypes:
+        vectors, queries = (torch.randn(n, dim).to(device, dtype) for n in (count, asked))
+        expected = group_maxima(vectors.cpu().float(), queries.cpu().float(), group)
+        torch.testing.assert_close(by_kernel(vectors, queries, group).cpu(), expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch brings Triton on a machine with a GPU alone")
+@pytest.mark.parametrize(
+    "interpreted", [pytest.param(False, marks=pytest.mark.gpu), pytest.param(True, id="interpreted")]
+)
+def test_the_kernel_takes_the_same_maxima(interpreted):
+    """On a GPU, or by Triton's interpreter, which has to be asked for before Triton is imported."""
+    there = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if interpreted else {}
+    done = subprocess.run(
+        [sys.executable, "-c", KERNEL], env=os.environ | there, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_memory_of_scores_is_bounded(index, monkeypatch):
-    """However many questions: a chunk has so few rows that its scores fit."""
+    """However many questions: a block of a file has so few rows that its scores fit."""
     monkeypatch.setattr(exact, "SCORES_AT_ONCE", 1 << 13)
     queries = np.repeat(random_queries(9), 10, axis=0)
     seen = []
-    chunks = ExactSearch._chunks
-    monkeypatch.setattr(ExactSearch, "_chunks", lambda self, rows: seen.append(rows) or chunks(self, rows))
+    blocks = type(index).vector_blocks
+    monkeypatch.setattr(
+        type(index), "vector_blocks", lambda self, rows: seen.append(rows) or blocks(self, rows)
+    )
     rows = ExactSearch(index, "cpu").search(torch.from_numpy(queries), 5)
     assert seen == [(1 << 13) // 90]
     np.testing.assert_array_equal(rows, np.argsort(-(queries @ encode(corpus(2000)).T), axis=1)[:, :5])
 
 
+@pytest.mark.parametrize("k", [1, 7, 400])
+def test_in_parts_as_in_one_piece(index, k, monkeypatch):
+    """Many vectors or questions: maxima are held for a part of the vectors, scores for a part of the questions."""
+    queries = torch.from_numpy(random_queries(9))
+    search = ExactSearch(index, "cpu", torch.bfloat16)
+    whole = search.search(queries, k)
+    monkeypatch.setattr(exact, "MAXIMA_AT_ONCE", 9 * 3)
+    monkeypatch.setattr(exact, "SCORED_AT_ONCE", 1)
+    np.testing.assert_array_equal(search.search(queries, k), whole)
+    assert search.search(queries[:0], k).shape == (0, k)
+
+
 def test_the_cpu_reads_the_mapped_files_in_float32(index):
     search = ExactSearch(index, "cpu")
-    chunk = next(search._chunks(700))[1]
-    address = chunk.data_ptr()
+    assert search._copy is None
+    block = next(index.vector_blocks(700))[1]
+    address = block.ctypes.data
     lines = Path("/proc/self/maps").read_text().splitlines()
     maps = [line.split() for line in lines if line.endswith("00000.npy")]
     spans = [[int(each, 16) for each in line[0].split("-")] for line in maps]

@@ -110,29 +110,21 @@ def batch_sizes(memory: int, seconds_at: dict[int, float] | None = None) -> list
 
 def test_batches_grow_until_the_card_or_the_time_is_full(monkeypatch):
     monkeypatch.setattr(training, "SLOWER", 0.0)
-    assert batch_sizes(memory=9) == [2, 4, 8]
+    assert batch_sizes(memory=40) == [2, 8, 32]
     assert batch_sizes(memory=1) == []
-    assert batch_sizes(memory=1_000) == [2, 4, 8, 12, 16]  # the time is over after five
+    assert batch_sizes(memory=1_000) == [2, 8, 32, 48, 64]  # the time is over after five
 
 
 def test_batches_stop_growing_where_they_are_slower(monkeypatch):
     monkeypatch.setattr(training, "timed", lambda step, device: next(seconds))
-    seconds = iter(each for s in (1.0, 1.0, 8.0) for each in (s, s))  # 2, 4 and 1 questions a second
-    assert batch_sizes(memory=1_000) == [2, 4, 8]
+    seconds = iter(each for s in (1.0, 1.0, 32.0) for each in (s, s))  # 2, 8 and 1 questions a second
+    assert batch_sizes(memory=1_000) == [2, 8, 32]
+    seconds = iter([1.0] * 4)
+    steps = SimpleNamespace(side=SimpleNamespace(device="cpu"), clear=lambda: None)
+    assert list(training.tried(steps, lambda _: lambda: None, lambda: False, most=64, least=33)) == [48, 64]  # type: ignore[arg-type]
 
 
 # -- exact search and embedding ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("length", "k", "block"), [(1_000, 7, 256), (1_000, 30, 1_000), (70, 10, 64), (50, 5, 64)]
-)
-def test_groups_find_what_topk_finds(length, k, block):
-    vectors, queries = torch.randn(length, 8), torch.randn(5, 8)
-    scores, rows = searching.best_by_groups(vectors, queries, k, block)
-    expected = (queries @ vectors.T).topk(k)
-    torch.testing.assert_close(scores, expected.values)
-    assert torch.equal(rows, expected.indices)
 
 
 def test_the_vectors_on_the_device_are_those_of_their_rows():

@@ -47,14 +47,15 @@ def two_thousand(tmp_path_factory):
     "factory", ["HNSW32", "SQ8", "SQfp16", "IVF{nlist},SQ8", "HNSW32,SQ8", "IVF{nlist},RaBitQ"]
 )
 def test_every_type_finds_what_exact_search_finds(two_thousand, factory):
-    queries = random_queries(40)
+    queries = random_queries(80)
     build(two_thousand, factory, queries=queries, show_progress=False)
     index = Index.open(two_thousand)
     products = queries @ encode(corpus(2000)).T
     best = np.argsort(-products, axis=1)[:, :50]
     scores, rows = index.search(queries, 50)
-    recall = np.mean([len(set(a) & set(b)) / 50 for a, b in zip(rows, best, strict=True)])
-    assert recall == pytest.approx(index.manifest.recall["50"], abs=2e-3)
+    recalls = [len(set(a) & set(b)) / 50 for a, b in zip(rows, best, strict=True)]
+    recall = np.mean(recalls)
+    assert np.mean(recalls[::2]) == pytest.approx(index.manifest.recall["50"], abs=2e-3)
     assert (
         recall >= 0.989 or factory == "IVF{nlist},RaBitQ"
     )  # one bit a dimension is little when there are 16
@@ -62,7 +63,7 @@ def test_every_type_finds_what_exact_search_finds(two_thousand, factory):
     if index.manifest.search["refine"] > 1:
         np.testing.assert_allclose(scores, np.take_along_axis(products, rows, 1), rtol=1e-4, atol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
-    assert index.manifest.recall_queries == "40 held-out questions"
+    assert index.manifest.recall_queries == "40 held-out questions; 40 others chose the search parameters"
     assert "{" not in index.manifest.factory
 
 

@@ -10,7 +10,7 @@ from rag.runs import PROJECT
 
 # From the bottom: a package or a file of rag/, several of one height in one line.
 LAYERS = [
-    {"errors", "lazy", "marginalize", "products", "console", "safe_text"},
+    {"errors", "lazy", "marginalize", "products", "memory", "console", "safe_text"},
     {"terminal"},
     {"files", "words", "processes", "progress", "objectives"},
     {"hub", "finite", "text_files", "metrics"},

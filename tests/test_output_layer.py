@@ -94,9 +94,11 @@ def test_only_an_unaltered_linear_layer_takes_the_fast_path(kind, fast):
 
 
 @pytest.mark.parametrize("at_once", [1, 150, 10**9])
+@pytest.mark.parametrize("by_words", [False, True])
 @pytest.mark.parametrize("want_mean", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_are_those_of_plain_autograd(kind, want_mean, at_once, monkeypatch):
+def test_loss_and_gradients_are_those_of_plain_autograd(kind, want_mean, by_words, at_once, monkeypatch):
+    """By words, as on a CPU, and by rows, as on a GPU."""
     generator = altered(kind)
     generator.model.double()
     questions, (labels, real) = (
@@ -121,7 +123,9 @@ def test_loss_and_gradients_are_those_of_plain_autograd(kind, want_mean, at_once
     assert of_head and all(wanted[name] is not None and wanted[name].norm() > 0 for name in of_head)
     generator.model.zero_grad()
 
-    monkeypatch.setattr(rag.generators.output_layer, "LOGITS_AT_ONCE", at_once)
+    settings = {"LOGITS_AT_ONCE": at_once, "LOGITS_KEPT": at_once, "WORDS_AT_ONCE": 7, "SCORED_AT_ONCE": 1}
+    for name, value in (settings | {"BY_WORDS": ("cpu",) if by_words else ()}).items():
+        monkeypatch.setattr(rag.generators.output_layer, name, value)
     logprobs, means = generator.token_logprobs(generator.encode(ids, mask), mask, labels, want_mean)
     assert_close(logprobs[real], targets[real])
     loss = (logprobs * weights).sum()

@@ -569,6 +569,23 @@ def test_half_precision_and_checkpointed_layers(demo, tmp_path):
         torch.testing.assert_close(recomputed[name], kept[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script:DeprecationWarning", "ignore:The .grad attribute:UserWarning"
+)  # torch's
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
+def test_compiled_layers_learn_the_same(demo, tmp_path):
+    """Without dropout, which draws other numbers where it is compiled."""
+    command = ["experiment=miniwiki/rag_token", *RAG]
+    for name, value in (("ever", "false"), ("compiled", "true")):
+        assert demo("train", *command, f"compile={value}", f"paths.run={tmp_path / name}") == 0
+    ever, compiled = (
+        load_file(tmp_path / n / "model/generator/model.safetensors") for n in ("ever", "compiled")
+    )
+    for name in ever:
+        torch.testing.assert_close(compiled[name], ever[name], rtol=1e-3, atol=1e-4)
+
+
 # -- again, interrupted, changed -----------------------------------------------------------------
 
 

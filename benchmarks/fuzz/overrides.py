@@ -96,7 +96,7 @@ def fuzz_overrides(sets: int, seed: int = 0, seconds: float = float("inf")) -> d
 
     scripts = ("train", "evaluate", "build_index", "ask", "documents")
     counts = {script: Counts() for script in scripts}
-    keys = {script: settings(script, []) for script in scripts}
+    keys = {script: sorted(settings(script, [])) for script in scripts}
     end = time.monotonic() + seconds
     for number in range(sets):
         if time.monotonic() > end:

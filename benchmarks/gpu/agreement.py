@@ -36,6 +36,7 @@ BFLOAT16_LOSS = 5e-3
 BFLOAT16_GRADIENT = 0.1
 NEW_TOKENS = 12
 SECONDS_FOR_TESTS = 40
+WITH_A_GPU = ("tests/test_gpu_check.py", "tests/test_exact.py")  # others import what need not be there
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def marked_tests(setting: Setting) -> bool:
         reason = "on a GPU alone" if setting.dry else f"needs {lacking[0]}" if lacking else "no time left"
         setting.skip(what, reason)
         return True
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *WITH_A_GPU]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     print(done.stdout[-4_000:], done.stderr[-1_000:])
     good = done.returncode == 0

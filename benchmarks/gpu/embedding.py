@@ -3,7 +3,7 @@
 Passages have 130 tokens on average. Compared are
 
     sorted     passages of like length together, padded to the longest, as rag/index/vectors.py has them encoded: under
-               autocast, as PassageEncoder.encode runs it, and with weights in bfloat16
+               autocast, with weights in bfloat16, and with weights in float16, as rag/encoders/reduced.py has them
     packed     no padding: passages end to end, attention within each by torch's kernel for variable lengths
 
 with the encoder's own forward pass over as many tokens in rows that are all of one length (its limit), and with what
@@ -52,6 +52,11 @@ def padded(rows: list[list[int]], device: str) -> dict[str, Tensor]:
         ids[number, : len(row)] = torch.tensor(row)
         mask[number, : len(row)] = 1
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def distance(vectors: Tensor, exact: Tensor) -> float:
+    """The largest 1 − cosine of a vector with what it should be."""
+    return float((1 - F.cosine_similarity(vectors.double(), exact.double())).max())
 
 
 class Packed:
@@ -141,13 +146,24 @@ def run(setting: Setting) -> int:
             encoder(input_ids=full)
 
     rates = {"sorted, autocast": measure(under_autocast, passages)}
-    encoder.to(torch.bfloat16)
+    with torch.inference_mode():
+        exact = encoder(**sorted_batches[0]).pooler_output
+        with torch.autocast(device, torch.bfloat16):
+            far = {"autocast": distance(encoder(**sorted_batches[0]).pooler_output, exact)}
+    weights = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    for name, dtype in (("float16 weights", torch.float16), ("bfloat16 weights", torch.bfloat16)):
+        encoder.float().load_state_dict(weights)
+        encoder.to(dtype)
+        rates[f"sorted, {name}"] = measure(with_padding, passages)
+        with torch.inference_mode():
+            far[name] = distance(encoder(**sorted_batches[0]).pooler_output, exact)
+    del weights
+    setting.tell("1 − cosine to float32's vectors, the largest", far)
     most = measure(limit, count * len(full))
     setting.tell(
         "the encoder's limit: rows of 130 tokens",
         {"passages_per_second": most, "of_measured_products": most * flop / measured},
     )
-    rates["sorted, bfloat16 weights"] = measure(with_padding, passages)
     difference = 0.0
     try:
         rates["packed, bfloat16 weights"] = measure(without_padding, passages)

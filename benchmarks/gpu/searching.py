@@ -1,10 +1,11 @@
 """Part e: exact search, 64 questions over as many 768-dimensional bfloat16 vectors as fit, beside the bandwidth limit.
 
 Every vector has to be read once: their bytes over the bandwidth of a large copy is the least time there is. Measured
-are the products alone, ExactSearch as a retriever calls it, true vectors and all, and beside it another way to find the
-best of a block of scores, by groups: the highest of each group first, then the best within the best groups.
+are the products alone, whose scores are written, the first pass of ExactSearch, and ExactSearch as a retriever calls
+it, whose true vectors are read and sent by the processor, which is told apart.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from torch import Tensor
 from benchmarks import world
 from benchmarks.gpu.setting import Setting, release
 from benchmarks.machine import copy_bandwidth, timed
-from rag.retrievers.exact import ExactSearch
+from rag.retrievers.exact import GROUP, ExactSearch
+from rag.retrievers.group_maxima import group_maxima
 
 DIM, QUESTIONS, K = 768, 64, 50
 AIM = 0.8
-GROUP = 64
 
 
 class Vectors:
@@ -34,6 +35,7 @@ class Vectors:
         draw = np.random.default_rng(world.SEED)
         self.length, self.dim = length, dim
         self.block = draw.standard_normal((block, dim), np.float32)
+        self.reading = 0.0  # seconds in `vectors`
         self.signs = draw.choice(np.array([-1, 1], np.float32), (-(-length // block), dim))
 
     def __len__(self) -> int:
@@ -49,7 +51,11 @@ class Vectors:
         return made
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        return self.block[rows % len(self.block)] * self.signs[rows // len(self.block)]
+        began = time.perf_counter()
+        found = self.block[rows % len(self.block)]
+        found *= self.signs[rows // len(self.block)]
+        self.reading += time.perf_counter() - began
+        return found
 
 
 class MadeThere(ExactSearch):
@@ -58,34 +64,6 @@ class MadeThere(ExactSearch):
     def _copied(self) -> Tensor:
         index: Any = self.index
         return index.on(self.device, self.dtype)
-
-
-@torch.inference_mode()
-def best_by_groups(vectors: Tensor, queries: Tensor, k: int, block: int = 1 << 20) -> tuple[Tensor, Tensor]:
-    """The k largest inner products of each query with all vectors, and their rows, best first.
-
-    The k best of a block are in the k groups whose highest scores are the k highest: of the scores, which for 64
-    queries take a twelfth of the vectors' bytes, only these groups are read a second time.
-    """
-    scores = torch.full((len(queries), k), -torch.inf, dtype=queries.dtype, device=queries.device)
-    rows = torch.full((len(queries), k), -1, dtype=torch.long, device=queries.device)
-    inside = torch.arange(GROUP, device=rows.device)
-    for start in range(0, len(vectors), block):
-        block_scores = queries @ vectors[start : start + block].T
-        whole = block_scores.shape[1] // GROUP * GROUP
-        rest = torch.arange(start + whole, start + block_scores.shape[1], device=rows.device)
-        candidate_scores, candidate_rows = (
-            [scores, block_scores[:, whole:]],
-            [rows, rest.expand(len(queries), -1)],
-        )
-        if whole:
-            groups = block_scores[:, :whole].unflatten(1, (-1, GROUP))
-            best = groups.amax(dim=2).topk(min(k, groups.shape[1]), dim=1, sorted=False).indices.unsqueeze(2)
-            candidate_scores.append(groups.gather(1, best.expand(-1, -1, GROUP)).flatten(1))
-            candidate_rows.append((start + best * GROUP + inside).flatten(1))
-        scores, order = torch.cat(candidate_scores, dim=1).topk(k, dim=1)
-        rows = torch.cat(candidate_rows, dim=1).gather(1, order)
-    return scores, rows
 
 
 def how_many(free: int, dim: int) -> int:
@@ -119,25 +97,41 @@ def run(setting: Setting) -> int:
 
     calls = {
         "products alone": products,
+        "the highest of each group, the first pass": lambda: group_maxima(stored, half, GROUP),
         "ExactSearch": lambda: search.search(queries, K),
-        "by groups of 64, without true vectors": lambda: best_by_groups(stored, half, 2 * K + 16),
     }
     for name, call in calls.items():
         call()
-        seconds = min(timed(call, device) for _ in range(3))
+        times = []
+        for _ in range(3):
+            index.reading = 0.0
+            times.append((timed(call, device), index.reading))
+        seconds, reading = min(times)
         rate = {"questions_per_second": QUESTIONS / seconds, "of_bandwidth": least / seconds}
         where = {"vectors": count, "questions": QUESTIONS, "K": K}
         if name == "ExactSearch":
+            rate |= {"seconds_reading": reading, "of_bandwidth_without_reading": least / (seconds - reading)}
             setting.tell(name, {"seconds": seconds} | rate, where, f"≥ {AIM}", least / seconds >= AIM)
         else:
             setting.tell(name, {"seconds": seconds} | rate, where)
     rows = search.search(queries, K)
-    _, candidates = best_by_groups(stored, half, 2 * K + 16)
-    candidates = candidates.cpu().numpy()
-    missed = float(
-        np.mean([not set(exact) <= set(some) for exact, some in zip(rows, candidates, strict=True)])
-    )
+    whole = torch.full((QUESTIONS, K), -torch.inf, device=device)
+    expected = torch.full((QUESTIONS, K), -1, device=device)
+    with torch.inference_mode():  # in float32, which is slow and sure
+        for start in range(0, count, 1 << 18):
+            scores = queries @ stored[start : start + (1 << 18)].float().T
+            best, which = torch.cat([whole, scores], dim=1).topk(K, dim=1)
+            expected = torch.where(which < K, expected.gather(1, which.clamp(max=K - 1)), which - K + start)
+            whole = best
+    same = [len(set(a) & set(b)) / K for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]
+    missed = 1 - sum(same) / QUESTIONS
+    # Rounding the vectors may exchange passages at the very end of the K.
     setting.tell(
-        "questions where the groups miss a passage", {"share": missed}, {}, "0", missed == 0, must=True
+        "passages that a sort of all scores does not have",
+        {"share": missed},
+        {},
+        "≤ .01",
+        missed <= 0.01,
+        must=True,
     )
-    return int(missed > 0)
+    return int(missed > 0.01)

@@ -48,7 +48,6 @@ documents=FOLDER answers questions about the text and Markdown files in a folder
 sentence that holds it, and the passages that were read, or that it does not know. An index is kept beside the folder.
 
   python -m rag.ask documents=notes "Who built the lighthouse?"
-  python -m rag.ask documents=notes n_docs=10                more passages
   python -m rag.ask documents=notes abstain=true             "not in these documents" instead of a guess
   python -m rag.ask documents=notes checkpoint=RUN           another model reads
 

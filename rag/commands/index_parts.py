@@ -43,14 +43,15 @@ def say_cut(encoder: AnyPassageEncoder) -> None:
 
 
 def held_out_questions(cfg: DictConfig) -> Any:
-    """The vectors of 200 questions at random to measure recall with; None where none were given.
+    """The vectors of 400 questions at random, half of which measure recall while the others choose the search
+    parameters; None where none were given.
 
     At random, because files are often in the order of articles, and neighbouring questions are about one thing.
     """
     if cfg.recall_questions is None:
         return None
     asker = open_question_encoder(cfg.question_encoder, instantiate(cfg.encoder)).eval()
-    questions = [example.question for example in sample(read_examples(cfg.recall_questions), 200)]
+    questions = [example.question for example in sample(read_examples(cfg.recall_questions), 400)]
     with torch.inference_mode():
         return asker(**asker.tokenize(questions)).float().numpy()
 

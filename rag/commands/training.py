@@ -32,6 +32,7 @@ from rag.training.callbacks import (
     checkpoints,
     stops_at_loss,
 )
+from rag.training.compiling import CompiledLayers
 from rag.training.curves import join_curves
 from rag.training.loggers import WandbPredictions, send_report
 from rag.training.refresh import IndexRefresh, trained_retriever, trains_passages
@@ -69,6 +70,7 @@ def train(cfg: DictConfig) -> Path:
         TrainingProgress(cfg.name),
         known,
         WandbPredictions(),
+        *([CompiledLayers()] if cfg.compile else []),
         *(instantiate(callback) for callback in (cfg.get("callbacks") or {}).values()),
         *([] if refresh is None else [refresh]),  # before what saves its state
         *checkpoints(run.folder, cfg.monitor, cfg.monitor_mode, cfg.patience, cfg.checkpoint_minutes),

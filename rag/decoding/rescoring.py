@@ -12,11 +12,12 @@ from rag.decoding.search import SearchResult
 from rag.decoding.settings import NO_TOKEN, chunks
 from rag.decoding.shared_contexts import SharedContexts
 from rag.generators.seq2seq import Generator
+from rag.memory import numbers_at_once
 from rag.model import Contexts
 
 # How many numbers of encoder states, or of self-attention's keys and values, are held at once while hypotheses are
-# scored: 256 MiB in float32.
-STATES_AT_ONCE = 1 << 26
+# scored: 256 MiB in float32, and on a GPU a 32nd of as many as it has bytes. Each step copies them.
+STATES_AT_ONCE, SHARE_OF_A_GPU = 1 << 26, 32
 
 
 def score_whole(
@@ -36,7 +37,7 @@ def score_whole(
     position, doc = (contexts.doc_logprobs[question[order]] > -torch.inf).nonzero(as_tuple=True)
     sequence = order[position]
     context = question[sequence] * contexts.n_docs + doc
-    for some in chunks(len(sequence), STATES_AT_ONCE // contexts.states[0].numel()):
+    for some in chunks(len(sequence), _at_once(contexts) // contexts.states[0].numel()):
         longest = int(lengths[sequence[some]].max())
         logprobs[sequence[some], doc[some], :longest], _ = generator.token_logprobs(
             contexts.states[context[some]], contexts.mask[context[some]], labels[sequence[some], :longest]
@@ -148,7 +149,7 @@ class PrefixScoring:
         assert shared is not None  # else there is nothing to share: see `score_whole`
         widest = max(int(torch.bincount(level.question).max()) for level in self.levels)
         numbers = shared.numbers_for(widest * self.hypotheses.tokens.shape[1])
-        for some in chunks(len(self.searched), STATES_AT_ONCE // numbers):
+        for some in chunks(len(self.searched), _at_once(self.contexts) // numbers):
             self._go_down(some, shared.afresh(some))
         return self.logprobs
 
@@ -280,6 +281,10 @@ def _levels(question: Int[Tensor, " sequences"], tokens: Int[Tensor, "sequences 
         levels.append(_Level(question[one], token, parent, goes_on, of_sequence))
         before = of_sequence
     return levels
+
+
+def _at_once(contexts: Contexts) -> int:
+    return numbers_at_once(contexts.states.device, STATES_AT_ONCE, SHARE_OF_A_GPU)
 
 
 def _nothing_scored(

@@ -144,12 +144,13 @@ def encode(
     They are made in half precision on a GPU, in one batch, and where `half` asks for it. On a CPU passages of like
     length go together, a few at once.
     """
-    device = next(encoder.parameters()).device
+    weight = next(encoder.parameters())
+    device, wide = weight.device, weight.dtype == torch.float32
     tokens = encoder.tokenize(passages)
     on_gpu = device.type == "cuda"
     dtype = torch.bfloat16 if not on_gpu or torch.cuda.is_bf16_supported() else torch.float16
     mask = tokens.get("attention_mask")
-    with torch.autocast(device.type, dtype=dtype, enabled=on_gpu or half):
+    with torch.autocast(device.type, dtype=dtype, enabled=(on_gpu and wide) or half):
         if on_gpu or mask is None or any(each.shape != mask.shape for each in tokens.values()):
             tokens = {name: value.to(device, non_blocking=True) for name, value in tokens.items()}
             return encoder(**tokens).float().cpu().numpy()

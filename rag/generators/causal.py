@@ -33,8 +33,6 @@ from rag.generators.causal_loading import check_reads, let_gradients_through, lo
 from rag.generators.context import Ragged, token_rows
 from rag.generators.prompts import Prompt, Template
 from rag.generators.seq2seq import (
-    ENCODED_AT_ONCE,
-    ENCODED_AT_ONCE_ON_CPU,
     SETTINGS,
     Generator,
 )
@@ -277,10 +275,6 @@ class CausalGenerator(Generator):
             0.0,
         )
 
-    def _rows_at_once(self, tokens: Tensor) -> int:
-        at_once = ENCODED_AT_ONCE_ON_CPU if tokens.device.type == "cpu" else ENCODED_AT_ONCE
-        return max(1, at_once // max(1, tokens.shape[1] * self.model.config.hidden_size))
-
     def shared_prompts(
         self, keys: Float[Tensor, "rows layers heads length width"], mask: Bool[Tensor, "rows length"]
     ) -> SharedPrompts:
@@ -337,8 +331,7 @@ class CausalGenerator(Generator):
         order = lengths.argsort()
         # One look-up for all pieces: each has a gradient of the size of the whole vocabulary.
         embedded, places = self.model.get_input_embeddings()(whole[order]), places[order]
-        on_cpu = tokens.device.type == "cpu"
-        rows = self._rows_at_once(whole) if on_cpu or not torch.is_grad_enabled() else len(whole)
+        rows = self._rows_at_once(whole)
         while rows > 1 and self._kept_by(rows * whole.shape[1]) > self._may_keep:
             rows = -(-rows // 2)
         pieces, kept = [], 0

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rag import marginalize
 from rag.errors import UserError
+from rag.marginalize import at_least_float32 as wide
 from rag.products import is_plain_linear, linear, prefers_onednn
 
 # How many logits (rows × V) are held at once while scoring: 64 MiB in float32.
@@ -25,6 +25,8 @@ LOGITS_AT_ONCE = 1 << 24
 # How many logits are computed together on a CPU where their sum is wanted (512 KiB in float32), and the fewest words to
 # do so for.
 SCORED_AT_ONCE, WORDS_AT_ONCE = 1 << 17, 1_024
+# Where the vocabulary is gone through in parts, not the rows, and how many logits are kept there instead.
+BY_WORDS, LOGITS_KEPT = ("cpu",), 1 << 23
 
 
 class OutputLayer:
@@ -66,7 +68,7 @@ class OutputLayer:
         return torch.cat(targets), torch.cat(means) if want_mean else None
 
     def _target_and_mean(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = marginalize.at_least_float32(self._score(hidden))
+        logits = wide(self._score(hidden))
         total = logits.logsumexp(dim=-1)
         target = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         return target - total, logits.mean(dim=-1) - total
@@ -79,7 +81,7 @@ class OutputLayer:
 
         into: scores that nobody reads any more; on a CPU, memory that is new costs as much as half the scores.
         """
-        logits = marginalize.at_least_float32(self._score(hidden))
+        logits = wide(self._score(hidden))
         return logits, logits.logsumexp(dim=-1)
 
     @torch.no_grad()
@@ -95,7 +97,7 @@ class OutputLayer:
         """The score of one word in each of the decoder's states, without gradient."""
         flat, words = hidden.flatten(0, -2), tokens.flatten().unsqueeze(-1)
         parts = [
-            marginalize.at_least_float32(self._score(some)).gather(-1, words_of_block).squeeze(-1)
+            wide(self._score(some)).gather(-1, words_of_block).squeeze(-1)
             for some, words_of_block in zip(
                 flat.split(self.rows_at_once), words.split(self.rows_at_once), strict=True
             )
@@ -152,45 +154,72 @@ class PlainOutputLayer(OutputLayer):
             dtype = torch.promote_types(hidden.dtype, torch.float32)
             into = hidden.new_empty((len(hidden), self.vocabulary), dtype=dtype)
         logits = into[: len(hidden)]
-        return logits, self._in_blocks(hidden, logits)
+        return logits, self._in_blocks(self._scaled(hidden), logits)
 
     @torch.no_grad()
     def log_normalisers(self, hidden: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
-        return self._in_blocks(hidden) if hidden.device.type == "cpu" else super().log_normalisers(hidden)
+        if hidden.device.type != "cpu":
+            return super().log_normalisers(hidden)
+        return self._in_blocks(self._scaled(hidden))
 
     def _in_blocks(
-        self, hidden: Float[Tensor, "rows width"], into: Float[Tensor, "rows vocab"] | None = None
+        self,
+        scaled: Float[Tensor, "rows width"],
+        into: Float[Tensor, "rows vocab"] | None = None,
+        words_of_rows: tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]] | None = None,
     ) -> Float[Tensor, " rows"]:
         """`log_normalisers` on a CPU, for some words after the others, whose logits stay in its caches: nothing of the
-        size of the vocabulary is written to memory, unless `into` is to hold the logits."""
-        scaled = self._scaled(hidden.detach())
-        weight = self._linear.weight
-        biases = [each.flatten() for each in (self._linear.bias, self._bias) if each is not None]
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        top = hidden.new_full((len(hidden), 1), torch.finfo(dtype).min, dtype=dtype)
+        size of the vocabulary is written to memory, unless `into` is to hold the logits. words_of_rows: a word of each
+        row, and where its logit is to be written."""
+        dtype = torch.promote_types(scaled.dtype, torch.float32)
+        top = scaled.new_full((len(scaled), 1), torch.finfo(dtype).min, dtype=dtype)
         total = torch.zeros_like(top)
-        for words in _slices(len(weight), max(WORDS_AT_ONCE, SCORED_AT_ONCE // max(1, len(scaled)))):
-            logits = marginalize.at_least_float32(linear(scaled, weight[words]))
-            for each in biases:
-                if (own_bias := each[words]).any():  # BART's is of zeros but for a few words, if any
-                    logits += own_bias
+        for words in self.word_blocks(len(scaled)):
+            logits = self.logits_of_words(scaled, words)
             if into is not None:
                 into[:, words] = logits
+            if words_of_rows is not None:
+                labels, targets = words_of_rows
+                here, columns = _within(labels, words)
+                targets[here] = logits[here, columns]
             highest = torch.maximum(top, logits.amax(dim=-1, keepdim=True))
             block_sums = logits.sub_(highest).exp_().sum(dim=-1, keepdim=True)
             total.mul_((top - highest).exp_()).add_(block_sums)
             top = highest
         return total.log_().add_(top).squeeze(-1)
 
+    def word_blocks(self, rows: int) -> list[slice]:
+        """The vocabulary in parts, of which the logits of so many rows stay in a CPU's caches."""
+        return _slices(len(self._linear.weight), max(WORDS_AT_ONCE, SCORED_AT_ONCE // max(1, rows)))
+
+    def logits_of_words(
+        self, scaled: Float[Tensor, "rows width"], words: slice
+    ) -> Float[Tensor, "rows some"]:
+        """The logits of some words, without gradient, of states that `scale` was applied to."""
+        logits = wide(linear(scaled, self._linear.weight[words]))
+        for bias in (self._linear.bias, self._bias):
+            # BART's is of zeros but for a few words, if any
+            if bias is not None and (own := bias.flatten()[words]).any():
+                logits += own
+        return logits
+
+    def mean_logits(self, scaled: Float[Tensor, "rows width"]) -> Float[Tensor, " rows"]:
+        """The mean of the logits over V, without gradient: what the mean of all words' embeddings makes of a state."""
+        mean = wide(scaled) @ wide(self._linear.weight).mean(dim=0)
+        for bias in (self._linear.bias, self._bias):
+            if bias is not None:
+                mean = mean + wide(bias).mean()
+        return mean
+
     @torch.no_grad()
     def token_logits(
         self, hidden: Float[Tensor, "*rows width"], tokens: Int[Tensor, "*rows"]
     ) -> Float[Tensor, "*rows"]:
-        logits = (self._scaled(hidden) * self._linear.weight[tokens]).sum(dim=-1)
+        logits = (wide(self._scaled(hidden)) * wide(self._linear.weight[tokens])).sum(dim=-1)
         for bias in (self._linear.bias, self._bias):
             if bias is not None:
-                logits = logits + bias.flatten()[tokens]
-        return marginalize.at_least_float32(logits)
+                logits = logits + wide(bias.flatten()[tokens])
+        return logits
 
 
 class _TargetScores(torch.autograd.Function):
@@ -215,16 +244,23 @@ class _TargetScores(torch.autograd.Function):
         ctx.layer, ctx.want_mean = layer, want_mean
         ctx.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         rows = layer.rows_at_once
+        if device in BY_WORDS and len(hidden) * layer.vocabulary > LOGITS_KEPT:
+            states = hidden.detach()
+            target = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
+            normaliser = layer._in_blocks(states, words_of_rows=(labels, target))
+            ctx.save_for_backward(hidden, weight, labels, normaliser, None)
+            mean = layer.mean_logits(states) - normaliser if want_mean else None
+            return target - normaliser, mean
         targets, means, normalisers = [], [], []
         probabilities = None
         for some, labels_of_block in zip(hidden.detach().split(rows), labels.split(rows), strict=True):
-            logits = marginalize.at_least_float32(layer.logits_of_scaled(some))
+            logits = wide(layer.logits_of_scaled(some))
             top = logits.amax(dim=-1)
             target = logits.gather(-1, labels_of_block.unsqueeze(-1)).squeeze(-1)
             if want_mean:
                 means.append(logits.mean(dim=-1))
             total = logits.sub_(top.unsqueeze(-1)).exp_().sum(dim=-1)
-            if len(hidden) <= rows:
+            if len(hidden) <= rows:  # one part is all
                 probabilities = logits.div_(total.unsqueeze(-1))
             normalisers.append(top + total.log_())
             targets.append(target - normalisers[-1])
@@ -239,6 +275,9 @@ class _TargetScores(torch.autograd.Function):
         hidden, weight, labels, normalisers, probabilities = ctx.saved_tensors
         hidden = hidden.detach()
         layer, (enabled, dtype) = ctx.layer, ctx.autocast
+        if hidden.device.type in BY_WORDS and probabilities is None:
+            with torch.autocast(hidden.device.type, dtype=dtype, enabled=enabled):
+                return *_TargetScores._by_words(ctx, of_target, of_mean), None, None, None
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
         to_weight = torch.zeros_like(weight) if needs_weight else None
@@ -250,7 +289,7 @@ class _TargetScores(torch.autograd.Function):
                 ours = of_target[some]
                 factor = -(ours + of_mean[some] if ctx.want_mean else ours).unsqueeze(-1)
                 if probabilities is None:
-                    logits = marginalize.at_least_float32(layer.logits_of_scaled(hidden[some]))
+                    logits = wide(layer.logits_of_scaled(hidden[some]))
                     logits.sub_(normalisers[some].unsqueeze(-1)).exp_().mul_(factor)
                 else:
                     logits = probabilities * factor
@@ -268,6 +307,33 @@ class _TargetScores(torch.autograd.Function):
                     else:
                         to_weight.addmm_(logits.T, hidden[some])
         return to_hidden, to_weight, to_bias, None, None, None
+
+    @staticmethod
+    def _by_words(ctx: Any, of_target: Tensor, of_mean: Tensor | None) -> tuple[Tensor | None, ...]:
+        """`backward` on a CPU, for some words after the others: nothing is as large as rows × V, and each word's
+        gradient is written once."""
+        hidden, weight, labels, normalisers, _ = ctx.saved_tensors
+        hidden, layer = hidden.detach(), ctx.layer
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        to_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        to_weight = torch.empty_like(weight) if needs_weight else None
+        to_bias = weight.new_empty(len(weight)) if needs_bias else None
+        factor = -(of_target if of_mean is None else of_target + of_mean).unsqueeze(-1)
+        for words in layer.word_blocks(len(hidden)):
+            scores = layer.logits_of_words(hidden, words)
+            scores.sub_(normalisers.unsqueeze(-1)).exp_().mul_(factor)
+            here, columns = _within(labels, words)
+            scores[here, columns] += of_target[here]
+            if of_mean is not None:
+                scores.add_(of_mean.unsqueeze(-1) / layer.vocabulary)
+            if to_bias is not None:
+                to_bias[words] = scores.sum(dim=0)
+            scores = scores.to(hidden.dtype)
+            if to_hidden is not None:
+                to_hidden += linear(scores, weight[words].t())
+            if to_weight is not None:
+                to_weight[words] = linear(scores.t(), hidden.t())
+        return to_hidden, to_weight, to_bias
 
 
 def output_layer(model: Any) -> OutputLayer:
@@ -323,3 +389,9 @@ def check_output_layer(model: Any, start_token: int) -> None:
 
 def _slices(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _within(labels: Int[Tensor, " rows"], words: slice) -> tuple[Int[Tensor, " some"], Int[Tensor, " some"]]:
+    """The rows whose word is one of these, and the word's place among them."""
+    rows = ((labels >= words.start) & (labels < words.stop)).nonzero().squeeze(1)
+    return rows, labels[rows] - words.start

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -26,6 +26,7 @@ from rag.generators.attention import cross_attention_scores
 from rag.generators.context import Ragged, positions, special_tokens, token_rows
 from rag.generators.encoder_decoder import AutoSeq2Seq, EncoderDecoderModel, complete
 from rag.generators.output_layer import OutputLayer, check_output_layer, output_layer
+from rag.memory import numbers_at_once
 from rag.parts import TrainedPart, describe, read_settings
 from rag.pretrained import FLOAT32, check_vocabulary, checkpoint_layers, load_pretrained, plain_outputs
 from rag.products import quicken
@@ -35,12 +36,13 @@ log = logging.getLogger(__name__)
 
 SETTINGS = "rag_generator.json"
 
-# How many numbers of encoder states are computed at once where no gradient is wanted: on a CPU few enough to stay
-# in its caches, on an accelerator enough to keep it busy.
-ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE = 1 << 18, 1 << 26
+# How many numbers of encoder states are computed at once: on a CPU few enough to stay in its caches, on an accelerator
+# enough to keep it busy; fewer where a gradient is wanted, so that little padding is.
+ENCODED_AT_ONCE_ON_CPU, ENCODED_AT_ONCE, TRAINED_AT_ONCE = 1 << 18, 1 << 26, 1 << 25
 # How many numbers a training step keeps of the encoder, and half as many of the decoder, for its backward pass; what
-# goes beyond is computed again there. 256 MiB in float32; on an accelerator an eighth as many as it has bytes.
-KEPT_ON_CPU = 1 << 26
+# goes beyond is computed again there. 128 MiB in float32; on an accelerator an eighth as many as it has bytes, or under
+# autocast, where a number takes less than three, a sixth: half of the memory in either case, and half as much again.
+KEPT_ON_CPU = 1 << 25
 # A layer keeps about so many numbers for each one of a token's state: 4 of the feed-forward part twice, queries, keys,
 # values, what was read, norms and sums.
 KEPT_IN_A_LAYER = 18
@@ -225,23 +227,21 @@ class Generator(nn.Module):
                 f"the generator's context of {self.max_context_length}: shorten it or raise "
                 "generator.max_context_length"
             )
-        rows = len(questions.lengths)
-        middle = [(questions.tokens, questions.lengths)]
+        middle = [(questions.tokens, questions.starts, questions.lengths)]
         if passages is not None:
-            kept = np.minimum(passages.lengths, free)
-            middle.insert(int(self.question_first), (passages.tokens[positions(passages.starts, kept)], kept))
-        parts = [
-            (np.tile(self._prefix, rows), np.full(rows, len(self._prefix))),
-            *middle,
-            (np.tile(self._suffix, rows), np.full(rows, len(self._suffix))),
-        ]
-        lengths = np.sum([length for _, length in parts], axis=0)
-        tokens = np.empty(int(lengths.sum()), np.int64)
-        start = np.cumsum(lengths) - lengths
-        for part, length in parts:
-            tokens[positions(start, length)] = part
-            start = start + length
-        return self.pad(Ragged(tokens, lengths))
+            cut = passages.tokens, passages.starts, np.minimum(passages.lengths, free)
+            middle.insert(int(self.question_first), cut)
+        ends = [(np.array(each, np.int64), 0, len(each)) for each in (self._prefix, self._suffix)]
+        parts = [ends[0], *middle, ends[1]]
+        # Each context is a few stretches of all these tokens, of which one look-up makes all contexts.
+        starts, lengths = np.empty((2, len(questions.lengths), len(parts)), np.int64)
+        before = 0
+        for column, (tokens, start, length) in enumerate(parts):
+            starts[:, column], lengths[:, column] = before + start, length
+            before += len(tokens)
+        source = np.concatenate([tokens for tokens, _, _ in parts])
+        tokens = source[positions(starts.ravel(), lengths.ravel())]
+        return self.pad(Ragged(tokens, lengths.sum(axis=1)))
 
     def pad(self, rows: Ragged) -> tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]:
         """Rows of tokens padded to the longest, and the mask of real tokens."""
@@ -257,23 +257,20 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "rows length width"]:
         """The encoder's states of each context; whatever stands at padding is not to be read.
 
-        On the CPU, and wherever no gradient is wanted, contexts of like length are encoded together, so that little
-        padding is. A training step on a GPU is faster in one piece. Where a step would keep more than it may for its
-        backward pass, the rest of the contexts are encoded again there.
+        Contexts of like length are encoded together, so that little padding is. Where a training step would keep more
+        than it may for its backward pass, the rest of the contexts are encoded again there.
         """
-        on_cpu = input_ids.device.type == "cpu"
-        at_once = ENCODED_AT_ONCE_ON_CPU if on_cpu else ENCODED_AT_ONCE
-        rows_at_once = max(1, at_once // max(1, input_ids.shape[1] * self.model.config.hidden_size))
+        rows_at_once = self._rows_at_once(input_ids)
         kept = self._kept_by(input_ids.numel()) if torch.is_grad_enabled() else 0
-        in_one_piece = len(input_ids) <= rows_at_once or (torch.is_grad_enabled() and not on_cpu)
-        if in_one_piece and kept <= self._may_keep:
+        if len(input_ids) <= rows_at_once and kept <= self._may_keep:
             return self._encode(self._embedded("encoder", input_ids), mask)
         ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).clamp(min=1)
         ends, order = ends.sort()
         inputs, mask = self._embedded("encoder", input_ids[order]), mask[order]
         pieces, kept = [], 0
-        for some, piece_ends in zip(_slices(len(order), rows_at_once), ends.split(rows_at_once), strict=True):
-            longest = int(piece_ends[-1])
+        slices = _slices(len(order), rows_at_once)
+        longest_of_each = ends[[some.stop - 1 for some in slices]].tolist()
+        for some, longest in zip(slices, longest_of_each, strict=True):
             piece = inputs[some, :longest], mask[some, :longest]
             kept += self._kept_by(piece[1].numel())
             if torch.is_grad_enabled() and kept > self._may_keep:
@@ -282,6 +279,17 @@ class Generator(nn.Module):
                 encoded = self._encode(*piece)
             pieces.append(nn.functional.pad(encoded, (0, 0, 0, mask.shape[1] - longest)))
         return torch.cat(pieces)[order.argsort()]
+
+    def _rows_at_once(self, tokens: Shaped[Tensor, "rows length"]) -> int:
+        """How many of these rows are read at once; on an accelerator in parts of one size, so that none is small."""
+        on_cpu = tokens.device.type == "cpu"
+        in_a_step = TRAINED_AT_ONCE if torch.is_grad_enabled() else ENCODED_AT_ONCE
+        at_once = ENCODED_AT_ONCE_ON_CPU if on_cpu else in_a_step
+        most = max(1, at_once // max(1, tokens.shape[1] * self.model.config.hidden_size))
+        if on_cpu:
+            return most
+        parts = max(1, -(-len(tokens) // most))
+        return max(1, -(-len(tokens) // parts))
 
     def _encode(
         self, inputs: Tensor, mask: Bool[Tensor, "rows length"]
@@ -304,10 +312,8 @@ class Generator(nn.Module):
 
     @property
     def _may_keep(self) -> int:
-        device = self.model.device
-        if device.type != "cuda":
-            return KEPT_ON_CPU
-        return torch.cuda.get_device_properties(device).total_memory // 8
+        narrow = torch.is_autocast_enabled(self.model.device.type)
+        return numbers_at_once(self.model.device, KEPT_ON_CPU, 6 if narrow else 8)
 
     def token_logprobs(
         self,

@@ -47,9 +47,10 @@ def build(
     """Make index.faiss from the vectors that `embed` wrote, measure its recall, and write the manifest, returned.
 
     kind: an IndexType, or a factory string for one whose parameters are all chosen from the corpus.
-    queries: vectors of held-out questions to measure recall and to choose search parameters with; the first
-        `recall_queries` are used. None: vectors of that many sampled passages, each moved by Gaussian noise of
-        half its own length (the manifest says which).
+    queries: vectors of held-out questions. None: vectors of sampled passages, each moved by Gaussian noise of half
+        its own length (the manifest says which).
+    recall_queries: so many of them measure recall, and as many others choose the search parameters; where there are
+        fewer, half of them each.
     begun: a FAISS index that holds the vectors of the first rows already, or of all; it is completed instead of
         training one, and `kind` names its filled factory string.
     encoder: whose vectors `begun` holds, where it holds all and there are no true ones.
@@ -95,20 +96,25 @@ def measured_with(
     vectors: Vectors | DecodedVectors,
     recall_queries: int,
     seed: int,
-) -> tuple[str, Float32[np.ndarray, "some D"]]:
-    """What recall is measured with: in words, {n} for how many, and as vectors. The first of the questions that were
-    given, or passages' own vectors, moved. UserError for what is no such array."""
+) -> tuple[str, Float32[np.ndarray, "some D"], Float32[np.ndarray, "others D"]]:
+    """What recall is measured with: in words, and as vectors; and the vectors that choose the search parameters,
+    every other one of the first that were given, or of passages' own vectors, moved. UserError for what is no such
+    array."""
     described = "{n} held-out questions"
     if queries is None:
         described = "vectors of {n} sampled passages, each moved by Gaussian noise of half its length"
-        queries = perturbed(vectors, recall_queries, seed)
-    queries = np.ascontiguousarray(queries[:recall_queries], np.float32)
+        queries = perturbed(vectors, 2 * recall_queries, seed)
+    queries = np.ascontiguousarray(queries[: 2 * recall_queries], np.float32)
     if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
         raise UserError(
             f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: "
             "embed them with the question encoder that belongs to the passages' encoder"
         )
-    return described, queries
+    if len(queries) == 1:
+        return described.format(n=1), queries, queries
+    measuring, choosing = queries[::2], queries[1::2]
+    described = described.format(n=len(measuring))
+    return f"{described}; {len(choosing)} others chose the search parameters", measuring, choosing
 
 
 def _finish(
@@ -126,10 +132,10 @@ def _finish(
 ) -> Manifest:
     """Measure an index that holds all vectors, choose its search parameters, write it and its manifest."""
     with timed(seconds, "measure"):
-        described, queries = measured_with(queries, vectors, recall_queries, seed)
+        described, measuring, choosing = measured_with(queries, vectors, recall_queries, seed)
         if isinstance(vectors, Vectors):
-            trial = Trial(index, vectors, queries)
-            search = tune(kind, trial)
+            trial, other = Trial.several(index, vectors, measuring, choosing)
+            search = tune(kind, other)
             ks = [k for k in RECALL_AT if k <= len(vectors)]
             recall = {str(k): round(float(trial.recall(k, search).mean()), 4) for k in ks}
             ms_per_query = round(trial.milliseconds(search), 3)
@@ -149,7 +155,7 @@ def _finish(
         metric="cosine" if is_cosine(EncoderInfo(**plan["encoder"]), vectors) else "inner product",
         search=search,
         recall=recall,
-        recall_queries=described.format(n=len(queries)),
+        recall_queries=described,
         ms_per_query=ms_per_query,
         threads=faiss.omp_get_max_threads(),
         seconds={name: round(value, 3) for name, value in seconds.items()},

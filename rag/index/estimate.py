@@ -22,10 +22,12 @@ from jaxtyping import Float32
 
 from rag.index.corpus_files import corpus_files
 from rag.index.faiss_types import (
-    POINTS_PER_CENTROID,
     IndexType,
+    cell_sample,
+    code_sample,
     file_bytes,
     graph_of,
+    inner_index,
     keeps_vectors,
     new_index,
 )
@@ -166,8 +168,12 @@ def index_seconds(index: Any, kind: IndexType, passages: int, dim: int) -> float
         start = time.perf_counter()
         faiss.knn(few, few, 1, metric=faiss.METRIC_INNER_PRODUCT)
         rate = len(few) ** 2 / (time.perf_counter() - start)  # comparisons of two vectors a second
-        sample = min(passages, kind.train_sample or max(65_536, POINTS_PER_CENTROID * ivf.nlist))
-        return reading + (passages + ivf.cp.niter * sample) * ivf.nlist / rate
+        work = (passages + ivf.cp.niter * cell_sample(kind, ivf.nlist, passages)) * ivf.nlist
+        chain, inner = inner_index(index)
+        work += passages * dim * len(chain)  # a rotation is as many products
+        if isinstance(inner, faiss.IndexIVFPQ):  # each part of a vector with each of its centroids
+            work += (passages + inner.pq.cp.niter * code_sample(passages)) * inner.pq.ksub
+        return reading + work / rate
     if (hnsw := graph_of(index)) is not None:
         few = random.standard_normal((min(passages, 2_000), dim), np.float32)
         small = faiss.index_factory(dim, "HNSW32", faiss.METRIC_L2)

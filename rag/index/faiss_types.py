@@ -42,12 +42,13 @@ class IndexType:
     factory: as in `faiss.index_factory`; "{nlist}" stands for the number of cells, "{m}" for the bytes that a
         product quantiser keeps of a vector: "Flat", "HNSW32", "SQ8", "SQfp16", "IVF{nlist},SQ8",
         "IVF{nlist},PQ{m}", "HNSW128,SQ8", "RR,IVF{nlist},RaBitQ".
-    nlist: cells of an IVF index; None: the largest power of two up to 4·√N that leaves 39 vectors for each.
+    nlist: cells of an IVF index; None: the largest power of two up to 4·√N (2·√N for RaBitQ) that leaves 39 vectors
+        for each.
     train_sample: vectors to find the cells with; None: 39 for each cell, at least 65,536 where there are so
         many.
     nprobe, ef_search: how many cells or candidates a search looks at; None: chosen together with refine, the
-        pair that reaches `target_recall` and reads the fewest bytes a query.
-    refine: search refine·K candidates and re-rank them by their true vectors; None: 1 if the index keeps
+        pair that reaches `target_recall` and costs a query least.
+    refine: search refine·K candidates, 100 at least, and re-rank them by their true vectors; None: 1 if the index keeps
         whole vectors, otherwise one of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64.
     target_recall: the least recall against exact search at K = 5, 20 and 50 that will do; it counts as
         reached when its lower bound at 95 % (over the queries measured with) reaches it.
@@ -74,7 +75,9 @@ class IndexType:
 def filled_factory(kind: IndexType, passages: int, dim: int) -> str:
     """The factory string with its numbers filled in, for so many passages of so many dimensions."""
     largest = passages // POINTS_PER_CENTROID
-    nlist = kind.nlist or 1 << max(0, int(np.log2(max(1, min(4 * passages**0.5, largest)))))
+    # For RaBitQ, a cell costs a query what 450 codes cost, so that fewer of them are quicker.
+    wanted = (2 if "RaBitQ" in kind.factory else 4) * passages**0.5
+    nlist = kind.nlist or 1 << max(0, int(np.log2(max(1, min(wanted, largest)))))
     bytes_kept = next((m for m in range(max(1, dim // 8), 0, -1) if dim % m == 0), 1)
     return kind.factory.replace("{nlist}", str(nlist)).replace("{m}", str(bytes_kept))
 
@@ -133,10 +136,22 @@ def keeps_vectors(index: Any) -> bool:
     return isinstance(inner_index(index)[1], faiss.IndexFlat | faiss.IndexHNSWFlat | faiss.IndexIVFFlat)
 
 
-def _transform(chain: list[Any], block: np.ndarray) -> np.ndarray:
+def transformed(chain: list[Any], block: np.ndarray) -> np.ndarray:
     for transform in chain:
         block = transform.apply(block)
     return block
+
+
+def quantises_by_cell(index: Any) -> bool:
+    """Whether a search quantises the query anew for each cell that it looks at, as RaBitQ does."""
+    return isinstance(index, faiss.IndexIVFRaBitQ)
+
+
+def _links(hnsw: Any, margin: float = 1.0) -> float:
+    """Places for links that a graph keeps for a vector, on the average: one in M stands a layer higher, so that the
+    layers above the lowest, of M links each, add M / (M − 1)."""
+    above = hnsw.nb_neighbors(1)
+    return hnsw.nb_neighbors(0) + margin * above / (above - 1)
 
 
 def file_bytes(index: Any, passages: int) -> int:
@@ -147,8 +162,7 @@ def file_bytes(index: Any, passages: int) -> int:
         if (quantiser := getattr(inner, "pq", None)) is not None:
             size += quantiser.ksub * inner.d * 4
     elif hasattr(inner, "hnsw"):
-        links = inner.hnsw.nb_neighbors(0) + inner.hnsw.nb_neighbors(1) / (inner.hnsw.nb_neighbors(1) - 1)
-        size = passages * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * links + 12)
+        size = passages * (faiss.downcast_index(inner.storage).sa_code_size() + 4 * _links(inner.hnsw) + 12)
     else:
         size = passages * inner.sa_code_size()
     return int(size) + sum(4 * each.d_in * each.d_out for each in chain)
@@ -166,19 +180,28 @@ def train(index: Any, kind: IndexType, vectors: Vectors, seed: int = 0) -> None:
     if index.is_trained:
         return
     chain, inner = inner_index(index)
-    rows = _sample(min(65_536, max(16_384, len(vectors) // 64)), len(vectors), seed)
+    rows = _sample(code_sample(len(vectors)), len(vectors), seed)
     for number, transform in enumerate(chain):
         if not transform.is_trained:
             transform.train(_gather(vectors, rows, chain[:number]))
     if isinstance(inner, faiss.IndexIVF):
-        wanted = kind.train_sample or max(65_536, POINTS_PER_CENTROID * inner.nlist)
-        more = _sample(wanted, len(vectors), seed)
+        more = _sample(cell_sample(kind, inner.nlist, len(vectors)), len(vectors), seed)
         if isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat):
             _find_cells(inner, more, vectors, chain, seed)
         else:  # cells that FAISS finds in its own way, as with IVF4096_HNSW128
             rows = more
     inner.train(_gather(vectors, rows, chain))
     index.is_trained = True
+
+
+def cell_sample(kind: IndexType, nlist: int, passages: int) -> int:
+    """How many vectors the cells are found with."""
+    return min(passages, kind.train_sample or max(65_536, POINTS_PER_CENTROID * nlist))
+
+
+def code_sample(passages: int) -> int:
+    """How many vectors a quantiser of codes learns from."""
+    return min(passages, 65_536, max(16_384, passages // 64))
 
 
 def _sample(wanted: int, passages: int, seed: int) -> Int64[np.ndarray, " S"]:
@@ -193,7 +216,7 @@ def _gather(vectors: Vectors, rows: Int64[np.ndarray, " S"], chain: list[Any]) -
     gathered = np.empty((len(rows), chain[-1].d_out if chain else vectors.dim), np.float32)
     for start in range(0, len(rows), _GATHERED):
         part = slice(start, start + _GATHERED)
-        gathered[part] = _transform(chain, vectors.gather(rows[part]))
+        gathered[part] = transformed(chain, vectors.gather(rows[part]))
         vectors.release()
     return gathered
 
@@ -268,18 +291,37 @@ def add_rest(
 
 def _fill_lists(ivf: Any, vectors: Vectors, chain: list[Any], advance: Callable[[int], None]) -> None:
     cells = np.empty(len(vectors), np.int32)
+    cell_of, before = _cells_before(ivf, chain)
     for start, block in vectors.blocks(_BLOCK):
-        nearest = ivf.quantizer.assign(_transform(chain, block), 1)
+        nearest = cell_of.assign(transformed(before, block), 1)
         cells[start : start + len(block)] = nearest[:, 0]
         advance(len(block) // 2)
     for cell, size in enumerate(np.bincount(cells, minlength=ivf.nlist).tolist()):
         ivf.invlists.resize(cell, size)  # a vector keeps its memory when it shrinks
         ivf.invlists.resize(cell, 0)
     for start, block in vectors.blocks(_BLOCK):
-        transformed = np.ascontiguousarray(_transform(chain, block))
+        inside = np.ascontiguousarray(transformed(chain, block))
         into = cells[start : start + len(block)].astype(np.int64)
-        ivf.add_core(len(transformed), faiss.swig_ptr(transformed), None, faiss.swig_ptr(into))
+        ivf.add_core(len(inside), faiss.swig_ptr(inside), None, faiss.swig_ptr(into))
         advance(len(block) - len(block) // 2)
+
+
+def _cells_before(ivf: Any, chain: list[Any]) -> tuple[Any, list[Any]]:
+    """The index of the cells, and the transformations before it: none where all of them are rotations, which the
+    cells can be turned back by, once, instead of every vector forth."""
+    rotations = [isinstance(each, faiss.LinearTransform) and each.is_orthonormal for each in chain]
+    if (
+        not all(rotations)
+        or any(each.d_in != each.d_out or each.have_bias for each in chain)
+        or not (isinstance(faiss.downcast_index(ivf.quantizer), faiss.IndexFlat) and chain)
+    ):
+        return ivf.quantizer, chain
+    centroids = ivf.quantizer.reconstruct_n(0, ivf.nlist)
+    for each in reversed(chain):
+        centroids = each.reverse_transform(centroids)
+    turned = faiss.IndexFlat(ivf.d, ivf.quantizer.metric_type)
+    turned.add(centroids)
+    return turned, []
 
 
 def _measure_by(graph: Any, metric: int) -> None:
@@ -292,9 +334,7 @@ def _reserve(inner: Any, passages: int) -> None:
     store: Any = faiss.downcast_index(inner.storage) if hasattr(inner, "storage") else inner
     reserved = [(store.codes, passages * store.code_size)] if hasattr(store, "codes") else []
     if hasattr(inner, "hnsw"):
-        above = inner.hnsw.nb_neighbors(1)
-        links = inner.hnsw.nb_neighbors(0) + 1.02 * above / (above - 1)
-        reserved.append((inner.hnsw.neighbors, int(passages * links)))
+        reserved.append((inner.hnsw.neighbors, int(passages * _links(inner.hnsw, 1.02))))
     for array, size in reserved:
         array.resize(size)
         array.resize(0)

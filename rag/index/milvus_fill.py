@@ -29,7 +29,7 @@ from rag.index.milvus_connection import Connection
 from rag.index.milvus_type import EFFORT, GRAPHS, JOURNAL, KEEPS_VECTORS, MilvusType
 from rag.index.opening import IndexFiles, open_files
 from rag.index.passages import PassageStore
-from rag.index.tuning import RECALL_AT, TUNED_AT, find, true_scores
+from rag.index.tuning import RECALL_AT, TUNED_AT, find, proposed, true_scores
 from rag.index.vectors import EncoderInfo, Vectors, exact_search, open_vectors
 from rag.progress import progress_bar
 
@@ -194,8 +194,8 @@ def _measured(
     seconds: dict[str, float],
 ) -> Manifest:
     with timed(seconds, "measure"):
-        described, queries = measured_with(queries, vectors, recall_queries, seed)
-        search, recall, milliseconds = measure(type, collection, vectors, queries)
+        described, measuring, choosing = measured_with(queries, vectors, recall_queries, seed)
+        search, recall, milliseconds = measure(type, collection, vectors, measuring, choosing)
     with timed(seconds, "write"):
         files = described_files(folder, len(store), vectors)
     manifest = Manifest(
@@ -207,7 +207,7 @@ def _measured(
         metric="cosine" if is_cosine(EncoderInfo(**plan["encoder"]), vectors) else "inner product",
         search=search,
         recall=recall,
-        recall_queries=described.format(n=len(queries)),
+        recall_queries=described,
         ms_per_query=milliseconds,
         threads=0,
         seconds={name: round(value, 3) for name, value in seconds.items()},
@@ -234,39 +234,46 @@ def _measured(
 
 
 def measure(
-    type: MilvusType, collection: Collection, vectors: Vectors, queries: Float32[np.ndarray, "Q D"]
+    type: MilvusType,
+    collection: Collection,
+    vectors: Vectors,
+    queries: Float32[np.ndarray, "Q D"],
+    choosing: Float32[np.ndarray, "others D"],
 ) -> tuple[dict[str, int], dict[str, float], float]:
-    """Search parameters that reach the target at K = 5, 20 and 50, the recall by them at each K, and the milliseconds
-    of one query at a time with K = 50, the way to the engine and back included."""
-    if queries.ndim != 2 or queries.shape[1] != vectors.dim or not len(queries):
-        raise UserError(
-            f"queries of shape {queries.shape} cannot measure an index of {vectors.dim} dimensions: embed them with "
-            "the question encoder that belongs to the passages' encoder"
-        )
+    """Search parameters that reach the target at K = 5, 20 and 50 for the queries `choosing`; the recall by them of
+    `queries` at each K, and the milliseconds of one query at a time with K = 50, the way to the engine and back
+    included."""
+    for given in (queries, choosing):
+        if given.ndim != 2 or given.shape[1] != vectors.dim or not len(given):
+            raise UserError(
+                f"queries of shape {given.shape} cannot measure an index of {vectors.dim} dimensions: embed them with "
+                "the question encoder that belongs to the passages' encoder"
+            )
     ks = [k for k in RECALL_AT if k <= len(vectors)]
-    exact, _ = exact_search(vectors, queries, max(ks))
+    exact, _ = exact_search(vectors, np.concatenate([queries, choosing]), max(ks))
     refine = type.refine or (1 if type.kind in KEEPS_VECTORS else 4)
     effort = EFFORT[type.kind]
     most = int(type.params.get("nlist", 128)) if effort == "nprobe" else 4_096
     values = [*(n for n in (8 * 2**each for each in range(10)) if n < most), most]
     values = [0] if effort is None else [type.search] if type.search else values
-    best: tuple[float, dict[str, int], dict[str, float]] | None = None
+    best: tuple[float, dict[str, int]] | None = None
     for value in values:
-        search = {} if effort is None else {effort: value}
-        collection.parameters = search
-        recall = _recalls(type, collection, vectors, queries, exact, ks, refine)
+        collection.parameters = {} if effort is None else {effort: value}
+        recall = _recalls(type, collection, vectors, choosing, exact[len(queries) :], ks, refine)
         worst = min([recall[str(k)] for k in TUNED_AT if k <= len(vectors)] or [recall[str(ks[-1])]])
         if best is None or worst > best[0]:
-            best = worst, search | {"refine": refine}, recall
+            best = worst, collection.parameters
         if worst >= type.target_recall:
             break
     assert best is not None
-    collection.parameters = {name: value for name, value in best[1].items() if name != "refine"}
+    collection.parameters = best[1]
+    recall = _recalls(type, collection, vectors, queries, exact[: len(queries)], ks, refine)
     k = min(max(TUNED_AT), len(vectors))
     some, began = queries[:20], time.perf_counter()
     for query in some:
         find(collection, vectors, query[None], k, refine)
-    return best[1], best[2], round((time.perf_counter() - began) / len(some) * 1000, 3)
+    seconds = (time.perf_counter() - began) / len(some)
+    return best[1] | {"refine": refine}, recall, round(seconds * 1000, 3)
 
 
 def _recalls(
@@ -282,7 +289,7 @@ def _recalls(
     K-th best counts as found too."""
     recall, scores = {}, np.empty((0, 0), np.float32)
     for k in sorted(ks, reverse=True):
-        candidates = min(k * refine, len(vectors))
+        candidates = proposed(k, refine, len(vectors))
         if (
             type.kind in GRAPHS or not scores.size
         ):  # a graph looks at more for more; the others find the same first

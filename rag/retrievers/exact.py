@@ -1,14 +1,15 @@
 """Section 2.2: exact maximum inner product search with torch, where the vectors fit into the device's memory.
 
-    top-K of q(x)ᵀd(z) over all N passages z, a chunk of vectors at a time
+    top-K of q(x)ᵀd(z) over all N passages z
 
-On a GPU the vectors are kept in bfloat16: 21 million of 768 dimensions take 32 GB. A few more candidates than K
-are looked for there and put in order by their true vectors, so that rounding does not cost a passage. On the CPU
-they are read in float32 from the mapped files, which all processes share. What the loss sees is, as with every
-index, q(x)ᵀd(z) in float32.
+The K best passages are in the K groups of passages whose best are the best: a first pass over all vectors keeps the
+highest score of each group alone (group_maxima.py), a second one scores those groups' passages.
+
+On a GPU the vectors are kept in bfloat16: 21 million of 768 dimensions take 32 GB. Some more candidates than K are
+put in order by their true vectors, so that rounding does not cost a passage. On the CPU vectors are read in float32
+from the mapped files, which all processes share. What the loss sees is, as with every index, q(x)ᵀd(z) in float32.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,11 +25,16 @@ from rag.index.folder import Index
 from rag.marginalize import without_autocast
 from rag.retrievers.dense import DenseRetriever, beside, open_pair
 from rag.retrievers.fresh import FreshPassages, Side
+from rag.retrievers.group_maxima import group_maxima
 from rag.retrievers.null_document import NullDocument
 from rag.retrievers.scale import Scale
 
-SCORES_AT_ONCE = 1 << 24  # float32 scores in memory at a time: 64 MB
-ROWS_AT_ONCE = 1 << 16
+# Read from a file at a time, and their float32 scores: 64 MB.
+ROWS_AT_ONCE, SCORES_AT_ONCE = 1 << 16, 1 << 24
+# The highest scores of groups held at a time, 256 MB in float32, and the numbers of vectors that are scored together.
+MAXIMA_AT_ONCE, SCORED_AT_ONCE = 1 << 26, 1 << 26
+# Passages in a group. Many candidates take smaller ones: what is read a second time stays a small part of all.
+GROUP, READ_AGAIN = 64, 1 << 14
 
 
 class ExactSearch:
@@ -57,48 +63,90 @@ class ExactSearch:
             vectors[start : start + len(block)] = torch.from_numpy(block).to(self.device)
         return vectors
 
-    def _chunks(self, rows: int) -> Iterator[tuple[int, Float[Tensor, "rows D"]]]:
-        if self._copy is not None:
-            for start in range(0, len(self._copy), rows):
-                yield start, self._copy[start : start + rows]
-        else:
-            for start, block in self.index.vector_blocks(rows):
-                yield start, torch.from_numpy(block)
-
     @torch.inference_mode()
     def search(self, queries: Float[Tensor, "B D"], k: int) -> Int64[np.ndarray, "B k"]:
         """The rows of the k passages with the largest q(x)ᵀd(z), best first.
 
-        Memory is bounded: besides the vectors, 64 MB of scores. Raises UserError if there are fewer than k.
+        Memory is bounded: besides the vectors, some hundred MB of scores. Raises UserError if there are fewer than k.
         """
         if not 1 <= k <= len(self.index):
             raise UserError(
                 f"K={k} passages cannot be found in an index of {len(self.index)} ({self.index.folder}): lower K"
             )
+        if not len(queries):
+            return np.empty((0, k), np.int64)
         with without_autocast(queries):
             return self._search(queries, k)
 
     def _search(self, queries: Float[Tensor, "B D"], k: int) -> Int64[np.ndarray, "B k"]:
-        rounded = self.dtype != torch.float32
-        candidates = min(2 * k + 16 if rounded else k, len(self.index))
-        asked = queries.to(self.device, self.dtype)
-        scores = torch.empty(len(asked), 0, device=self.device)
-        rows = torch.empty(len(asked), 0, dtype=torch.int64, device=self.device)
-        step = max(candidates, min(ROWS_AT_ONCE, SCORES_AT_ONCE // max(1, len(asked))))
-        for start, chunk in self._chunks(step):
-            chunk_scores, rows_in_chunk = (asked @ chunk.T).float().topk(min(candidates, len(chunk)), dim=1)
-            scores, rows = (
-                torch.cat([scores, chunk_scores], dim=1),
-                torch.cat([rows, rows_in_chunk + start], dim=1),
-            )
-            if scores.shape[1] > candidates:
-                scores, best = scores.topk(candidates, dim=1)
-                rows = rows.gather(1, best)
-        if rounded:
+        asked = queries.to(self.device, torch.float32)
+        if self._copy is None:
+            return self._in_files(asked, k).numpy()
+        # Rounding the vectors moves a score by far less than what lies between the best: some more than K are enough.
+        candidates = min(k + max(16, k // 4), len(self.index))
+        rows = self._best_within(
+            self._copy, asked, self._best_groups(self._copy, asked, candidates), candidates
+        )
+        if self.dtype != torch.float32:
             true = torch.from_numpy(self.index.vectors(rows.cpu().numpy())).to(self.device)
-            scores = torch.einsum("bd,bkd->bk", queries.to(self.device).float(), true)
-        best = scores.argsort(dim=1, descending=True)[:, :k]
-        return rows.gather(1, best).cpu().numpy()
+            scores = torch.einsum("bd,bkd->bk", asked, true)
+            rows = rows.gather(1, scores.argsort(dim=1, descending=True))
+        return rows[:, :k].cpu().numpy()
+
+    def _in_files(self, queries: Float[Tensor, "B D"], k: int) -> Int64[Tensor, "B k"]:
+        """A block of the files after the other, each read once."""
+        best = torch.empty(len(queries), 0)
+        rows = torch.empty(len(queries), 0, dtype=torch.int64)
+        for start, block in self.index.vector_blocks(
+            min(ROWS_AT_ONCE, SCORES_AT_ONCE // max(1, len(queries)))
+        ):
+            scores, which = _largest(queries @ torch.from_numpy(block).T, k)
+            best, kept = _largest(torch.cat([best, scores], dim=1), k)
+            rows = torch.cat([rows, which + start], dim=1).gather(1, kept)
+        return rows.gather(1, best.argsort(dim=1, descending=True))
+
+    def _best_groups(
+        self, vectors: Float[Tensor, "N D"], queries: Float[Tensor, "B D"], count: int
+    ) -> tuple[Int64[Tensor, "B groups"], Int64[Tensor, "B groups"]]:
+        """The first rows of the `count` groups with the highest scores, and the rows where they end."""
+        group = max(1, min(GROUP, 1 << (READ_AGAIN // count).bit_length() - 1))
+        asked = queries.to(self.dtype)
+        at_once = max(1, MAXIMA_AT_ONCE // max(1, len(asked))) * group
+        best = torch.empty(len(asked), 0, device=self.device)
+        starts = torch.empty(len(asked), 0, dtype=torch.int64, device=self.device)
+        for start in range(0, len(vectors), at_once):
+            highest, which = _largest(group_maxima(vectors[start : start + at_once], asked, group), count)
+            best, kept = _largest(torch.cat([best, highest], dim=1), count)
+            starts = torch.cat([starts, start + which * group], dim=1).gather(1, kept)
+        return starts, (starts + group).clamp(max=len(vectors))
+
+    def _best_within(
+        self,
+        vectors: Float[Tensor, "N D"],
+        queries: Float[Tensor, "B D"],
+        groups: tuple[Int64[Tensor, "B groups"], Int64[Tensor, "B groups"]],
+        count: int,
+    ) -> Int64[Tensor, "B count"]:
+        """The rows of the `count` passages of these groups with the highest scores, best first."""
+        starts, ends = groups
+        rows = starts.unsqueeze(2) + torch.arange(int((ends - starts).amax()), device=self.device)
+        missing = (rows >= ends.unsqueeze(2)).flatten(1)
+        rows = rows.flatten(1).clamp(max=len(vectors) - 1)
+        at_once = max(1, SCORED_AT_ONCE // (rows.shape[1] * vectors.shape[1]))
+        found = []
+        for asked, of_asked, absent in zip(
+            queries.split(at_once), rows.split(at_once), missing.split(at_once), strict=True
+        ):
+            scores = torch.einsum("bd,bnd->bn", asked, vectors[of_asked].float())
+            best = scores.masked_fill_(absent, -torch.inf).topk(count, dim=1).indices
+            found.append(of_asked.gather(1, best))
+        return torch.cat(found)
+
+
+def _largest(values: Float[Tensor, "B n"], count: int) -> tuple[Tensor, Int64[Tensor, "B some"]]:
+    """Of each row the `count` largest values, or all there are, in any order; and where they stand."""
+    largest = values.topk(min(count, values.shape[1]), dim=1, sorted=False)
+    return largest.values, largest.indices
 
 
 class ExactRetriever(DenseRetriever):
