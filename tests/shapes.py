@@ -35,7 +35,7 @@ def checked(each: Any) -> Any:
         if "__init__" in vars(each):  # a dataclass's is made after the hook has seen the functions
             each.__init__ = checked(each.__init__)
         return each
-    if inspect.isgeneratorfunction(each):  # it begins, and what it was given is seen, amid somebody else's call
+    if inspect.isgeneratorfunction(each):  # it begins amid somebody else's call
         return each
     hints = getattr(each, "__annotations__", {})
     if hasattr(each, "checked") or not any(map(_names_a_shape, hints.values())):
