@@ -10,8 +10,8 @@ choose the search parameters while the index is built and 200 measure its manife
 afterwards.
 
     build_s               train, fill, tune, measure, write and hash, as `build` does
-    build_cpu_s           the same in CPU seconds of all threads, which other work on the machine hardly changes if it is
-                          started with OMP_NUM_THREADS=1 (threads that wait for one another spin)
+    build_cpu_s           the same in CPU seconds of all threads, which other work on the machine hardly changes with
+                          OMP_NUM_THREADS=1 (threads that wait for one another spin)
     build_peak_mb         the most anonymous memory (RssAnon, looked at every 10 ms) while building, over what the
                           process held before with its libraries loaded
     build_rss_mb          the same of all resident memory, mapped file pages included, which the system takes back
