@@ -10,8 +10,8 @@ from benchmarks import index as benchmark
 from rag.errors import UserError
 
 COLUMNS = {
-    *("type", "vectors", "build_s", "build_peak_mb", "file_mb", "open_ms"),
-    *("anon_mb_after_query", "ms_per_query", "recall_at_50"),
+    *("type", "vectors", "build_s", "build_cpu_s", "build_peak_mb", "file_mb", "open_ms"),
+    *("anon_mb_after_query", "ms_per_query", "cpu_ms_per_query", "recall_at_50"),
 }
 
 

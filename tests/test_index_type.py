@@ -1,5 +1,6 @@
 """Types of index: filled like FAISS's own, tuned by what they find, every one of configs/index."""
 
+import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -200,3 +201,94 @@ def test_a_type_that_cannot_work_names_what_can(name, passages, sentence):
     with pytest.raises(UserError, match=sentence):
         new_index(type_of(name), passages, D)
     assert new_index(type_of("sq8"), passages, D)[0] == "SQ8"
+
+
+def test_recall_is_reported_of_other_queries_than_those_that_chose(folder, truth):
+    mixed = np.empty((100, D), np.float32)
+    mixed[::2], mixed[1::2] = (
+        GIVEN[:50],
+        np.random.default_rng(0).standard_normal((50, D)),
+    )  # not like passages
+    kind = IndexType("IVF64,Flat", target_recall=0.9)
+    manifest = build(folder, kind, mixed, show_progress=False)
+    index, products = Index.open(folder), mixed @ truth.T
+    rows = index.search(mixed, 50)[1]
+    measured, choosing = (recall(rows[part::2], products[part::2], 50) for part in (0, 1))
+    assert manifest.recall["50"] == pytest.approx(measured, abs=1e-3)
+    assert choosing >= 0.9 and measured != pytest.approx(choosing, abs=0.01)
+    assert manifest.recall_queries == "50 held-out questions; 50 others chose the search parameters"
+
+
+def test_cells_that_are_needed_hold_the_best_passages(vectors, truth):
+    kind = IndexType("RR,IVF64,RaBitQ")
+    index = new_index(kind, N, D)[1]
+    train(index, kind, vectors)
+    fill(index, vectors)
+    least, most = Trial(index, vectors, QUERIES).cells_needed([5, 50], 0.95)
+    best = np.argsort(-(QUERIES @ truth.T), axis=1)
+
+    def held(cells: int) -> float:
+        """Of FAISS's own search in so many cells, all candidates taken."""
+        set_search(index, {"nprobe": cells})
+        proposed = index.search(QUERIES, N)[1]
+        return min(
+            np.mean([len(np.intersect1d(p, b[:k])) / k for p, b in zip(proposed, best, strict=True)])
+            for k in (5, 50)
+        )
+
+    assert held(least) >= 0.95 > held(least - 1)
+    assert held(most) >= 0.999 > held(most - 1)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_graph_that_cannot_reach_the_target_is_searched_by_what_comes_near_its_best(vectors):
+    kind = IndexType("HNSW2", ef_construction=4)  # too thin: some vectors are reached by no link
+    index = new_index(kind, N, D)[1]
+    fill(index, vectors)
+    trial = Trial(index, vectors, QUERIES[:40])
+    search = tune(kind, trial)
+
+    def worst(ef_search: int) -> float:
+        return min(trial.recall(k, {"ef_search": ef_search, "refine": 1}).mean() for k in (5, 20, 50))
+
+    assert worst(N) < 0.99 and search["ef_search"] < N
+    assert (
+        worst(search["ef_search"]) >= worst(N) - 0.004
+    )  # of the best that was seen, and that stopped to gain
+
+
+def test_many_candidates_of_a_graph_are_as_cheap_as_their_products(vectors):
+    kind = IndexType("HNSW16", ef_construction=40)
+    index = new_index(kind, N, D)[1]
+    fill(index, vectors)
+    seconds, found = {}, {}
+    for bounded in (True, False):
+        set_search(index, {"ef_search": 8_000})
+        faiss.downcast_index(index).hnsw.search_bounded_queue = bounded
+        start = time.process_time()
+        found[bounded] = index.search(QUERIES[:8], 50)[1]
+        seconds[bounded] = time.process_time() - start
+    np.testing.assert_array_equal(found[True], found[False])
+    set_search(index, {"ef_search": 8_000})
+    assert not faiss.downcast_index(index).hnsw.search_bounded_queue
+    assert seconds[False] < seconds[True] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_graph_looks_at_as_many_as_the_target_takes(tmp_path):
+    """Vectors without any structure, as those of an encoder that compares words: 4,096 candidates find .989."""
+    random = np.random.default_rng(0)
+    count, dim = 9_000, 128
+    store = PassageStore.write((Passage(str(i), "", "x") for i in range(count)), tmp_path / "passages")
+
+    def encode(passages: list[Passage]) -> np.ndarray:
+        return random.standard_normal((len(passages), dim), np.float32)
+
+    info = EncoderInfo("made", "weights", "tokenizer")
+    embed(store, encode, tmp_path, info, batch_size=count, show_progress=False)
+    kind = IndexType("HNSW24", ef_construction=80)
+    queries = np.random.default_rng(1).standard_normal((160, dim)).astype(np.float32)
+    manifest = build(tmp_path, kind, queries, show_progress=False)
+    assert manifest.search["ef_search"] > 4_096
+    assert manifest.recall["50"] >= 0.99
