@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--demo", type=Path, default=Path("outputs/demo"), help="the finished demo")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder that holds its miniwiki/")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/losses"), help="where the runs go")
-    parser.add_argument("--steps", type=int, default=340, help="340 are the demo's")
+    parser.add_argument("--steps", type=int, default=260, help="260 are the demo's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     given = parser.parse_args(arguments)

@@ -111,7 +111,7 @@ def test_the_default_says_what_it_is_first(tmp_path):
     from rag.training.plan import default_line
 
     line = default_line(compose_config("train", []))
-    assert "miniwiki/rag_sequence" in line and "340 steps" in line and "experiment=NAME" in line
+    assert "miniwiki/rag_sequence" in line and "260 steps" in line and "experiment=NAME" in line
 
 
 @pytest.mark.parametrize(
