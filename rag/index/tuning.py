@@ -102,7 +102,7 @@ class Trial:
         self.vectors = vectors
         self.queries = queries
         scores, rows = exact or exact_search(vectors, queries, min(2 * max(RECALL_AT), len(vectors)))
-        self._best = rows[:, : max(TUNED_AT)]
+        self._best = rows[:, : max(TUNED_AT)].copy()  # a view would keep the rest
         self.bounds = scores - 1e-5 * np.maximum(1, np.abs(scores))
         order = np.argsort(rows, axis=1)
         self._rows = np.take_along_axis(rows, order, axis=1)
