@@ -15,7 +15,7 @@ from rag.compose import CONFIGS
 from rag.errors import UserError
 from rag.index.build import build
 from rag.index.embed import embed
-from rag.index.faiss_types import IndexType, file_bytes, fill, new_index, train
+from rag.index.faiss_types import IndexType, file_bytes, fill, graph_of, new_index, train
 from rag.index.folder import Index
 from rag.index.passage import Passage
 from rag.index.passages import PassageStore
@@ -232,7 +232,7 @@ def test_cells_that_are_needed_hold_the_best_passages(vectors, truth):
         set_search(index, {"nprobe": cells})
         proposed = index.search(QUERIES, N)[1]
         return min(
-            np.mean([len(np.intersect1d(p, b[:k])) / k for p, b in zip(proposed, best, strict=True)])
+            float(np.mean([len(np.intersect1d(p, b[:k])) / k for p, b in zip(proposed, best, strict=True)]))
             for k in (5, 50)
         )
 
@@ -264,13 +264,13 @@ def test_many_candidates_of_a_graph_are_as_cheap_as_their_products(vectors):
     seconds, found = {}, {}
     for bounded in (True, False):
         set_search(index, {"ef_search": 8_000})
-        faiss.downcast_index(index).hnsw.search_bounded_queue = bounded
+        graph_of(index).search_bounded_queue = bounded
         start = time.process_time()
         found[bounded] = index.search(QUERIES[:8], 50)[1]
         seconds[bounded] = time.process_time() - start
     np.testing.assert_array_equal(found[True], found[False])
     set_search(index, {"ef_search": 8_000})
-    assert not faiss.downcast_index(index).hnsw.search_bounded_queue
+    assert not graph_of(index).search_bounded_queue
     assert seconds[False] < seconds[True] / 2
 
 

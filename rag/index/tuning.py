@@ -101,12 +101,12 @@ class Trial:
         self.index = index
         self.vectors = vectors
         self.queries = queries
-        exact, rows = exact or exact_search(vectors, queries, min(2 * max(RECALL_AT), len(vectors)))
-        self._best = rows[:, : max(TUNED_AT)]
-        self.bounds = exact - 1e-5 * np.maximum(1, np.abs(exact))
+        scores, rows = exact or exact_search(vectors, queries, min(2 * max(RECALL_AT), len(vectors)))
+        self._best = rows[:, : max(TUNED_AT)].copy()  # a view would keep the rest
+        self.bounds = scores - 1e-5 * np.maximum(1, np.abs(scores))
         order = np.argsort(rows, axis=1)
         self._rows = np.take_along_axis(rows, order, axis=1)
-        self._scores = np.take_along_axis(exact, order, axis=1)
+        self._scores = np.take_along_axis(scores, order, axis=1)
         self._found: dict[tuple[int, ...], dict[tuple[int, int], np.ndarray]] = {}
 
     @classmethod
