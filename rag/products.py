@@ -50,7 +50,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b by oneDNN, without a gradient. This is the name under which torch's own compiler asks for it."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+def _dense(values: Tensor) -> Tensor:
+    """The same without gaps between rows or columns, such as a state of each sequence has: oneDNN multiplies those
+    hundreds of times as slowly as it should where both factors are transposed."""
+    if values.is_contiguous() or (values.dim() == 2 and values.t().is_contiguous()):
+        return values
+    return values.contiguous()
 
 
 class _Linear(torch.autograd.Function):

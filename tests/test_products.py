@@ -14,7 +14,7 @@ from rag import products
 from rag.generators.output_layer import PlainOutputLayer, output_layer
 from rag.generators.seq2seq import Generator
 from rag.model import RagToken
-from rag.products import QuickLinear, linear, quicken
+from rag.products import QuickLinear, _dense, linear, quicken
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available(),
@@ -113,3 +113,13 @@ def test_a_model_says_the_same_and_learns_the_same(retriever, monkeypatch):
         found.append([logprob.detach(), *(p.grad for p in generator.parameters() if p.grad is not None)])
     for theirs, mine in zip(*found, strict=True):
         assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_states_of_one_position_are_multiplied_without_gaps():
+    """oneDNN takes a hundred times as long for two transposed factors with gaps between their rows."""
+    states = torch.randn(8, 5, 16)
+    whole, first = states.flatten(0, 1), states[:, 0]
+    assert _dense(whole) is whole and _dense(transposed := whole.t()) is transposed
+    for gapped in (first, first.t(), states[:, 1:]):
+        dense = _dense(gapped)
+        assert dense.is_contiguous() and torch.equal(dense, gapped)
