@@ -24,7 +24,7 @@ SEED = 2020  # of the mini-wiki and of all training; fixed before any result was
 VARIANTS = ("rag_sequence", "rag_token", "frozen", "bm25")
 # As measured on servers that did nothing else; by `quick`.
 TOOK = {
-    False: "on two idle cores it took 8 to 10 minutes with AVX-512, 17 with AVX2 alone",
+    False: "on two idle cores with AVX-512 it took five minutes",
     True: "on two idle cores with AVX-512 it took two to three minutes",
 }
 QUICK = {"trainer.max_steps": "24", "trainer.val_check_interval": "12", "datamodule.dev_limit": "40"}
