@@ -98,6 +98,9 @@ def test_in_parts_as_in_one_piece(index, k, monkeypatch):
     queries = torch.from_numpy(random_queries(9))
     search = ExactSearch(index, "cpu", torch.bfloat16)
     whole = search.search(queries, k)
+    for read_again in (1, 2_048):  # groups of one, when more candidates are wanted than that, and of some
+        monkeypatch.setattr(exact, "READ_AGAIN", read_again)
+        np.testing.assert_array_equal(search.search(queries, k), whole)
     monkeypatch.setattr(exact, "MAXIMA_AT_ONCE", 9 * 3)
     monkeypatch.setattr(exact, "SCORED_AT_ONCE", 1)
     np.testing.assert_array_equal(search.search(queries, k), whole)

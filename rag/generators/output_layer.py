@@ -226,8 +226,9 @@ class _TargetScores(torch.autograd.Function):
     """log p_θ of one token in each of the decoder's states, and the mean over V where wanted.
 
     logit − log Σ_v exp(logit_v): the scores over the vocabulary are held for a chunk of rows at a time, in one buffer,
-    and computed again in the backward pass; they are kept where one chunk is all. What each row is worth is known
-    only after the marginal, so that nothing of the gradient could be computed forward.
+    and computed again in the backward pass; they are kept where one chunk is all. On a CPU they are held for some words
+    of all rows at a time, and kept where they are few. What each row is worth is known only after the marginal, so that
+    nothing of the gradient could be computed forward.
     """
 
     @staticmethod

@@ -109,7 +109,7 @@ class ExactSearch:
         self, vectors: Float[Tensor, "N D"], queries: Float[Tensor, "B D"], count: int
     ) -> tuple[Int64[Tensor, "B groups"], Int64[Tensor, "B groups"]]:
         """The first rows of the `count` groups with the highest scores, and the rows where they end."""
-        group = max(1, min(GROUP, 1 << (READ_AGAIN // count).bit_length() - 1))
+        group = min(GROUP, 1 << max(1, READ_AGAIN // count).bit_length() - 1)  # a power of two
         asked = queries.to(self.dtype)
         at_once = max(1, MAXIMA_AT_ONCE // max(1, len(asked))) * group
         best = torch.empty(len(asked), 0, device=self.device)
