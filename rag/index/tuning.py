@@ -302,7 +302,7 @@ class _Space:
         value, dim, passages = self.efforts[at], self.trial.vectors.dim, len(self.trial.vectors)
         candidates = proposed(self.cuts[-1], refine, passages)
         if isinstance(self.inner, faiss.IndexIVF):
-            size = self.inner.code_size * (5 if hasattr(self.inner, "pq") else 1)
+            size = self.inner.code_size * (5 if isinstance(self.inner, faiss.IndexIVFPQ) else 1)
             codes = value * (
                 passages * size / self.inner.nlist + 4 * dim * (15 if quantises_by_cell(self.inner) else 1)
             )
