@@ -15,7 +15,6 @@ log p(y|x) where it is. Passages are made of random words, or the first of a fil
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import tempfile
@@ -124,9 +123,9 @@ def main() -> None:
     else:
         passages = [each for each, _ in zip(read_passages(given.passages), range(PASSAGES), strict=False)]
     console = Console(width=120)
-    console.print(
-        f"{describe()}: {len(passages)} passages and {QUESTIONS} answers, about two minutes", highlight=False
-    )
+    asked = [f"{len(passages)} passages"] * (given.only != "answers")
+    asked += [f"{QUESTIONS} answers"] * (given.only != "passages")
+    console.print(f"{describe()}: {' and '.join(asked)}, some minutes", highlight=False)
     rows = [] if given.only == "answers" else embedding(passages, given.repeats)
     rows += [] if given.only == "passages" else answers(given.repeats)
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -137,8 +136,6 @@ def main() -> None:
     console.print(table)
     if given.json:
         write_json(given.json, rows)
-    else:
-        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

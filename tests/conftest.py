@@ -24,7 +24,9 @@ if not (
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-os.fsync = lambda descriptor: None  # no test pulls the plug, and waiting for the disk takes a twentieth of their time
+os.fsync = lambda descriptor: (
+    None
+)  # no test pulls the plug, and waiting for the disk takes a twentieth of their time
 
 # The thousands of objects of modules and of collected tests are none of the cyclic garbage collector's business:
 # looking at all of them again and again takes a fifth of the time.

@@ -586,6 +586,35 @@ def test_compiled_layers_learn_the_same(demo, tmp_path):
         torch.testing.assert_close(compiled[name], ever[name], rtol=1e-3, atol=1e-4)
 
 
+def test_compile_needs_a_compiler_and_says_so_at_once(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "nowhere/g++ -O2")
+    assert (
+        demo("train", "experiment=miniwiki/rag_token", *RAG, "compile=true", f"paths.run={tmp_path / 'run'}")
+        == 2
+    )
+    told = capsys.readouterr().err
+    assert "compile=true needs a C++ compiler on a CPU, and there is no nowhere/g++ -O2" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_what_goes_past_the_layers_is_told(demo, tmp_path, capsys):
+    assert (
+        demo(
+            "train",
+            "experiment=miniwiki/dpr",
+            *ENCODERS,
+            *SHORT,
+            "compile=true",
+            f"paths.run={tmp_path / 'run'}",
+        )
+        == 0
+    )
+    assert "compile=true changed nothing" in capsys.readouterr().out
+
+
 # -- again, interrupted, changed -----------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ command to resume; a finished run is left alone.
   python train.py experiment=dpr/nq datamodule.remine=500    mine hard negatives with the encoders every 500 steps
   python train.py experiment=… info=true                     show sizes, batch and memory, and stop
   python train.py experiment=… debug=smoke                   a few steps of everything; debug=overfit: one batch
+  python train.py experiment=… compile=true trainer.precision=bf16-mixed     a sixth faster on a GPU
   python train.py experiment=… trainer.devices=4 trainer.precision=bf16-mixed trainer.accumulate_grad_batches=2
 """
 

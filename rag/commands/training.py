@@ -32,7 +32,7 @@ from rag.training.callbacks import (
     checkpoints,
     stops_at_loss,
 )
-from rag.training.compiling import CompiledLayers
+from rag.training.compiling import CompiledLayers, check_compiler
 from rag.training.curves import join_curves
 from rag.training.loggers import WandbPredictions, send_report
 from rag.training.refresh import IndexRefresh, trained_retriever, trains_passages
@@ -55,6 +55,8 @@ def train(cfg: DictConfig) -> Path:
         plan.say_finished(run)
         complete_run(folder)
         return folder
+    if cfg.compile:
+        check_compiler()
     pl.seed_everything(cfg.seed, verbose=False)
     module = instantiate(cfg.module)
     module.train()  # from_pretrained leaves models in evaluation mode, and Lightning keeps the mode it finds

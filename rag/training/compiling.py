@@ -1,6 +1,7 @@
 """Section 2.4, faster on a GPU: the layers of the models in training, each compiled into few kernels."""
 
 import os
+import shlex
 import shutil
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,20 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rag.errors import UserError
+from rag.safe_text import say
+
+
+def check_compiler() -> None:
+    """UserError where there is nothing to compile with."""
+    if torch.cuda.is_available():
+        if find_spec("triton") is None:
+            raise UserError("compile=true needs Triton, which is not installed: pip install triton")
+        return
+    asked = os.environ.get("CXX", "g++")
+    if not any(map(shutil.which, shlex.split(asked)[:1])):
+        raise UserError(
+            f"compile=true needs a C++ compiler on a CPU, and there is no {asked}: install one, or name it by CXX"
+        )
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -26,11 +41,7 @@ def compile_layers(model: nn.Module) -> None:
         raise UserError(
             "compile=true, but no model here has layers of transformers' kind: leave that setting out"
         )
-    if torch.cuda.is_available():
-        if find_spec("triton") is None:
-            raise UserError("compile=true needs Triton, which is not installed: pip install triton")
-    elif shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise UserError("compile=true needs a C++ compiler on a CPU, and there is no g++: install it")
+    check_compiler()
     for layer in layers:
         layer.compile(dynamic=True)
 
@@ -40,9 +51,23 @@ class CompiledLayers(Callback):
 
     def __init__(self) -> None:
         self._as_ever: Any = None
+        self._compiled_before: int | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         compile_layers(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._compiled_before = _compiled()
+        if trainer.is_global_zero:
+            gain = "" if torch.cuda.is_available() else "; on a CPU it gains little or nothing"
+            say(f"compiling the layers: the first step takes about half a minute{gain}")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        before, self._compiled_before = self._compiled_before, None
+        if before == _compiled() and trainer.is_global_zero:
+            say("compile=true changed nothing: this training goes past the layers it was for; leave it out")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._as_ever = torch.compiler.set_stance("force_eager")
@@ -60,3 +85,10 @@ class CompiledLayers(Callback):
         if self._as_ever is not None:
             self._as_ever.__exit__(None, None, None)
             self._as_ever = None
+
+
+def _compiled() -> int:
+    """How many pieces of code torch has compiled in this process."""
+    from torch._dynamo.utils import counters  # takes long to import
+
+    return counters["stats"]["unique_graphs"]

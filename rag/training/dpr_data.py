@@ -143,6 +143,11 @@ class DprData(StepDataModule):
 
     def _check_remining(self) -> None:
         if not self.remine and not self.remining.at_start:
+            if self.remining != Remining():
+                log.warning(
+                    "datamodule.remining says how negatives are mined, and datamodule.remine, which says when, is "
+                    "null: none are; give datamodule.remine=500"
+                )
             return
         setting = f"datamodule.remine={self.remine}" if self.remine else "datamodule.remining.at_start=true"
         if self.question_file is None:
