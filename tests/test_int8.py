@@ -152,6 +152,13 @@ def test_embedding_in_8_bits_is_close_and_stays_so(tmp_path, encoder_folder, cap
     tsv.write_text("id\ttext\ttitle\n" + "".join(rows))
     place = [f"index.path={tmp_path / 'index'}", f"passage_encoder={encoder_folder}", "experiment=null"]
     assert command("build_index", f"corpus.path={tsv}", *place, "int8=true") == 0
+    for more in ([], [f"add={tsv}"], ["sync=true"]):
+        assert command("build_index", f"corpus.path={tsv}", *place, "bfloat16=true", *more) == 2
+        assert (
+            "holds vectors made with int8=true, which goes on: leave bfloat16=true out"
+            in capsys.readouterr().err
+        )
+    assert command("build_index", f"corpus.path={tsv}", *place, "int8=true") == 0
     index = Index.open(tmp_path / "index")
     assert index.manifest.encoder.precision == "int8"
     vectors = index.vectors(np.arange(len(PASSAGES)))

@@ -63,7 +63,7 @@ pipe, one a line.
   python -m rag.ask checkpoint=… abstain=true                after python -m rag.analysis answerability run=RUN
   python -m rag.ask checkpoint=facebook/rag-token-nq index.path=…            a released model over an index
   python -m rag.ask checkpoint=… decoding=sample decoding.max_new_tokens=200    long-form text, sampled
-  python -m rag.ask checkpoint=… conversation=true           earlier turns are the context of the next
+  python -m rag.ask checkpoint=… conversation=true           earlier turns are the context of the next until /reset
   python -m rag.ask checkpoint=… json=true < questions.txt > answers.jsonl
 """
 

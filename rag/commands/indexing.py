@@ -14,6 +14,7 @@ from rag.commands.corpus import check_corpus, makes_the_encoder
 from rag.commands.index_parts import held_out_questions, open_encoder, say_cut, show
 from rag.compose import plain, reading
 from rag.demo import ensure
+from rag.encoders.precisions import chosen_precision
 from rag.encoders.protocol import AnyPassageEncoder
 from rag.encoders.reduced import reduced
 from rag.errors import UserError
@@ -22,6 +23,7 @@ from rag.index.estimate import Estimate, estimate
 from rag.index.faiss_types import IndexType
 from rag.index.folder import Index
 from rag.index.from_corpus import embed_part
+from rag.index.manifest import Manifest
 from rag.index.milvus_connection import Connection, is_file
 from rag.index.milvus_type import MilvusType
 from rag.index.ready_index import ReadyIndex
@@ -50,6 +52,7 @@ def build_index(cfg: DictConfig) -> Path:
     if cfg.list:
         list_documents(folder)
         return folder
+    check_precision(cfg, folder)
     if cfg.sync and (folder / "manifest.json").exists():
         bring_up_to_date(cfg, folder)
         return folder
@@ -103,6 +106,20 @@ def build_index(cfg: DictConfig) -> Path:
         write_run_report(folder)
         show(index, f"index and report.md in {folder}")
     return folder
+
+
+def check_precision(cfg: DictConfig, folder: Path) -> None:
+    """UserError where a precision is asked for that the vectors of a finished index, which stay, are not of."""
+    asked = chosen_precision(bfloat16=cfg.bfloat16, int8=cfg.int8, openvino=cfg.openvino)
+    if asked is None or cfg.overwrite is True or cfg.estimate or not (folder / "manifest.json").exists():
+        return
+    held = Manifest.read(folder / "manifest.json").encoder.precision
+    if held != asked:
+        how = "in the usual precision" if held is None else f"with {held}=true"
+        raise UserError(
+            f"{folder} holds vectors made {how}, which goes on: leave {asked}=true out, or build it anew with "
+            "overwrite=true"
+        )
 
 
 def embed_one_part(cfg: DictConfig, encoder: AnyPassageEncoder | None, folder: Path) -> None:
