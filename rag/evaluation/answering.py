@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def answer_in_parts(
     ks: every K to be answered with; n_docs: the one of them that is reported with its passages. Of the batches that
     are left, this process takes its share.
     """
+    names = [each.name for each in fields(Answered)]
     there = {each.number for each in read_parts(folder)}
     left = [number for number in range(len(examples)) if number not in there]
     batches = [left[i : i + batch_size] for i in range(0, len(left), batch_size)][process::processes]
@@ -165,7 +166,7 @@ def answer_in_parts(
                 aside.open("w", encoding="utf-8") as file,
             ):
                 for each in part:
-                    file.write(json_text({name: getattr(each, name) for name in Answered.__slots__}) + "\n")
+                    file.write(json_text({name: getattr(each, name) for name in names}) + "\n")
             advance(len(numbers))
 
 

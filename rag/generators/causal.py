@@ -32,10 +32,7 @@ from rag.generators.adapters import (
 from rag.generators.causal_loading import check_reads, let_gradients_through, load_causal, mark
 from rag.generators.context import Ragged, token_rows
 from rag.generators.prompts import Prompt, Template
-from rag.generators.seq2seq import (
-    SETTINGS,
-    Generator,
-)
+from rag.generators.seq2seq import SETTINGS, Generator
 from rag.generators.shared_prompts import SharedPrompts
 from rag.parts import read_settings
 from rag.pretrained import FLOAT32
